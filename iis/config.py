@@ -1,0 +1,142 @@
+"""Settings: defaults <- YAML <- command line. One parser class and one parent parser for every door."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from iis.runtime import ROOT, UserError, nearest, write_text
+
+
+def path(text: str) -> Path:
+    """A path flag: on the command line it resolves against the caller's folder, in YAML against the repository."""
+    return Path(os.path.abspath(os.path.expanduser(text)))
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """A comma-separated list of numbers, e.g. `0,0.1,0.3`."""
+    try:
+        values = tuple(float(part) for part in str(text).split(",") if part.strip())
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a comma-separated list of numbers") from None
+    if not values:
+        raise argparse.ArgumentTypeError("an empty list of numbers")
+    return values
+
+
+class DoorParser(argparse.ArgumentParser):
+    """argparse with what all doors share: both `--flag_name` and `--flag-name`, no abbreviations, defaults
+    in `--help`, errors in one sentence that name the nearest flag, and `--config_yaml`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> None:
+        raise UserError(f"{message} (see {Path(sys.argv[0]).name} --help)")
+
+    def flags(self) -> dict[str, argparse.Action]:
+        """Every flag by its YAML key (`--val_resize_size` is `val_resize_size`)."""
+        return {action.dest: action for action in self._actions if action.option_strings and action.dest != "help"}
+
+    def settings(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
+        """Parse: defaults <- the YAML named by `--config_yaml`, if any <- command line.
+
+        Raises `UserError` for an unknown flag or key (naming the nearest), a bad value or a missing file.
+        """
+        argv = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
+        first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        first.add_argument("--config_yaml")
+        config = first.parse_known_args(argv)[0].config_yaml
+        if config is not None and "config_yaml" in self.flags():
+            self._take_yaml(find_config(config, "model_configs"))
+        settings, unknown = self.parse_known_args(argv)
+        if unknown:
+            known = [option for action in self._actions for option in action.option_strings]
+            raise UserError(f"unknown argument {unknown[0]}{nearest(unknown[0], known)}")
+        return settings
+
+    def _take_yaml(self, file: Path) -> None:
+        flags, defaults = self.flags(), {}
+        for key, value in read_yaml(file).items():
+            if key.replace("-", "_") not in flags:
+                raise UserError(f"{file} has the unknown key {key!r}{nearest(key, flags)}")
+            action = flags[key.replace("-", "_")]
+            defaults[action.dest] = _yaml_value(action, value, file)
+            action.required = False
+        self.set_defaults(**defaults)
+
+
+def _yaml_value(action: argparse.Action, value: Any, file: Path) -> Any:
+    if value is None or isinstance(action.const, bool):  # a switch is written true or false
+        return value
+    if action.type is path:
+        return (ROOT / str(value)).resolve()
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    try:
+        converted = action.type(text) if action.type else text
+    except (ValueError, argparse.ArgumentTypeError):
+        raise UserError(f"{file}: {action.dest} = {value!r} is not a valid value") from None
+    if action.choices is not None and converted not in action.choices:
+        raise UserError(f"{file}: {action.dest} = {value!r} is not one of {', '.join(map(str, action.choices))}")
+    return converted
+
+
+def _underscored(word: str) -> str:
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """A YAML mapping with `${NAME}` replaced by environment variables; an unset one is a `UserError`."""
+    text = Path(file).read_text(encoding="utf-8")
+
+    def variable(match: re.Match[str]) -> str:
+        if match[1] not in os.environ:
+            raise UserError(f"{file} uses ${{{match[1]}}}, which is not set: export {match[1]}=… "
+                            "(the README says what it holds), or write the path into the file")
+        return os.environ[match[1]]
+
+    # Comments may name a variable without needing it.
+    lines = [re.sub(r"\$\{(\w+)\}", variable, line) if not line.lstrip().startswith("#") else line
+             for line in text.splitlines()]
+    try:
+        data = yaml.safe_load("\n".join(lines)) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{file} should hold `key: value` lines")
+    return data
+
+
+def find_config(name: str | Path, folder: str) -> Path:
+    """The YAML called `name`: a file, or a name in `folder`, e.g. `resnet50` for
+    `model_configs/resnet50_IMAGENET1K_V1.yaml` when only one file starts with `resnet50_`."""
+    given = path(str(name))
+    if given.is_file():
+        return given
+    known = sorted((ROOT / folder).glob("*.yaml"))
+    stem = Path(name).name.removesuffix(".yaml")
+    exact = [file for file in known if file.stem == stem]
+    starting = [file for file in known if file.stem.startswith(f"{stem}_IMAGENET")]
+    for matches in (exact, starting):
+        if len(matches) == 1:
+            return matches[0]
+    raise UserError(f"there is no configuration {name} (neither a file nor a name in {folder}/)"
+                    f"{nearest(stem, [file.stem for file in known])}")
+
+
+def write_settings(settings: argparse.Namespace, file: Path) -> None:
+    """Write the merged settings of a run beside its results, as YAML that `--config_yaml` takes again."""
+    plain = {key: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+             for key, value in sorted(vars(settings).items()) if key != "config_yaml"}
+    write_text(file, yaml.safe_dump(plain, sort_keys=True, allow_unicode=True))

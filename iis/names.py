@@ -1,0 +1,45 @@
+"""Where files go. The published names serve the published case; all else carries what distinguishes it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from iis.runtime import ROOT
+
+EMBEDDINGS = ROOT / "extractor" / "embs"
+VISUAL = ROOT / "concept_library" / "visual"
+
+
+def slug(text: str) -> str:
+    """A file-system name: letters, digits, `.`, `_` and `-` alone (`ViT-B/16` is `ViT-B16`)."""
+    text = str(text).replace("/", "").replace(":", "_")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-")
+
+
+def model_label(model: str, weights: str, published_weights: str | None = None) -> str:
+    """The folder of a backbone below `embs/`: `resnet50` for the published weights, else `MODEL__WEIGHTS`."""
+    model = slug(Path(model).name if ".py:" in model else model).replace(".py_", "_")
+    if weights == published_weights:
+        return model
+    return f"{model}__{slug(Path(weights).stem if '/' in weights else weights)}"
+
+
+def elements_folder(dataset: str, kind: str, protocol: str = "paper", root: Path = VISUAL) -> Path:
+    """Stage 1's output: `visual/segments` for ImageNet, else `visual/DATASET/segments`; `_release` is added."""
+    name = kind if protocol == "paper" else f"{kind}_{protocol}"
+    return root / name if dataset == "imagenet" else root / dataset / name
+
+
+def elements_file(model: str, dataset: str, kind: str, protocol: str = "paper", root: Path = EMBEDDINGS) -> Path:
+    """Stage 2's element embeddings: `visual_element_emb.pkl` for ImageNet segments, else with a prefix."""
+    parts = [part for part in (dataset if dataset != "imagenet" else "", kind if kind != "segments" else "",
+                               protocol if protocol != "paper" else "") if part]
+    if parts and dataset != "imagenet" and kind == "segments":
+        parts.insert(1, kind)
+    return root / model / "_".join([*parts, "visual_element_emb.pkl"])
+
+
+def representations_file(model: str, dataset: str, split: str, layer: str, root: Path = EMBEDDINGS) -> Path:
+    """Stage 2's data-set representations: `DATASET_{train,val}_MODEL_LAYER.pt`."""
+    return root / model / f"{dataset}_{split}_{model}_{slug(layer)}.pt"

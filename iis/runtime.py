@@ -1,0 +1,161 @@
+"""What every door needs at run time: clear errors, a device, seeds, and files written whole or not at all."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import hashlib
+import json
+import os
+import sys
+import uuid
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]  # the repository: defaults resolve against it
+
+
+class UserError(Exception):
+    """Something the user can mend. The message is one sentence that says what to do; exit status 2."""
+
+
+def run_door(main: Callable[[], None]) -> None:
+    """Run a door and turn what the user can mend into one sentence and a non-zero exit status.
+
+    2 for a `UserError`, 1 for a full or read-only disk, 130 for Ctrl-C. Anything else is a bug of ours
+    and keeps its traceback.
+    """
+    try:
+        main()
+    except UserError as error:
+        sys.exit(_say(f"error: {error}", 2))
+    except KeyboardInterrupt:
+        sys.exit(_say("stopped; start the same command again and it goes on where it was", 130))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT):
+            raise
+        place = f" at {error.filename}" if error.filename else ""
+        sys.exit(_say(f"error: cannot write{place}: {error.strerror}; free some space or choose another "
+                      "output folder, then start the same command again", 1))
+
+
+def _say(sentence: str, status: int) -> int:
+    print(sentence, file=sys.stderr)
+    return status
+
+
+def nearest(word: str, choices: Iterable[str], count: int = 3) -> str:
+    """"; did you mean A, B or C?" for the nearest of `choices`, or the choices themselves when none is near."""
+    choices = sorted(map(str, choices))
+    near = difflib.get_close_matches(str(word), choices, n=count, cutoff=0.5) or choices[:12]
+    if not near:
+        return ""
+    return "; did you mean " + (" or ".join([", ".join(near[:-1]), near[-1]]) if near[1:] else near[0]) + "?"
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The device asked for, else cuda when there is one, else the CPU with one line that says so."""
+    if name is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        print("device: cpu (no CUDA device found; everything runs, only slower)", file=sys.stderr)
+        return torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name} is not a device: use cpu, cuda or cuda:N") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if not torch.cuda.is_available() or (device.index or 0) >= count:
+            raise UserError(f"--device {name} was asked for, but PyTorch sees {count} CUDA device(s) here; "
+                            "leave --device out to run on what there is")
+    return device
+
+
+def seed_of(*parts: object) -> int:
+    """A 63-bit seed from any parts, the same on every machine and in every process."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def numpy_rng(*parts: object) -> np.random.Generator:
+    """A numpy generator that depends on the parts alone, e.g. `numpy_rng(seed, "prototypes")`."""
+    return np.random.default_rng(seed_of(*parts))
+
+
+def torch_rng(*parts: object) -> torch.Generator:
+    """A CPU torch generator that depends on the parts alone; drawn on the CPU so that devices agree."""
+    return torch.Generator().manual_seed(seed_of(*parts))
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Call `write(temporary)` beside `path`, then move it into place: a reader sees all of it or none.
+
+    Errors pass through, and leave nothing behind at `path` that was not there before.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The last suffix stays last: PIL and numpy read the format from it.
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text whole or not at all."""
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON, readable by a person, whole or not at all."""
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; a damaged file is a `UserError` that names it."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not readable JSON ({error}); delete it and run the stage again") from None
+
+
+def make_output_folder(folder: Path) -> Path:
+    """Create `folder` and prove that it can be written to, before hours are spent."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{uuid.uuid4().hex[:8]}"
+        probe.write_bytes(b"0")
+        probe.unlink()
+    except (OSError, FileExistsError) as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write to the output folder {folder} ({reason}); choose another one") from None
+    return folder
+
+
+def claim_folder(folder: Path, settings: dict[str, Any], what: str = "results") -> None:
+    """Write `manifest.json` into a new folder, or refuse to go on in one made under other settings.
+
+    Two settings never share a folder: the error says which setting differs and how. `settings` must
+    survive JSON.
+    """
+    folder = make_output_folder(folder)
+    manifest = folder / "manifest.json"
+    settings = json.loads(json.dumps(settings, default=str))
+    if not manifest.exists():
+        write_json(manifest, settings)
+        return
+    before = read_json(manifest)
+    for key in sorted({*before, *settings}):
+        if before.get(key) != settings.get(key):
+            raise UserError(f"{folder} holds {what} made with {key} = {before.get(key)!r}, and this run has "
+                            f"{key} = {settings.get(key)!r}; choose another output folder, or delete that one")
