@@ -1,0 +1,71 @@
+"""Interpretation predictors and dense heads, stacked: G linear heads that train as one module, each as if alone.
+
+    a = h · bankᵀ  →  normalise  →  sparsify(s)  →  Linear(M, C)          (paper, section 3)
+
+What heads share is computed once: `interpret` gives the normalised activations before the learned scale and shift,
+which never change while heads train.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from IP_training.sparsify import sparsify
+
+EPSILON = 1e-5  # LayerNorm's
+
+
+def interpret(features_ND: torch.Tensor, bank_MD: torch.Tensor, rows: int = 65536) -> torch.Tensor:
+    """h · bankᵀ normalised over the M concepts of each sample, without scale and shift: (N, M) float32.
+
+    Reads `features_ND` `rows` rows at a time (it may be memory-mapped) and works on the bank's device.
+    """
+    count, num_concepts = len(features_ND), len(bank_MD)
+    activations = torch.empty(count, num_concepts, device=bank_MD.device)
+    for start in range(0, count, rows):
+        h = features_ND[start:start + rows].to(bank_MD.device, torch.float32)
+        activations[start:start + rows] = nn.functional.layer_norm(h @ bank_MD.T, (num_concepts,), eps=EPSILON)
+    return activations
+
+
+class DenseHeads(nn.Module):
+    """G linear classifiers on the raw representation (B, D) → logits (G, B, C)."""
+
+    def __init__(self, count: int, width: int, num_classes: int, generator: torch.Generator) -> None:
+        super().__init__()
+        first = nn.init.trunc_normal_(torch.empty(num_classes, width), std=0.02, generator=generator)
+        self.weight_GCD = nn.Parameter(first.repeat(count, 1, 1))
+        self.bias_GC = nn.Parameter(torch.zeros(count, num_classes))
+
+    def forward(self, h_BD: torch.Tensor) -> torch.Tensor:
+        x_GBD = h_BD.to(self.weight_GCD.dtype).expand(len(self.weight_GCD), -1, -1)
+        return torch.baddbmm(self.bias_GC[:, None], x_GBD, self.weight_GCD.mT)  # (G, B, C)
+
+
+class InterpretationHeads(nn.Module):
+    """G predictors, one per sparsity ratio, on normalised activations (B, M) → logits (G, B, C).
+
+    All start from one initial head, so that cells of a seed differ only in what the grid varies.
+    """
+
+    def __init__(self, ratios: Sequence[float], num_concepts: int, num_classes: int, generator: torch.Generator,
+                 rule: str = "mask") -> None:
+        super().__init__()
+        self.ratios, self.rule = tuple(ratios), rule
+        count = len(self.ratios)
+        first = nn.init.trunc_normal_(torch.empty(num_classes, num_concepts), std=0.02, generator=generator)
+        self.weight_GCM = nn.Parameter(first.repeat(count, 1, 1))
+        self.bias_GC = nn.Parameter(torch.zeros(count, num_classes))
+        self.scale_GM = nn.Parameter(torch.ones(count, num_concepts))  # LayerNorm's affine
+        self.shift_GM = nn.Parameter(torch.zeros(count, num_concepts))
+
+    def interpretations(self, z_BM: torch.Tensor) -> torch.Tensor:
+        """The sparsified interpretations (G, B, M) of normalised activations (B, M)."""
+        a_GBM = torch.addcmul(self.shift_GM[:, None], z_BM, self.scale_GM[:, None])  # (G, B, M)
+        return sparsify(a_GBM, self.ratios, self.rule)
+
+    def forward(self, z_BM: torch.Tensor) -> torch.Tensor:
+        return torch.baddbmm(self.bias_GC[:, None], self.interpretations(z_BM), self.weight_GCM.mT)  # (G, B, C)

@@ -1,0 +1,63 @@
+"""The ledger `results.jsonl`: one row per grid cell, with everything that identifies and measures it.
+
+A row is `{**identity, "seed", "ratio", "learning_rate", **measured, "seconds", "date", "host"}`; two runs with
+one seed agree in all but `VOLATILE`. One ledger holds one setting (one bank at one M on one data set); a row
+that is computed again replaces the old one.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from iis.grid import Cell
+from iis.runtime import UserError, write_text
+
+LEDGER = "results.jsonl"
+VOLATILE = ("seconds", "date", "host")
+
+
+def cell_of(row: dict[str, Any]) -> Cell:
+    """The grid cell a row belongs to."""
+    return Cell(row["seed"], row["ratio"], row["learning_rate"])
+
+
+def read_ledger(file: Path) -> list[dict[str, Any]]:
+    """All rows, or none where there is no file yet. A damaged line is a `UserError` that names it."""
+    file = Path(file)
+    if not file.exists():
+        return []
+    rows = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            rows.append(json.loads(line))
+            cell_of(rows[-1])
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise UserError(f"{file}, line {number} is not a ledger row; delete that line and run stage 3 again, "
+                            "which trains only what is missing") from None
+    return rows
+
+
+def add_rows(file: Path, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add rows, replacing those of the same cell, and write the ledger whole. Returns all rows, sorted by cell."""
+    merged = {cell_of(row): row for row in [*read_ledger(file), *rows]}
+    merged = [merged[cell] for cell in sorted(merged)]
+    write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in merged))
+    return merged
+
+
+def pack_hits(hits_N: np.ndarray) -> str:
+    """Per-picture correctness (N,) bool as text: N / 8 bytes, deflated, base64."""
+    return base64.b64encode(zlib.compress(np.packbits(hits_N.astype(bool)).tobytes(), 9)).decode()
+
+
+def unpack_hits(text: str, count: int) -> np.ndarray:
+    """The (count,) bool array that `pack_hits` packed."""
+    packed = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
+    return np.unpackbits(packed, count=count).astype(bool)
