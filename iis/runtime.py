@@ -11,10 +11,12 @@ import sys
 import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:  # imported where it is used: stage 1 and --help do without its two seconds
+    import torch
 
 ROOT = Path(__file__).resolve().parents[1]  # the repository: defaults resolve against it
 
@@ -59,6 +61,8 @@ def nearest(word: str, choices: Iterable[str], count: int = 3) -> str:
 
 def choose_device(name: str | None = None) -> torch.device:
     """The device asked for, else cuda when there is one, else the CPU with one line that says so."""
+    import torch
+
     if name is None:
         if torch.cuda.is_available():
             return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -89,6 +93,8 @@ def numpy_rng(*parts: object) -> np.random.Generator:
 
 def torch_rng(*parts: object) -> torch.Generator:
     """A CPU torch generator that depends on the parts alone; drawn on the CPU so that devices agree."""
+    import torch
+
     return torch.Generator().manual_seed(seed_of(*parts))
 
 
