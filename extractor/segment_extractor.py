@@ -3,8 +3,8 @@
     cd extractor
     python segment_extractor.py --data_root DIR --save_root ../concept_library/visual/segments
 
-DIR holds one folder of pictures per class (ImageNet's train folder). About 0.45 s a picture of 500 x 375 and core,
-2.5 GB for ImageNet's 10,000. Killed and started again, it goes on where it was.
+DIR holds one folder of pictures per class (ImageNet's train folder). About 0.4 s of one core for a picture of
+500 x 375: for ImageNet's 10,000 an hour of one core, and 6 GB. Killed and started again, it goes on where it was.
 """
 
 import sys

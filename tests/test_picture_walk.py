@@ -15,7 +15,7 @@ from PIL import Image
 from extractor import patch_extractor, segment_extractor
 from extractor.patches import patches
 from extractor.picture_walk import read_pictures, read_stage1, save_element, walk
-from iis.datasets import folder_pictures
+from iis.datasets import TorchvisionPictureSet, folder_pictures
 from iis.runtime import UserError
 
 DOORS = Path(__file__).resolve().parents[1] / "extractor"
@@ -116,6 +116,17 @@ def test_the_number_of_workers_changes_nothing(root, tmp_path):
     assert len(contents(tmp_path / "1")) > 20
 
 
+def test_a_torchvision_set_is_cut_by_our_order_in_every_worker(tmp_path):
+    source = [(Image.new("RGB", (8, 8), (number, 0, 0)), number % 2) for number in range(6)]
+    pictures = TorchvisionPictureSet("d", "train", ["even", "odd"], [0, 0, 0, 1, 1, 1],
+                                     [f"{'even' if n < 3 else 'odd'}/{n:06d}" for n in range(6)], tmp_path, source,
+                                     [0, 2, 4, 1, 3, 5])
+    walk(pictures, one_pixel, tmp_path / "out", SETTINGS, image_per_class=2, format="png", workers=2)
+    reds = {row["picture"]: Image.open(tmp_path / "out" / row["files"][0]).getpixel((0, 0))[0]
+            for row in read_pictures(tmp_path / "out")}
+    assert reds == {"even/000000": 0, "even/000001": 2, "odd/000003": 1, "odd/000004": 3}
+
+
 def test_a_worker_that_is_ended_is_explained(root, tmp_path):
     with pytest.raises(UserError, match="fewer --workers"):
         walk(folder_pictures(root, "d", "train"), dies, tmp_path / "out", SETTINGS, workers=2)
@@ -130,7 +141,7 @@ def test_killed_at_any_moment_and_started_again(tmp_path):
                "--image_per_class", "29", "--workers", "2"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     out = tmp_path / "killed"
-    for share in (0, 20, 40):
+    for share in (0, 30):
         process = subprocess.Popen([*command, "--save_root", str(out)], **quiet)
         while process.poll() is None and len(read_pictures(out)) <= share:
             time.sleep(0.01)
