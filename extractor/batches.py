@@ -1,0 +1,71 @@
+"""Pictures in fixed batches: decoded, resized and cropped by worker processes, kept as uint8 until the device."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from extractor.stage1_flags import available_cores
+from iis.datasets import PictureSet, UnreadablePicture
+from iis.preprocessing import to_uint8
+
+
+@dataclass
+class Batch:
+    """rows: (B,) the pictures' places in their set; pictures: uint8 (B, 3, H, W); unreadable: place -> reason."""
+
+    rows: list[int]
+    pictures: torch.Tensor
+    unreadable: dict[int, str]
+
+
+class _Prepared(Dataset):
+    """One item is one whole batch, so that a batch always holds the same pictures."""
+
+    def __init__(self, pictures: PictureSet, preprocessing: dict[str, Any], batches: Sequence[range]) -> None:
+        self.pictures, self.preprocessing, self.batches = pictures, preprocessing, batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> Batch:
+        rows, prepared, unreadable = [], [], {}
+        for row in self.batches[index]:
+            try:
+                prepared.append(to_uint8(self.pictures.open(row), self.preprocessing))
+                rows.append(row)
+            except UnreadablePicture as error:
+                unreadable[row] = str(error)
+        crop = self.preprocessing["crop"]
+        stacked = torch.stack(prepared) if prepared else torch.empty(0, 3, crop, crop, dtype=torch.uint8)
+        return Batch(rows, stacked, unreadable)  # (B, 3, crop, crop)
+
+
+def batches(pictures: PictureSet, preprocessing: dict[str, Any], rows: Sequence[range], workers: int,
+            device: torch.device) -> Iterator[Batch]:
+    """One `Batch` for each range of `rows`, in order, on `device`; at most `workers` processes and one per core."""
+    prepared = _Prepared(pictures, preprocessing, rows)
+    workers = max(0, min(workers, available_cores(), len(rows) - 1))
+
+    def loader(count: int) -> Iterator[Batch]:
+        return iter(DataLoader(prepared, batch_size=None, num_workers=count))
+
+    try:
+        source = loader(workers)
+    except (OSError, RuntimeError, AssertionError) as error:  # no processes here: sandboxes, some notebooks
+        print(f"workers: {error}; pictures are read in the main process instead", file=sys.stderr)
+        source = loader(0)
+    for batch in source:
+        batch.pictures = batch.pictures.to(device)
+        yield batch
+
+
+def precise(device: torch.device, precision: str) -> Any:
+    """A context for `precision`: bf16 is autocast, fp32 is what PyTorch does by itself on `device`."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()

@@ -1,0 +1,177 @@
+"""Pictures -> an embedding file: streamed to disk, resumable after a kill at any moment, shared between ranks.
+
+Work is cut into chunks of `CHUNK` batches. A chunk's rows go to their own place in `FILE.partial/features.f32`, then
+`chunk-N.json` says that it is done. Batches are the same whether a run was interrupted or not, so the numbers are the
+same bit for bit. Under torchrun, rank r takes chunks r, r + W, …; rank 0 waits for the others and writes the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from tqdm import tqdm
+
+from extractor.batches import Batch, batches, precise
+from iis.backbones import Backbone
+from iis.datasets import PictureSet
+from iis.embedding_file import PROVENANCE, Embeddings, differing, load_embeddings, save_embeddings
+from iis.layers import Node, represent
+from iis.preprocessing import normalise
+from iis.runtime import UserError, claim_folder, read_json, write_json
+
+CHUNK = 16  # batches; at 32 pictures and D = 2048 a chunk is 4 MB
+
+
+def ranks() -> tuple[int, int]:
+    """This process's rank and how many there are, as torchrun says; 0 of 1 without it."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def is_done(pictures: PictureSet, file: Path, provenance: dict[str, Any]) -> bool:
+    """Whether `file` is there already, made from these pictures in this way.
+
+    Raises `UserError` where it was made in another way, naming the field that differs.
+    """
+    if not file.exists():
+        return False
+    before = load_embeddings(file)
+    difference = differing(before.provenance, provenance, PROVENANCE)
+    if difference is None and before.record.get("pictures_hash") != _pictures_hash(pictures):
+        difference = f"its pictures ({len(before)} then, {len(pictures)} now, or other names)"
+    if difference:
+        raise UserError(f"{file} was made otherwise: it differs in {difference}; choose another --model_name or "
+                        "--save_root, or delete it")
+    return True
+
+
+def embed(pictures: PictureSet, backbone: Backbone, node: Node, file: Path, provenance: dict[str, Any],
+          batch_size: int, workers: int, device: torch.device, precision: str = "fp32",
+          record: dict[str, Any] | None = None) -> Path:
+    """Embed N pictures into `file` (features N x D, float32) and print one line; a finished file is kept.
+
+    provenance: the fields of `embedding_file.PROVENANCE`. Unreadable pictures are left out, counted and listed in
+    record["unreadable"]. Memory does not grow with N. Raises `UserError` for features that are not finite (naming
+    the picture) or all the same, for other settings in the partial folder, and when nothing was readable.
+    """
+    if is_done(pictures, file, provenance):
+        print(f"{file}: done already")
+        return file
+    started, (rank, world) = time.time(), ranks()
+    partial = file.with_name(f"{file.name}.partial")
+    width = _width(backbone, node, device)
+    claim_folder(partial, {**provenance, "pictures": len(pictures), "pictures_hash": _pictures_hash(pictures),
+                           "width": width, "batch_size": batch_size}, "unfinished embeddings")
+    rows = [range(start, min(start + batch_size, len(pictures))) for start in range(0, len(pictures), batch_size)]
+    chunks = [rows[start:start + CHUNK] for start in range(0, len(rows), CHUNK)]
+    mine = [chunk for chunk in range(rank, len(chunks), world) if not _log(partial, chunk).exists()]
+    todo = [batch for chunk in mine for batch in chunks[chunk]]
+    stream = iter(tqdm(batches(pictures, backbone.preprocessing, todo, workers, device), total=len(todo),
+                       desc=file.name, unit="batch", disable=None))
+    fresh = 0
+    with open(os.open(partial / "features.f32", os.O_RDWR | os.O_CREAT, 0o644), "rb+") as features:
+        for chunk in mine:
+            unreadable: dict[int, str] = {}
+            for _ in chunks[chunk]:
+                batch = next(stream)
+                unreadable |= batch.unreadable
+                fresh += len(batch.rows)
+                if batch.rows:
+                    _place(features, batch, _features(backbone, node, batch, device, precision), pictures)
+            features.flush()
+            os.fsync(features.fileno())
+            write_json(_log(partial, chunk), {"unreadable": unreadable})
+    if rank == 0:
+        _wait(partial, len(chunks))
+        record = {**(record or {}), "seconds": round(time.time() - started, 1), "root": str(pictures.root),
+                  "device": str(device), "made": datetime.now(UTC).isoformat(timespec="seconds"),
+                  "torch": torch.__version__, "torchvision": torchvision.__version__}
+        count = _finish(pictures, partial, width, len(chunks), file, provenance, record)
+        seconds = max(time.time() - started, 1e-9)
+        print(f"{file}: {count:,} x {width}, {seconds:.1f} s, {fresh / seconds:,.0f} pictures/s, {device}")
+    return file
+
+
+def _features(backbone: Backbone, node: Node, batch: Batch, device: torch.device, precision: str) -> np.ndarray:
+    with torch.inference_mode(), precise(device, precision):
+        found = represent(backbone.module, node, normalise(batch.pictures, backbone.preprocessing))
+    return found.float().cpu().numpy()  # (B, D)
+
+
+def _place(features: Any, batch: Batch, found: np.ndarray, pictures: PictureSet) -> None:
+    """Write each row to its own place. Plain writes, not a memory map: a full disk must be an error, not a crash."""
+    bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
+    if len(bad):
+        raise UserError(f"the features of {pictures.names[batch.rows[bad[0]]]} are not finite: the weights or the "
+                        "precision do not suit this model (try --precision fp32, and check the checkpoint)")
+    if len(found) >= 8 and (found == found[0]).all():
+        raise UserError(f"the features of {len(found)} different pictures are all the same: the checkpoint or the "
+                        "layer cannot be right")
+    for row, values in zip(batch.rows, found, strict=True):
+        features.seek(row * values.nbytes)
+        features.write(values.tobytes())
+
+
+def _finish(pictures: PictureSet, partial: Path, width: int, chunks: int, file: Path, provenance: dict[str, Any],
+            record: dict[str, Any]) -> int:
+    """Check that all rows are there, write `file` and remove the partial folder. The number of rows kept."""
+    unreadable = {int(row): reason for chunk in range(chunks)
+                  for row, reason in read_json(_log(partial, chunk))["unreadable"].items()}
+    kept = [row for row in range(len(pictures)) if row not in unreadable]
+    if not kept:
+        raise UserError(f"none of the {len(pictures)} pictures below {pictures.root} could be read")
+    place = partial / "features.f32"
+    if place.stat().st_size != (kept[-1] + 1) * width * 4:
+        raise UserError(f"{partial} is damaged (features.f32 has another size than its log says); delete the folder "
+                        "and start again")
+    features = np.memmap(place, np.float32, "c", shape=(kept[-1] + 1, width))
+    if unreadable:
+        with open(partial / "kept.f32", "wb") as handle:
+            for start in range(0, len(kept), 4096):
+                handle.write(features[kept[start:start + 4096]].tobytes())
+        features = np.memmap(partial / "kept.f32", np.float32, "c", shape=(len(kept), width))
+        print(f"{len(unreadable)} of {len(pictures)} pictures could not be read and are left out:", flush=True)
+        print("\n".join(f"  {reason}" for _, reason in sorted(unreadable.items())))
+    labels_N = torch.tensor([pictures.labels[row] for row in kept])
+    names = [pictures.names[row] for row in kept]
+    record |= {"unreadable": [pictures.names[row] for row in sorted(unreadable)],
+               "pictures_hash": _pictures_hash(pictures)}
+    save_embeddings(file, Embeddings(torch.from_numpy(features), labels_N, list(pictures.class_names), names,
+                                     provenance, record))
+    del features
+    shutil.rmtree(partial)
+    return len(kept)
+
+
+def _width(backbone: Backbone, node: Node, device: torch.device) -> int:
+    side = backbone.preprocessing["crop"]
+    with torch.inference_mode():
+        return represent(backbone.module, node, torch.zeros(1, 3, side, side, device=device)).shape[1]
+
+
+def _wait(partial: Path, chunks: int) -> None:
+    waiting = False
+    while left := [chunk for chunk in range(chunks) if not _log(partial, chunk).exists()]:
+        if not waiting:
+            print(f"waiting for the other ranks ({len(left)} chunks)", flush=True)
+        waiting = True
+        time.sleep(0.2)
+
+
+def _log(partial: Path, chunk: int) -> Path:
+    return partial / f"chunk-{chunk:06d}.json"
+
+
+def _pictures_hash(pictures: PictureSet) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, label in zip(pictures.names, pictures.labels, strict=True):
+        digest.update(f"{name}\0{label}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,134 @@
+"""Stage 2: embed visual elements with a backbone, and, when asked, the data set's own pictures.
+
+    cd extractor
+    python visual_element_emb_extractor.py --config_yaml ../model_configs/resnet50_IMAGENET1K_V1.yaml \\
+        --model resnet50 --target_layer_name fc --weights IMAGENET1K_V1 --data-path ../concept_library/visual/segments
+
+writes embs/resnet50/visual_element_emb.pkl. `--dataset imagenet --representations train,val` embeds those pictures
+too; `--check` compares the backbone's own head with its published top-1 and does nothing else. Killed and started
+again, it goes on where it was. Several GPUs: torchrun --nproc-per-node N visual_element_emb_extractor.py ...
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from iis.config import DoorParser, path, write_settings
+from iis.names import EMBEDDINGS, elements_file, model_label, representations_file, slug
+from iis.runtime import UserError, make_output_folder, run_door
+
+KINDS = ("segments", "patches")
+
+
+def parser() -> DoorParser:
+    """Flags of this door: the published ones (either spelling, `--data-path` or `--data_path`), and ours."""
+    from extractor.backbone_flags import backbone_parser
+
+    flags = backbone_parser(__doc__.splitlines()[0])
+    flags.add_argument("--data_path", type=path, help="stage 1's folder of elements, one folder per class")
+    flags.add_argument("--target_layer_name", default="fc", help="layer of the elements: fc, head, heads.head, "
+                       "classifier.2, layer4 … all mean the head's input; an earlier layer is pooled to N x D")
+    flags.add_argument("--representations", type=_splits, default=(), metavar="train,val", help="embed these pictures "
+                       "of --dataset too")
+    flags.add_argument("--feature_layer", default="layer4", help="layer of the data set's own pictures, as it stands "
+                       "in their file's name")
+    flags.add_argument("--model_name", help="folder below --save_root; left out, the model's name, with its weights "
+                       "where they are not the usual ones")
+    flags.add_argument("--save_root", type=path, default=EMBEDDINGS, help="where the embeddings go")
+    flags.add_argument("--element_kind", choices=KINDS, help="for elements made elsewhere, without a manifest")
+    flags.add_argument("--check", action="store_true", help="only compare the backbone's own head on the val pictures "
+                       "of --dataset with the published top-1 of its weights")
+    return flags
+
+
+def main(args: argparse.Namespace | None = None) -> None:
+    """Find the pictures, load the backbone, make sure that every file can be written, then embed."""
+    args = args or parser().settings()
+    if args.check:
+        from extractor.check_backbone import check
+
+        check(args)
+        return
+    from extractor.backbone_flags import backbone_of
+    from extractor.embed import embed, is_done, ranks
+    from iis.layers import HEAD_INPUT, resolve
+
+    sources = _sources(args)
+    backbone, device = backbone_of(args)
+    name = args.model_name or model_label(args.model, backbone.weights, backbone.default_weights)
+    name += "" if args.precision == "fp32" else f"__{args.precision}"
+    shared = {"model": backbone.model, "weights": backbone.weights, "weights_hash": backbone.weights_hash,
+              "preprocessing": backbone.preprocessing, "precision": args.precision}
+    jobs = []
+    for pictures, layer, elements in sources:
+        node = resolve(backbone.module, backbone.head, layer, backbone.preprocessing["crop"])
+        if elements is None:
+            file = representations_file(name, pictures.dataset, pictures.split, layer, args.save_root)
+        else:
+            file = elements_file(name, *_published(args, elements), args.save_root)
+            if node.name != HEAD_INPUT:
+                file = file.with_name(f"{slug(node.name)}_{file.name}")
+        make_output_folder(file.parent)
+        provenance = {**shared, "node": node.name, "dataset": pictures.dataset, "split": pictures.split,
+                      "elements": elements}
+        is_done(pictures, file, provenance)
+        jobs.append((pictures, node, file, provenance, {"layer": layer}))
+    for pictures, node, file, provenance, record in jobs:
+        if ranks()[0] == 0:
+            write_settings(args, file.with_name(f"{file.name}.settings.yaml"))
+        embed(pictures, backbone, node, file, provenance, args.batch_size, args.workers, device, args.precision, record)
+
+
+def _sources(args: argparse.Namespace) -> list[tuple[Any, str, dict[str, Any] | None]]:
+    """What to embed: (pictures, layer, stage-1 settings or None for the data set's own)."""
+    from extractor.backbone_flags import need_dataset
+    from extractor.picture_walk import read_stage1
+    from iis.datasets import folder_pictures, load_dataset, same_classes
+
+    sources = []
+    if args.data_path is not None:
+        settings = read_stage1(args.data_path) if args.data_path.is_dir() else None
+        if settings is None:
+            elements = {"kind": args.element_kind or "segments", "made": "elsewhere"}
+        else:
+            elements = {key: value for key, value in settings.items() if key != "classes"}
+            if args.element_kind not in (None, elements["kind"]):
+                raise UserError(f"{args.data_path} holds {elements['kind']}, not {args.element_kind}: leave "
+                                "--element_kind out, or give the folder of the others")
+        pictures = folder_pictures(args.data_path, _dataset(args, elements) or "unnamed", "elements")
+        sources.append((pictures, args.target_layer_name, elements))
+    if args.representations:
+        dataset = load_dataset(need_dataset(args, "--representations"))
+        sets = {split: dataset.pictures(split) for split in args.representations}
+        if len(sets) == 2:
+            same_classes(sets["train"].class_names, sets["val"].class_names)
+        sources += [(pictures, args.feature_layer, None) for pictures in sets.values()]
+    if not sources:
+        raise UserError("say what to embed: --data-path FOLDER (stage 1's elements), --representations train,val with "
+                        "--dataset NAME, or both")
+    return sources
+
+
+def _dataset(args: argparse.Namespace, elements: dict[str, Any]) -> str | None:
+    """The data set the elements come from: as stage 1 recorded it, else --dataset, else unknown."""
+    recorded = elements.get("dataset")
+    return recorded if recorded not in (None, "unnamed") else args.dataset
+
+
+def _published(args: argparse.Namespace, elements: dict[str, Any]) -> tuple[str, str, str]:
+    """Data set, kind and protocol for the file's name; an unnamed data set is the published one, ImageNet."""
+    return _dataset(args, elements) or "imagenet", elements["kind"], elements.get("protocol", "paper")
+
+
+def _splits(text: str) -> tuple[str, ...]:
+    splits = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not splits or set(splits) - {"train", "val"}:
+        raise argparse.ArgumentTypeError(f"{text!r} is not train, val or train,val")
+    return splits
+
+
+if __name__ == "__main__":
+    run_door(main)
