@@ -29,27 +29,31 @@ def sparsify(a_GBM: torch.Tensor, ratios: Sequence[float], rule: str = "mask") -
     magnitude = a_GBM.detach().abs()
     ascending = sort_ascending(magnitude)  # (G, B, M)
     if rule == "strict":
-        return _where(magnitude > _pick(ascending, dropped), a_GBM)
+        return a_GBM * magnitude.gt_(_pick(ascending, dropped))
     if rule == "mask":
-        return _where(keep_largest(magnitude, ascending, dropped), a_GBM)
+        return a_GBM * keep_largest_(magnitude, ascending, dropped)
     largest_zeroed = _pick(ascending, [count - 1 for count in dropped])  # (G, B, 1)
     return _shrunk(a_GBM, largest_zeroed, rule)
 
 
-def keep_largest(magnitude: torch.Tensor, ascending: torch.Tensor, dropped: Sequence[int]) -> torch.Tensor:
-    """Bool (G, B, M), False at exactly dropped[g] entries of every row; among equal magnitudes the lower index
-    is kept. `ascending` is `magnitude` sorted along its last axis."""
+def keep_largest_(magnitude: torch.Tensor, ascending: torch.Tensor, dropped: Sequence[int]) -> torch.Tensor:
+    """Turn magnitudes (G, B, M) in place into a mask, 0 at exactly dropped[g] entries of every row and 1 elsewhere;
+    among equal magnitudes the lower index is kept. `ascending` is `magnitude` sorted along its last axis.
+
+    In place and in floats, because the CPU's vector units then do all of it: a bool mask costs twice as much.
+    """
     threshold = _pick(ascending, dropped)  # (G, B, 1): the smallest magnitude that is kept
-    keep = magnitude >= threshold
     # A row has more ties than places exactly when the largest dropped magnitude equals the smallest kept one.
-    some_dropped = torch.tensor(dropped, device=magnitude.device)[:, None] > 0
-    crowded = (_pick(ascending, [count - 1 for count in dropped]) == threshold)[..., 0] & some_dropped  # (G, B)
-    if crowded.any():
-        rows, ties = magnitude[crowded], (magnitude == threshold)[crowded]  # (R, M)
-        above = rows > threshold[crowded]
+    below = _pick(ascending, [count - 1 for count in dropped], nothing=-1.0)  # (G, B, 1)
+    crowded = (below == threshold)[..., 0]  # (G, B)
+    any_crowded = bool(crowded.any())
+    rows = magnitude[crowded] if any_crowded else None  # (R, M)
+    keep = magnitude.ge_(threshold)
+    if any_crowded:
         kept = torch.tensor([magnitude.shape[-1] - count for count in dropped], device=magnitude.device)
+        above, ties = rows > threshold[crowded], rows == threshold[crowded]
         places = kept[:, None].expand_as(crowded)[crowded] - above.sum(-1)  # (R,)
-        keep[crowded] = above | (ties & (ties.cumsum(-1) <= places[:, None]))
+        keep[crowded] = (above | (ties & (ties.cumsum(-1) <= places[:, None]))).to(keep.dtype)
     return keep
 
 
@@ -61,16 +65,12 @@ def sort_ascending(values: torch.Tensor) -> torch.Tensor:
     return values.sort(dim=-1).values
 
 
-def _pick(ascending: torch.Tensor, positions: Sequence[int]) -> torch.Tensor:
-    """Entry positions[g] of every sorted row of slice g, (G, B, 1); position −1 (nothing is zeroed) gives 0."""
+def _pick(ascending: torch.Tensor, positions: Sequence[int], nothing: float = 0.0) -> torch.Tensor:
+    """Entry positions[g] of every sorted row of slice g, (G, B, 1); position −1 (none is zeroed) gives `nothing`."""
     index = torch.tensor([max(position, 0) for position in positions], device=ascending.device)
     picked = ascending.gather(-1, index[:, None, None].expand(-1, ascending.shape[1], 1))  # (G, B, 1)
-    nothing = torch.tensor([position < 0 for position in positions], device=ascending.device)
-    return picked.masked_fill(nothing[:, None, None], 0.0)
-
-
-def _where(keep: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
-    return torch.where(keep, a, torch.zeros((), dtype=a.dtype, device=a.device))
+    absent = torch.tensor([position < 0 for position in positions], device=ascending.device)
+    return picked.masked_fill_(absent[:, None, None], nothing)
 
 
 def _shrunk(a: torch.Tensor, threshold: torch.Tensor | float, rule: str) -> torch.Tensor:

@@ -1,0 +1,43 @@
+"""Train interpretation predictors on a bank of prototypes: M of the visual elements (paper, section 3).
+
+    cd IP_training
+    python IP_Prototype_training.py --model_name resnet50 --in_channels 2048 \
+        --concept_path ../extractor/embs/resnet50/visual_element_emb.pkl --num_concepts 200 --num_classes 1000 \
+        --n_epoch 30 --train_pt ../extractor/embs/resnet50/imagenet_train_resnet50_layer4.pt \
+        --val_pt ../extractor/embs/resnet50/imagenet_val_resnet50_layer4.pt --save_dir ./IP_Prototype/resnet50
+
+writes results.jsonl (the ledger), predictors/, settings.yaml and manifest.json into --save_dir.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from iis.config import DoorParser
+from iis.runtime import run_door
+from IP_training.flags import training_parser
+
+
+def parser() -> DoorParser:
+    """The flags of this door."""
+    door = training_parser(__doc__.splitlines()[0])
+    door.add_argument("--prototypes", choices=("balanced", "first"),
+                      help="balanced over classes and seeded, or the first M rows as the release (default: protocol)")
+    return door
+
+
+def main(args: argparse.Namespace) -> None:
+    """Build the bank of each seed and train the grid."""
+    from IP_training.concept_banks import prototype_bank
+    from IP_training.flags import settle
+    from IP_training.training_run import run
+
+    settle(args)
+    run(args, "Prototype", lambda inputs, count, seed: prototype_bank(inputs.elements, count, seed, args.prototypes),
+        {"prototypes": args.prototypes})
+
+
+if __name__ == "__main__":
+    run_door(lambda: main(parser().settings()))

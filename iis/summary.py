@@ -1,0 +1,124 @@
+"""From a ledger to the IIS: the curve of every seed, mean ± std, both selections, a bootstrap, and the verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from iis.advice import advice
+from iis.grid import DENSE
+from iis.ledger import unpack_hits
+from iis.runtime import UserError
+from iis.score import (
+    accuracy_retention,
+    area,
+    chance_corrected,
+    require_ratios,
+    saturated,
+    span,
+    standard_error,
+    too_close_to_chance,
+)
+from iis.selection import select
+from iis.statistics import bootstrap_iis, interval, mean_std
+
+# What names a run in tables.
+TITLE = ("model", "dataset", "bank", "num_concepts", "protocol")
+
+
+def summarise(rows: Sequence[dict[str, Any]], draws: int = 1000, where: str = "the ledger") -> dict[str, Any]:
+    """Everything `iis_computing.py` reports about one ledger, as plain values. Accuracies are fractions.
+
+    Raises `UserError` where a seed lacks a ratio or its dense head.
+    """
+    if not rows:
+        raise UserError(f"{where} has no rows: run stage 3 first")
+    seeds, first = sorted({row["seed"] for row in rows}), rows[0]
+    ratios = sorted({row["ratio"] for row in rows if row["ratio"] != DENSE})
+    for seed in seeds:
+        mine = [row["ratio"] for row in rows if row["seed"] == seed]
+        require_ratios(mine, where=f"{where}, seed {seed},")
+        require_ratios(mine, ratios, where=f"{where}, seed {seed},")
+        if DENSE not in mine:
+            raise UserError(f"{where} has no dense head for seed {seed}: run stage 3 again, it trains what is missing")
+    chosen, last = select(rows), select(rows, "last")
+    curves = {"best": _curves(chosen, seeds, ratios, "top1", first["chance"]),
+              "last": _curves(last, seeds, ratios, "last_top1", first["chance"])}
+    best = curves["best"]
+    scores = _bootstrap(chosen, seeds, ratios, first["n_val"], draws)
+    dense, dense_std = mean_std(best["dense"])
+    result = {**{name: first[name] for name in TITLE}, "sparsifier": first["sparsifier"], "width": first["width"],
+              "holdout": first["holdout"], "seeds": seeds, "ratios": ratios, "span": span(ratios),
+              "kept": [chosen[seeds[0], ratio]["kept"] for ratio in ratios],
+              "n_val": first["n_val"], "chance": first["chance"], "curves": curves,
+              "iis": _score(best["iis"], span(ratios)), "iis_last": _score(curves["last"]["iis"], span(ratios)),
+              "iis_chance_corrected": _score(best["iis_chance_corrected"], span(ratios)),
+              "bootstrap": {"draws": draws, "std": float(scores.std(ddof=1)), "interval_95": interval(scores)},
+              "dense": {"mean": dense, "std": dense_std, "standard_error": standard_error(dense, first["n_val"]),
+                        "top5": float(np.mean([chosen[seed, DENSE]["top5"] for seed in seeds]))},
+              "table": _table(chosen, last, seeds, ratios, best)}
+    result["remarks"] = [*_verdicts(result), *advice(rows)]
+    return result
+
+
+def _curves(chosen: dict[tuple[int, float], dict[str, Any]], seeds: Sequence[int], ratios: Sequence[float],
+            measure: str, chance: float) -> dict[str, list]:
+    """ARR, chance-corrected ARR and IIS of every seed, each with that seed's dense head."""
+    accuracy_RS = np.array([[chosen[seed, ratio][measure] for ratio in ratios] for seed in seeds])
+    dense_R = np.array([chosen[seed, DENSE][measure] for seed in seeds])
+    retention_RS = accuracy_retention(accuracy_RS, dense_R)
+    corrected_RS = chance_corrected(accuracy_RS, dense_R, chance)
+    return {"accuracy": accuracy_RS.tolist(), "dense": dense_R.tolist(), "arr": retention_RS.tolist(),
+            "arr_chance_corrected": corrected_RS.tolist(), "iis": area(ratios, retention_RS).tolist(),
+            "iis_chance_corrected": area(ratios, corrected_RS).tolist()}
+
+
+def _score(per_seed: Sequence[float], length: float) -> dict[str, Any]:
+    mean, std = mean_std(per_seed)
+    return {"mean": mean, "std": std, "per_seed": list(per_seed), "normalised": mean / length}
+
+
+def _table(chosen: dict, last: dict, seeds: Sequence[int], ratios: Sequence[float], best: dict) -> list[dict[str, Any]]:
+    """One line per ratio (the dense head first): means over seeds, and the std of what is compared."""
+    lines = []
+    for ratio in (DENSE, *ratios):
+        mine = [chosen[seed, ratio] for seed in seeds]
+        top1, top1_std = mean_std([row["top1"] for row in mine])
+        line = {"ratio": None if ratio == DENSE else ratio, "kept": mine[0]["kept"], "top1": top1, "top1_std": top1_std,
+                "top5": float(np.mean([row["top5"] for row in mine])),
+                "last_top1": float(np.mean([last[seed, ratio]["last_top1"] for seed in seeds])),
+                "last_top5": float(np.mean([last[seed, ratio]["last_top5"] for seed in seeds])),
+                "learning_rates": sorted({row["learning_rate"] for row in mine}), "arr": 1.0, "arr_std": None,
+                "arr_chance_corrected": 1.0}
+        if ratio != DENSE:
+            column = ratios.index(ratio)
+            line["arr"], line["arr_std"] = mean_std([curve[column] for curve in best["arr"]])
+            line["arr_chance_corrected"] = float(np.mean([curve[column] for curve in best["arr_chance_corrected"]]))
+        lines.append(line)
+    return lines
+
+
+def _bootstrap(chosen: dict, seeds: Sequence[int], ratios: Sequence[float], count: int, draws: int) -> np.ndarray:
+    hits_RSN = np.array([[unpack_hits(chosen[seed, ratio]["hits"], count) for ratio in ratios] for seed in seeds])
+    dense_RN = np.array([unpack_hits(chosen[seed, DENSE]["hits"], count) for seed in seeds])
+    return bootstrap_iis(ratios, hits_RSN, dense_RN, draws)
+
+
+def _verdicts(result: dict[str, Any]) -> list[str]:
+    """What a reader must know before using the number."""
+    dense, count, remarks = result["dense"]["mean"], result["n_val"], []
+    if too_close_to_chance(dense, result["chance"], count):
+        remarks.append(f"warning: the dense head reaches {dense:.4f} where always naming the largest class gives "
+                       f"{result['chance']:.4f}; this close to chance ARR and IIS mean nothing")
+    accuracies = np.mean(result["curves"]["best"]["accuracy"], axis=0)
+    if saturated(accuracies, dense, count):
+        remarks.append("warning: every ARR is within one standard error of 1, so the IIS has saturated and cannot tell "
+                       "representations apart; use a smaller --num_concepts or a harder data set")
+    if not result["holdout"]:
+        remarks.append("note: epoch and learning rate were selected on the validation pictures themselves, as the "
+                       "release does; --holdout 0.1 in stage 3 selects on a slice of train")
+    if len(result["seeds"]) == 1:
+        remarks.append("note: one seed says nothing about spread; train more with --seeds 3")
+    return remarks
