@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -30,7 +31,8 @@ from IP_training.inputs import Inputs, default_num_concepts, load_inputs
 from IP_training.predictor import DenseHeads, InterpretationHeads, interpret
 from IP_training.predictor_files import save_predictors
 
-DENSE_HEADS = ROOT / "IP_training" / "dense_heads"  # they depend on features and seed alone: trained once for all banks
+# Dense heads depend on features and seed alone: trained once, for all banks.
+DENSE_HEADS = Path(os.environ.get("IIS_DENSE_HEADS", ROOT / "IP_training" / "dense_heads"))
 MakeBank = Callable[[Inputs, int, int], Bank]  # (inputs, M, seed) → bank
 
 

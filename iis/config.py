@@ -31,12 +31,21 @@ def numbers(text: str) -> tuple[float, ...]:
     return values
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults in the help, but not where there is none to tell."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False or "(default" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
 class DoorParser(argparse.ArgumentParser):
     """argparse with what all doors share: both `--flag_name` and `--flag-name`, no abbreviations, defaults
     in `--help`, errors in one sentence that name the nearest flag, and `--config_yaml`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        kwargs.setdefault("formatter_class", _Help)
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> None:

@@ -49,14 +49,14 @@ def read_checkpoint(file: Path) -> dict[str, torch.Tensor]:
         else:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
+        if re.search("unsupported (global|class)", str(error), re.IGNORECASE):
             raise UserError(f"{file} holds more than tensors, and is not read for safety: save the model's "
                             "state_dict() alone, where the file came from, and give that") from None
-        raise UserError(_damaged(file, error)) from None
+        raise UserError(_damaged(file, "it is no pickle of tensors")) from None
     except PermissionError:
         raise UserError(f"{file} may not be read: change its permissions") from None
     except Exception as error:  # zip, old-format and safetensors readers each have errors of their own
-        raise UserError(_damaged(file, error)) from None
+        raise UserError(_damaged(file, (str(error).splitlines() or [type(error).__name__])[0][:120])) from None
     _say_if_not_the_published(file)
     for wrapper in WRAPPERS:
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
@@ -68,8 +68,7 @@ def read_checkpoint(file: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def _damaged(file: Path, error: Exception) -> str:
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+def _damaged(file: Path, reason: str) -> str:
     return (f"{file} is truncated or no checkpoint ({file.stat().st_size:,} bytes; {reason}): "
             "delete it and get it again")
 

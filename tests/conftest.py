@@ -1,0 +1,50 @@
+"""Fixtures that many tests share: small embeddings with a known structure, and doors run as users run them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from iis.embedding_file import Embeddings, save_embeddings
+
+ROOT = Path(__file__).resolve().parents[1]
+torch.set_num_threads(1)  # the arrays here are tiny, and CI's cores are shared
+
+PROVENANCE = {"model": "toy", "weights": "toy", "weights_hash": "0123", "node": "head_input", "preprocessing": {},
+              "precision": "fp32", "dataset": "toy"}
+
+
+def clusters(count: int, split: str, width: int = 12, classes: int = 4, seed: int = 0) -> Embeddings:
+    """`count` noisy samples around `classes` centres in `width` dimensions, the same centres for every split."""
+    centres = 2 * torch.randn(classes, width, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(count, width, generator=torch.Generator().manual_seed(len(split) + 10 * seed))
+    labels = torch.arange(count) % classes
+    elements = {"kind": "segments"} if split == "elements" else None
+    return Embeddings(centres[labels] + 1.5 * noise, labels, [f"class {label}" for label in range(classes)],
+                      [f"class {int(label)}/{split}_{row}.png" for row, label in enumerate(labels)],
+                      {**PROVENANCE, "split": split, "elements": elements})
+
+
+@pytest.fixture
+def toy(tmp_path):
+    """A folder with train.pt (300), val.pt (200) and elements.pkl (80) of one toy backbone."""
+    for split, count, name in (("train", 300, "train.pt"), ("val", 200, "val.pt"), ("elements", 80, "elements.pkl")):
+        save_embeddings(tmp_path / name, clusters(count, split))
+    return tmp_path
+
+
+def run_door(door: str, *flags: object, cwd: Path = ROOT, root: Path = ROOT, **environment: str):
+    """Run a door of the tree at `root` as a user would; the finished process with its output as text."""
+    return subprocess.run([sys.executable, str(root / door), *map(str, flags)], cwd=cwd, text=True, capture_output=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, timeout=280)
+
+
+def prototype_flags(folder: Path, save_dir: Path, **changes: object) -> list[object]:
+    """Flags of a short Prototype run on the `toy` files."""
+    flags = {"model_name": "toy", "dataset": "toy", "concept_path": folder / "elements.pkl", "device": "cpu",
+             "train_pt": folder / "train.pt", "val_pt": folder / "val.pt", "num_concepts": 20, "seeds": 1, "n_epoch": 2,
+             "batch_size": 64, "save_dir": save_dir, **changes}
+    return [word for name, value in flags.items() if value is not None for word in (f"--{name}", value)]

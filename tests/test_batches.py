@@ -1,0 +1,33 @@
+"""Batches always hold the same pictures, whatever the number of workers; unreadable ones are reported."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from extractor.batches import batches
+from iis.datasets import folder_pictures
+from iis.preprocessing import preprocessing
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    (tmp_path / "a").mkdir()
+    for number in range(7):
+        Image.fromarray(np.full((8, 8, 3), 10 * number, np.uint8)).save(tmp_path / "a" / f"{number}.png")
+    (tmp_path / "a" / "3.png").write_bytes(b"not a picture")
+    return folder_pictures(tmp_path, "toy", "train")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_same_batches_for_any_number_of_workers(pictures, workers):
+    rows = [range(0, 3), range(3, 4), range(4, 7)]
+    found = list(batches(pictures, preprocessing(8, 8), rows, workers, torch.device("cpu")))
+    assert [batch.rows for batch in found] == [[0, 1, 2], [], [4, 5, 6]]
+    assert [batch.pictures[:, 0, 0, 0].tolist() for batch in found] == [[0, 10, 20], [], [40, 50, 60]]
+    assert all(batch.pictures.dtype == torch.uint8 and batch.pictures.shape[1:] == (3, 8, 8) for batch in found)
+    assert list(found[1].unreadable) == [3] and "3.png" in found[1].unreadable[3]
+
+
+def test_nothing_to_read_is_no_error(pictures):
+    assert list(batches(pictures, preprocessing(8, 8), [], 4, torch.device("cpu"))) == []

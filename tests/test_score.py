@@ -1,0 +1,72 @@
+"""The equations, against numbers worked out by hand."""
+
+import numpy as np
+import pytest
+
+from iis.grid import RATIOS, check_ratios, kept_count
+from iis.runtime import UserError
+from iis.score import (
+    accuracy_retention,
+    area,
+    chance_corrected,
+    require_ratios,
+    saturated,
+    span,
+    standard_error,
+    too_close_to_chance,
+)
+
+
+def test_a_curve_that_never_falls_scores_the_whole_span():
+    assert area(RATIOS, np.ones(8)) == pytest.approx(0.98)
+    assert span(RATIOS) == 0.98
+
+
+def test_a_straight_line_to_zero_scores_half_the_span():
+    line = 1 - np.array(RATIOS) / 0.98
+    assert area(RATIOS, line) == pytest.approx(0.49)
+
+
+def test_area_by_hand():
+    # trapezoids: 0.5 * (1 + 0.8) / 2 = 0.45 and 0.4 * (0.8 + 0.2) / 2 = 0.2
+    assert area([0, 0.5, 0.9], [1, 0.8, 0.2]) == pytest.approx(0.65)
+
+
+def test_retention_divides_each_seed_by_its_own_dense_head():
+    retention = accuracy_retention([[0.4, 0.2], [0.6, 0.3]], [0.8, 0.6])
+    np.testing.assert_allclose(retention, [[0.5, 0.25], [1.0, 0.5]])
+
+
+def test_chance_correction_by_hand():
+    np.testing.assert_allclose(chance_corrected([0.5, 0.1], 0.9, 0.1), [0.5, 0.0])
+
+
+def test_a_missing_ratio_is_named_not_bridged():
+    with pytest.raises(UserError, match="0.7"):
+        require_ratios([ratio for ratio in RATIOS if ratio != 0.7])
+    require_ratios(RATIOS)
+
+
+@pytest.mark.parametrize("num_concepts, kept", [(200, [200, 180, 140, 100, 60, 20, 10, 4]),
+                                                (16, [16, 15, 12, 8, 5, 2, 1, 1]), (90, [90, 81, 63, 45, 27, 9, 5, 2])])
+def test_kept_counts(num_concepts, kept):
+    # 90 · 0.7 is 62.999… in floats; 63 are dropped all the same, so 27 stay.
+    assert [kept_count(num_concepts, ratio) for ratio in RATIOS] == kept
+
+
+@pytest.mark.parametrize("ratio", [1.0, -0.1, 1.5])
+def test_ratios_outside_the_half_open_interval_are_refused(ratio):
+    with pytest.raises(UserError, match="outside"):
+        check_ratios([0.5, ratio])
+
+
+def test_chance_guard_uses_the_larger_margin():
+    assert standard_error(0.5, 100) == pytest.approx(0.05)
+    assert too_close_to_chance(0.54, 0.5, 10**6)  # 4 points: under 5
+    assert not too_close_to_chance(0.56, 0.5, 10**6)
+    assert too_close_to_chance(0.60, 0.5, 100)  # 10 points, but 3 standard errors are 14.7
+
+
+def test_saturation_needs_every_ratio_near_one():
+    assert saturated(np.full(8, 0.915), 0.917, 10_000)  # 0.2 points: standard error of a difference is 0.4
+    assert not saturated(np.array([0.915] * 7 + [0.90]), 0.917, 10_000)
