@@ -61,7 +61,8 @@ def backbone_of(args: argparse.Namespace) -> tuple[Backbone, torch.device]:
         print("ranks: --world-size and --dist-url are accepted and not needed: the launcher decides "
               f"(torchrun --nproc-per-node N; here WORLD_SIZE is {os.environ.get('WORLD_SIZE', 1)})", file=sys.stderr)
     device = choose_device(args.device)
-    backbone = load_backbone(args.model, args.resume or args.weights, device, args.seed, resize=args.val_resize_size,
+    weights = os.path.join(".", args.resume) if args.resume else args.weights  # always a file, never a tag
+    backbone = load_backbone(args.model, weights, device, args.seed, resize=args.val_resize_size,
                              crop=args.val_crop_size, interpolation=args.interpolation, mean=args.mean, std=args.std)
     if args.published_top1 is not None:
         backbone.published_top1 = args.published_top1

@@ -62,11 +62,13 @@ def embed(pictures: PictureSet, backbone: Backbone, node: Node, file: Path, prov
     record["unreadable"]. Memory does not grow with N. Raises `UserError` for features that are not finite (naming
     the picture) or all the same, for other settings in the partial folder, and when nothing was readable.
     """
-    if is_done(pictures, file, provenance):
-        print(f"{file}: done already")
-        return file
     started, (rank, world) = time.time(), ranks()
     partial = file.with_name(f"{file.name}.partial")
+    if is_done(pictures, file, provenance):
+        if rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)  # killed just after the file was written
+            print(f"{file}: done already")
+        return file
     width = _width(backbone, node, device)
     claim_folder(partial, {**provenance, "pictures": len(pictures), "pictures_hash": _pictures_hash(pictures),
                            "width": width, "batch_size": batch_size}, "unfinished embeddings")
@@ -93,7 +95,7 @@ def embed(pictures: PictureSet, backbone: Backbone, node: Node, file: Path, prov
         _wait(partial, len(chunks))
         record = {**(record or {}), "seconds": round(time.time() - started, 1), "root": str(pictures.root),
                   "device": str(device), "made": datetime.now(UTC).isoformat(timespec="seconds"),
-                  "torch": torch.__version__, "torchvision": torchvision.__version__}
+                  "torch": str(torch.__version__), "torchvision": str(torchvision.__version__)}
         count = _finish(pictures, partial, width, len(chunks), file, provenance, record)
         seconds = max(time.time() - started, 1e-9)
         print(f"{file}: {count:,} x {width}, {seconds:.1f} s, {fresh / seconds:,.0f} pictures/s, {device}")
@@ -144,6 +146,8 @@ def _finish(pictures: PictureSet, partial: Path, width: int, chunks: int, file: 
     names = [pictures.names[row] for row in kept]
     record |= {"unreadable": [pictures.names[row] for row in sorted(unreadable)],
                "pictures_hash": _pictures_hash(pictures)}
+    for leftover in file.parent.glob(f".{file.stem}.*.tmp{file.suffix}"):  # killed while the file was written
+        leftover.unlink()
     save_embeddings(file, Embeddings(torch.from_numpy(features), labels_N, list(pictures.class_names), names,
                                      provenance, record))
     del features

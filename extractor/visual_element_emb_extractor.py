@@ -17,8 +17,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from iis.config import DoorParser, path, write_settings
-from iis.names import EMBEDDINGS, elements_file, model_label, representations_file, slug
-from iis.runtime import UserError, make_output_folder, run_door
+from iis.names import EMBEDDINGS
+from iis.runtime import UserError, run_door
 
 KINDS = ("segments", "patches")
 
@@ -53,33 +53,18 @@ def main(args: argparse.Namespace | None = None) -> None:
         check(args)
         return
     from extractor.backbone_flags import backbone_of
-    from extractor.embed import embed, is_done, ranks
-    from iis.layers import HEAD_INPUT, resolve
+    from extractor.embed import ranks
+    from extractor.jobs import folder_name, plan
 
     sources = _sources(args)
     backbone, device = backbone_of(args)
-    name = args.model_name or model_label(args.model, backbone.weights, backbone.default_weights)
-    name += "" if args.precision == "fp32" else f"__{args.precision}"
-    shared = {"model": backbone.model, "weights": backbone.weights, "weights_hash": backbone.weights_hash,
-              "preprocessing": backbone.preprocessing, "precision": args.precision}
-    jobs = []
-    for pictures, layer, elements in sources:
-        node = resolve(backbone.module, backbone.head, layer, backbone.preprocessing["crop"])
-        if elements is None:
-            file = representations_file(name, pictures.dataset, pictures.split, layer, args.save_root)
-        else:
-            file = elements_file(name, *_published(args, elements), args.save_root)
-            if node.name != HEAD_INPUT:
-                file = file.with_name(f"{slug(node.name)}_{file.name}")
-        make_output_folder(file.parent)
-        provenance = {**shared, "node": node.name, "dataset": pictures.dataset, "split": pictures.split,
-                      "elements": elements}
-        is_done(pictures, file, provenance)
-        jobs.append((pictures, node, file, provenance, {"layer": layer}))
-    for pictures, node, file, provenance, record in jobs:
+    folder = folder_name(args.model, backbone, args.precision, args.model_name)
+    jobs = [plan(pictures, backbone, layer, folder, args.save_root, args.precision, elements)
+            for pictures, layer, elements in sources]
+    for job in jobs:
         if ranks()[0] == 0:
-            write_settings(args, file.with_name(f"{file.name}.settings.yaml"))
-        embed(pictures, backbone, node, file, provenance, args.batch_size, args.workers, device, args.precision, record)
+            write_settings(args, job.file.with_name(f"{job.file.name}.settings.yaml"))
+        job.run(backbone, args.batch_size, args.workers, device)
 
 
 def _sources(args: argparse.Namespace) -> list[tuple[Any, str, dict[str, Any] | None]]:
@@ -114,13 +99,12 @@ def _sources(args: argparse.Namespace) -> list[tuple[Any, str, dict[str, Any] | 
 
 def _dataset(args: argparse.Namespace, elements: dict[str, Any]) -> str | None:
     """The data set the elements come from: as stage 1 recorded it, else --dataset, else unknown."""
+    from iis.datasets import load_dataset
+
     recorded = elements.get("dataset")
-    return recorded if recorded not in (None, "unnamed") else args.dataset
-
-
-def _published(args: argparse.Namespace, elements: dict[str, Any]) -> tuple[str, str, str]:
-    """Data set, kind and protocol for the file's name; an unnamed data set is the published one, ImageNet."""
-    return _dataset(args, elements) or "imagenet", elements["kind"], elements.get("protocol", "paper")
+    if recorded not in (None, "unnamed"):
+        return recorded
+    return load_dataset(args.dataset).name if args.dataset and args.dataset.endswith(".yaml") else args.dataset
 
 
 def _splits(text: str) -> tuple[str, ...]:

@@ -84,7 +84,7 @@ def test_killed_at_any_moment_and_started_again_gives_the_same_bits(place):
             f"{place}/net.py:net", "--weights", "none", "--data-path", str(place / "in"), "--save_root", str(place),
             "--model_name", "out", "-b", "2", "-j", "1", "--device", "cpu"]
     file, partial = place / "out" / "visual_element_emb.pkl", place / "out" / "visual_element_emb.pkl.partial"
-    process = subprocess.Popen(door, env={**os.environ, "SLOW": "0.03", "OMP_NUM_THREADS": "1"},
+    process = subprocess.Popen(door, env={**os.environ, "SLOW": "0.06", "OMP_NUM_THREADS": "1"},
                                stdout=subprocess.DEVNULL)
     try:
         deadline = time.time() + 60
@@ -104,8 +104,7 @@ def test_killed_at_any_moment_and_started_again_gives_the_same_bits(place):
     assert again.returncode == 0, again.stderr
     found = load_embeddings(file)
     assert found.content_hash == whole.content_hash and found.image_paths == whole.image_paths
-    speed = again.stdout.split(" s, ")[0]
-    assert "70 x 5" in speed
+    assert "70 x 5" in again.stdout
 
 
 def test_finished_chunks_are_not_computed_again(place, monkeypatch):
@@ -140,7 +139,10 @@ def test_ranks_share_the_chunks_and_rank_0_writes(place, monkeypatch):
 def test_a_finished_file_is_kept_and_other_settings_are_refused(place, capsys):
     file = run(place)
     before = file.stat().st_mtime_ns
+    partial = file.with_name("x.pkl.partial")
+    partial.mkdir()  # as a kill just after the file was written leaves it
     run(place)
+    assert not partial.exists()
     assert "done already" in capsys.readouterr().out and file.stat().st_mtime_ns == before
     pictures = folder_pictures(place / "in", "toy", "train")
     with pytest.raises(UserError, match="differs in node .'head_input' and 'layer3'.*--model_name"):

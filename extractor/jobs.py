@@ -1,0 +1,64 @@
+"""What stage 2 makes, decided before anything is computed: which pictures, at which node, into which file.
+
+The visual and the textual door plan through here, so that whichever runs second finds the first one's files done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from extractor.embed import embed, is_done
+from iis.backbones import Backbone
+from iis.datasets import PictureSet
+from iis.layers import HEAD_INPUT, Node, resolve
+from iis.names import elements_file, model_label, representations_file, slug
+from iis.runtime import make_output_folder
+
+
+@dataclass
+class Job:
+    """One embedding file to make; see `embed` for the fields."""
+
+    pictures: PictureSet
+    node: Node
+    file: Path
+    provenance: dict[str, Any]
+    record: dict[str, Any]
+
+    def run(self, backbone: Backbone, batch_size: int, workers: int, device: torch.device) -> Path:
+        """Make the file, or find it done."""
+        return embed(self.pictures, backbone, self.node, self.file, self.provenance, batch_size, workers, device,
+                     self.provenance["precision"], self.record)
+
+
+def folder_name(model: str, backbone: Backbone, precision: str = "fp32", chosen: str | None = None) -> str:
+    """The folder of a backbone below `embs/`: `chosen`, or the model with its weights where they are not the usual
+    ones; precision is added where it is not fp32."""
+    name = chosen or model_label(model, backbone.weights, backbone.default_weights)
+    return name if precision == "fp32" else f"{name}__{precision}"
+
+
+def plan(pictures: PictureSet, backbone: Backbone, layer: str, folder: str, root: Path, precision: str = "fp32",
+         elements: dict[str, Any] | None = None) -> Job:
+    """The job for these pictures: a data set's own, or, with stage 1's settings as `elements`, visual elements.
+
+    Raises `UserError` for an unknown layer, a folder that cannot be written to, and a file made otherwise.
+    """
+    node = resolve(backbone.module, backbone.head, layer, backbone.preprocessing["crop"])
+    if elements is None:
+        file = representations_file(folder, pictures.dataset, pictures.split, layer, root)
+    else:  # an unnamed data set is the published one
+        dataset = "imagenet" if pictures.dataset == "unnamed" else pictures.dataset
+        file = elements_file(folder, dataset, elements["kind"], elements.get("protocol", "paper"), root)
+        if node.name != HEAD_INPUT:
+            file = file.with_name(f"{slug(node.name)}_{file.name}")
+    provenance = {"model": backbone.model, "weights": backbone.weights, "weights_hash": backbone.weights_hash,
+                  "node": node.name, "preprocessing": backbone.preprocessing, "precision": precision,
+                  "dataset": pictures.dataset, "split": pictures.split, "elements": elements}
+    make_output_folder(file.parent)
+    is_done(pictures, file, provenance)
+    return Job(pictures, node, file, provenance, {"layer": layer})
