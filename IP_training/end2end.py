@@ -1,0 +1,230 @@
+"""End2End: concept banks that are learned together with their heads (DESIGN §2, End2End).
+
+    q (E, M)  →  LayerNorm over M, with affine  →  ÷ 0.1  →  hard straight-through Gumbel-softmax (τ = 1) over M
+    each element joins one slot; a slot's concept is the sum of its elements (length 1 each), scaled to length 1
+
+then as every predictor: a = h · bankᵀ → LayerNorm → sparsify → Linear. An empty slot is a zero row.
+
+Every cell has a bank of its own, so q is the cost: 20,000 x 200 floats are 16 MB, and training holds about eight
+such arrays per cell; `chunk_cells` says how many cells fit. One step of 8 cells with E = 1,200, M = 64, D = 128 and
+1,024 samples took 45 to 64 ms on one core of a busy machine.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from iis.embedding_file import Embeddings
+from iis.runtime import seed_of, torch_rng
+from IP_training.concept_banks import Bank
+from IP_training.predictor import EPSILON
+from IP_training.sparsify import sparsify
+
+TEMPERATURE = 0.1  # what the normalised q is divided by (release); τ of the softmax is 1
+FLOATS_PER_ENTRY = 8  # of q: itself, two Adam moments, normalised, logits, soft assignment and two gradients
+TEST_ASSIGNMENTS = ("argmax", "gumbel")  # paper, release
+
+
+class GumbelNoise:
+    """Gumbel noise (E, M), a function of (seed, what, step) alone: the same for every cell, drawn once a step.
+
+    Share one between the stacks of a seed. Drawn on the device, so devices differ in it.
+    """
+
+    def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
+        self.seed, self.device = seed, torch.device(device)
+        self._last: tuple[tuple, torch.Tensor] | None = None
+
+    def at(self, what: str, step: int, shape: tuple[int, int]) -> torch.Tensor:
+        """The noise of this step; the last one drawn is remembered."""
+        key = (what, step, shape)
+        if self._last is None or self._last[0] != key:
+            generator = torch.Generator(self.device).manual_seed(seed_of(self.seed, "gumbel", what, step))
+            drawn = torch.empty(shape, device=self.device).exponential_(generator=generator)
+            self._last = key, drawn.log_().neg_()
+        return self._last[1]
+
+
+class SlotSums(torch.autograd.Function):
+    """Sums of the elements in each slot, (G, M, D): straight-through, hard forward with the soft gradient.
+
+    forward: every element counts in the slot of its largest logit (hard), or in all by softmax (not hard). The
+    gradient with respect to logits is that of softmax(logits)ᵀ · elements in both cases.
+    """
+
+    @staticmethod
+    def forward(ctx, logits_GEM: torch.Tensor, elements_ED: torch.Tensor, hard: bool) -> torch.Tensor:
+        ctx.save_for_backward(logits_GEM, elements_ED)
+        if hard:
+            return slot_sums(logits_GEM.argmax(-1), elements_ED, logits_GEM.shape[-1])
+        return logits_GEM.softmax(-1).mT @ elements_ED
+
+    @staticmethod
+    def backward(ctx, grad_GMD: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        logits_GEM, elements_ED = ctx.saved_tensors
+        soft_GEM = logits_GEM.softmax(-1)
+        pull_GEM = torch.matmul(elements_ED, grad_GMD.mT)  # (G, E, M)
+        mean_GE = torch.linalg.vecdot(soft_GEM, pull_GEM)
+        return pull_GEM.sub_(mean_GE[..., None]).mul_(soft_GEM), None, None
+
+
+def slot_sums(slots_GE: torch.Tensor, elements_ED: torch.Tensor, num_concepts: int) -> torch.Tensor:
+    """Sum of the elements in each slot, (G, M, D); slots_GE names every element's slot.
+
+    Additions on the CPU; on CUDA a product with the one-hot matrix, because additions there come in an order that
+    changes from run to run.
+    """
+    sums_GMD = elements_ED.new_zeros(len(slots_GE), num_concepts, elements_ED.shape[1])
+    for sums_MD, slots_E in zip(sums_GMD, slots_GE, strict=True):  # a cell at a time: no G x E x D copy of the elements
+        if elements_ED.device.type == "cpu":
+            sums_MD.index_add_(0, slots_E, elements_ED)
+        else:
+            torch.mm(one_hot(slots_E, num_concepts, elements_ED).T, elements_ED, out=sums_MD)
+    return sums_GMD
+
+
+def one_hot(slots_E: torch.Tensor, num_concepts: int, like: torch.Tensor) -> torch.Tensor:
+    """(E, M) of ones and zeros. `nn.functional.one_hot` would wait for the device to check the range."""
+    return like.new_zeros(len(slots_E), num_concepts).scatter_(1, slots_E[:, None], 1.0)
+
+
+def unit_slots(sums_GMD: torch.Tensor) -> torch.Tensor:
+    """Rows scaled to length 1; rows of zeros stay so and pass no gradient (a tiny bound would pass it times 1e12)."""
+    norms = sums_GMD.norm(dim=-1, keepdim=True)  # (G, M, 1)
+    return sums_GMD / norms.masked_fill(norms == 0, math.inf)
+
+
+class End2EndHeads(nn.Module):
+    """G predictors with a bank each, on raw representations (B, D) → logits (G, B, C), for `train_stacks`.
+
+    elements_ED: rows of length 1, on the device the module will live on. All cells start from one q and one head,
+    that of `InterpretationHeads` for the same generator. test_assignment: which slot an element joins in eval mode,
+    the "argmax" of its logits, or "gumbel", with noise as in training (release). The bank of eval mode is computed
+    once between two calls of `eval()`.
+    """
+
+    def __init__(self, ratios: Sequence[float], elements_ED: torch.Tensor, num_concepts: int, num_classes: int,
+                 seed: int, generator: torch.Generator, rule: str = "mask", test_assignment: str = "argmax",
+                 noise: GumbelNoise | None = None) -> None:
+        super().__init__()
+        self.ratios, self.rule, self.test_assignment = tuple(ratios), rule, test_assignment
+        self.noise = noise or GumbelNoise(seed, elements_ED.device)
+        self.register_buffer("elements_ED", elements_ED, persistent=False)
+        self.hard, self.steps, self._banks = True, 0, None
+        count, shape = len(self.ratios), (len(elements_ED), num_concepts)
+        head = nn.init.trunc_normal_(torch.empty(num_classes, num_concepts), std=0.02, generator=generator)
+        self.weight_GCM = nn.Parameter(head.repeat(count, 1, 1))
+        self.bias_GC = nn.Parameter(torch.zeros(count, num_classes))
+        self.scale_GM = nn.Parameter(torch.ones(count, num_concepts))  # of the activations' LayerNorm
+        self.shift_GM = nn.Parameter(torch.zeros(count, num_concepts))
+        q = nn.init.trunc_normal_(torch.empty(shape), std=0.02, generator=torch_rng(seed, "q"))
+        self.q_GEM = nn.Parameter(q.repeat(count, 1, 1))
+        self.q_scale_GM = nn.Parameter(torch.ones(count, num_concepts))  # of q's LayerNorm
+        self.q_shift_GM = nn.Parameter(torch.zeros(count, num_concepts))
+
+    @property
+    def num_concepts(self) -> int:
+        """M."""
+        return self.q_GEM.shape[-1]
+
+    def logits(self, noise_EM: torch.Tensor | float = 0.0, cells: slice = slice(None)) -> torch.Tensor:
+        """Assignment logits (G, E, M) of some cells, with noise."""
+        z_GEM = nn.functional.layer_norm(self.q_GEM[cells], (self.num_concepts,), eps=EPSILON)
+        start = self.q_shift_GM[cells, None] / TEMPERATURE + noise_EM
+        return torch.addcmul(start, z_GEM, self.q_scale_GM[cells, None] / TEMPERATURE)
+
+    @torch.no_grad()
+    def assignment(self, cells: slice = slice(None)) -> torch.Tensor:
+        """The slot (G, E) of every element at test time."""
+        noisy = self.test_assignment == "gumbel"
+        return self.logits(self._noise("test") if noisy else 0.0, cells).argmax(-1)
+
+    def banks(self) -> torch.Tensor:
+        """The bank of every cell, (G, M, D). Each call in training mode is one step with noise of its own."""
+        if self.training:
+            noise_EM, self.steps = self._noise("train"), self.steps + 1
+            return unit_slots(SlotSums.apply(self.logits(noise_EM), self.elements_ED, self.hard))
+        if self._banks is None:
+            self._banks = unit_slots(slot_sums(self.assignment(), self.elements_ED, self.num_concepts))
+        return self._banks
+
+    def interpretations(self, h_BD: torch.Tensor) -> torch.Tensor:
+        """The sparsified interpretations (G, B, M) of representations (B, D)."""
+        banks_GMD = self.banks()
+        h_GBD = h_BD.to(banks_GMD.dtype).expand(len(banks_GMD), -1, -1)
+        z_GBM = nn.functional.layer_norm(torch.bmm(h_GBD, banks_GMD.mT), (self.num_concepts,), eps=EPSILON)
+        a_GBM = torch.addcmul(self.shift_GM[:, None], z_GBM, self.scale_GM[:, None])  # (G, B, M)
+        return sparsify(a_GBM, self.ratios, self.rule)
+
+    def forward(self, h_BD: torch.Tensor) -> torch.Tensor:
+        return torch.baddbmm(self.bias_GC[:, None], self.interpretations(h_BD), self.weight_GCM.mT)  # (G, B, C)
+
+    @torch.no_grad()
+    def state_of(self, g: int) -> dict[str, torch.Tensor]:
+        """What predicting and explaining with cell g needs, in place of q: its head, bank (M, D) and slots (E,)."""
+        slots_GE = self.assignment(slice(g, g + 1))
+        bank_MD = unit_slots(slot_sums(slots_GE, self.elements_ED, self.num_concepts))[0]
+        head = {name: getattr(self, name)[g].detach().clone() for name in
+                ("weight_GCM", "bias_GC", "scale_GM", "shift_GM")}
+        return {**head, "bank": bank_MD, "slots": slots_GE[0]}
+
+    def train(self, mode: bool = True) -> End2EndHeads:
+        self._banks = None  # parameters may have moved
+        return super().train(mode)
+
+    def get_extra_state(self) -> torch.Tensor:
+        return torch.tensor(self.steps)  # a host number: one on the device would be waited for at every step
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        self.steps = int(state)
+
+    def _noise(self, what: str) -> torch.Tensor:
+        return self.noise.at(what, self.steps, tuple(self.q_GEM.shape[1:])).to(self.q_GEM.dtype)
+
+
+def assigned(slots_E: torch.Tensor, num_concepts: int) -> list[list[int]]:
+    """The elements in each slot, ascending; an empty slot has none."""
+    members: list[list[int]] = [[] for _ in range(num_concepts)]
+    for element, slot in enumerate(slots_E.tolist()):
+        members[slot].append(element)
+    return members
+
+
+def empty_slots(slots_GE: torch.Tensor, num_concepts: int) -> list[int]:
+    """How many slots of each cell have no element."""
+    return [num_concepts - len(slots_E.unique()) for slots_E in slots_GE]
+
+
+def learned_bank(elements: Embeddings, rows: Sequence[int], state: dict[str, torch.Tensor], most: int = 25) -> Bank:
+    """The bank of one trained cell, from its `state_of`. rows: which elements it was made of.
+
+    Evidence of a slot: the pictures of its elements, the `most` nearest to its direction, nearest first.
+    """
+    bank_MD = state["bank"].float().cpu()
+    evidence = []
+    for slot, members in enumerate(assigned(state["slots"], len(bank_MD))):
+        originals = [rows[member] for member in members]
+        features = nn.functional.normalize(elements.features_ND[originals].float(), dim=1)  # (members, D)
+        order = (features @ bank_MD[slot]).argsort(descending=True, stable=True)[:most]
+        evidence.append([elements.image_paths[originals[place]] for place in order.tolist()])
+    return Bank("End2End", bank_MD, evidence)
+
+
+def chunk_cells(num_elements: int, num_concepts: int, available_bytes: int) -> int:
+    """How many cells can train together in this many bytes; at least one."""
+    return max(1, available_bytes // (4 * FLOATS_PER_ENTRY * num_elements * num_concepts))
+
+
+def available_bytes(device: torch.device, share: float = 0.5) -> int:
+    """The share of the device's free memory that the cells may take; 4 GB where a system does not tell."""
+    if device.type == "cuda":
+        return int(share * torch.cuda.mem_get_info(device)[0])
+    try:
+        return int(share * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (ValueError, OSError, AttributeError):
+        return 4 * 10 ** 9
