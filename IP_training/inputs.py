@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from iis.datasets import load_dataset, same_classes
+from iis.datasets import UNNAMED, load_dataset, same_classes
 from iis.embedding_file import Embeddings, check_same_space, differing, load_embeddings
 from iis.names import EMBEDDINGS, elements_file
 from iis.runtime import UserError, nearest
@@ -83,7 +83,7 @@ def _elements(args: argparse.Namespace, train: Embeddings) -> Embeddings:
     check_features("element", elements, Path(file))
     check_same_space(elements, train, f"{file} and the training representations")
     difference = differing(elements.provenance, train.provenance, ("dataset",))
-    if elements.provenance.get("dataset") == "unnamed" or args.other_dataset:
+    if elements.provenance.get("dataset") == UNNAMED or args.other_dataset:
         difference = None  # pictures from a bare --data_root carry no name to compare
     if difference is None and not args.other_dataset and elements.class_names != train.class_names:
         if train.provenance:

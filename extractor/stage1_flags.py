@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from iis.config import DoorParser, path
-from iis.datasets import PictureSet, folder_pictures, load_dataset
+from iis.datasets import UNNAMED, PictureSet, folder_pictures, is_synset, load_dataset
 from iis.names import elements_folder
 from iis.runtime import UserError
 
@@ -21,7 +21,7 @@ def stage1_parser(kind: str, description: str) -> DoorParser:
     parser.add_argument("--data_root", type=path, help="folder that holds one folder of pictures per class; left "
                         "out, the train pictures of --dataset")
     parser.add_argument("--dataset", help="name of the data set: a YAML of dataset_configs/; beside --data_root only "
-                        "the name that is recorded (`unnamed` without it)")
+                        "the name that is recorded (left out: imagenet where all folders are synsets, else unnamed)")
     parser.add_argument("--save_root", type=path, help=f"folder for the {kind}; left out, the data set's own below "
                         "concept_library/visual/")
     parser.add_argument("--image_per_class", type=_positive, default=10, help="pictures per class: the first readable "
@@ -38,7 +38,10 @@ def stage1_parser(kind: str, description: str) -> DoorParser:
 def pictures_of(data_root: Path | None, dataset: str | None) -> PictureSet:
     """The pictures the flags name. Raises `UserError` where they are not in place."""
     if data_root is not None:
-        return folder_pictures(data_root, dataset or "unnamed", "train")
+        pictures = folder_pictures(data_root, dataset or UNNAMED, "train")
+        if dataset is None and all(is_synset(name) for name in pictures.class_names):
+            pictures.dataset = "imagenet"  # as the published commands leave unsaid
+        return pictures
     if dataset is None:
         raise UserError("say which pictures: --data_root FOLDER (one folder per class) or --dataset NAME")
     return load_dataset(dataset).pictures("train")

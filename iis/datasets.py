@@ -16,6 +16,7 @@ from iis.runtime import ROOT, UserError, nearest
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 TORCHVISION_SETS = ("CIFAR10", "CIFAR100", "Flowers102", "Food101", "OxfordIIITPet", "STL10", "DTD")
+UNNAMED = "unnamed"  # pictures from a bare folder, which carry no data set's name
 KEYS = ("name", "root", "train", "val", "torchvision", "class_names", "num_concepts")
 
 
@@ -57,8 +58,11 @@ class TorchvisionPictureSet(PictureSet):
     order: list[int]
 
     def open(self, index: int) -> Image.Image:
-        """The picture as RGB."""
-        return self.source[self.order[index]][0].convert("RGB")
+        """The picture as RGB. Raises `UnreadablePicture` where it cannot be decoded."""
+        try:
+            return self.source[self.order[index]][0].convert("RGB")
+        except Exception as error:
+            raise UnreadablePicture(f"{self.dataset} {self.split} {self.names[index]}: {error}") from None
 
 
 @dataclass
@@ -125,6 +129,11 @@ def folder_pictures(folder: Path, dataset: str, split: str) -> PictureSet:
         names += [file.relative_to(folder).as_posix() for file in files]
         labels += [label] * len(files)
     return PictureSet(dataset, split, classes, labels, names, folder)
+
+
+def is_synset(folder: str) -> bool:
+    """True for ImageNet's folder names: a WordNet identifier such as n01440764."""
+    return len(folder) == 9 and folder[0] == "n" and folder[1:].isdigit()
 
 
 def same_classes(train: list[str], val: list[str]) -> None:
