@@ -9,6 +9,7 @@ from iis.runtime import ROOT
 
 EMBEDDINGS = ROOT / "extractor" / "embs"
 VISUAL = ROOT / "concept_library" / "visual"
+CLIP_FILES = (".json", ".pt", ".pth", ".bin", ".safetensors")
 
 
 def slug(text: str) -> str:
@@ -43,3 +44,28 @@ def elements_file(model: str, dataset: str, kind: str, protocol: str = "paper", 
 def representations_file(model: str, dataset: str, split: str, layer: str, root: Path = EMBEDDINGS) -> Path:
     """Stage 2's data-set representations: `DATASET_{train,val}_MODEL_LAYER.pt`."""
     return root / model / f"{dataset}_{split}_{model}_{slug(layer)}.pt"
+
+
+def clip_label(clip_name: str, clip_weights: str | None = None) -> str:
+    """How a CLIP is called in file names: `ViT-B16` for `ViT-B/16`, `ViT-B-32_laion2b_e16` for another's weights.
+
+    A file of one's own (`demo/weights/tiny_clip.json`) gives its stem. Weights in a file are added to the name, but
+    for a file that bears the model's own (OpenAI's is ViT-B-16.pt). OpenAI's weights need no mention.
+    """
+    weights = clip_weights or ""
+    own_file = Path(clip_name).suffix in CLIP_FILES
+    label = slug(Path(clip_name).stem if own_file else clip_name.removesuffix(":openai"))
+    if Path(weights).suffix not in CLIP_FILES:  # a tag
+        return label if weights in ("", "openai") else f"{label}_{slug(weights)}"
+    stem = Path(weights).stem
+    return label if stem in (label, clip_name.replace("/", "-")) else f"{label}__{slug(stem)}"
+
+
+def clip_pictures_file(folder: Path, dataset: str, split: str, label: str) -> Path:
+    """CLIP's embeddings of a data set's pictures: `DATASET_{train,val}_clip_ViT-B16.pt`."""
+    return folder / f"{dataset}_{split}_clip_{label}.pt"
+
+
+def clip_words_file(folder: Path, concept_set: Path, label: str) -> Path:
+    """CLIP's embeddings of a concept list: `CONCEPTSET_ViT-B16.pt`, after the list's own name."""
+    return folder / f"{slug(Path(concept_set).stem)}_{label}.pt"
