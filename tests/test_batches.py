@@ -29,5 +29,14 @@ def test_same_batches_for_any_number_of_workers(pictures, workers):
     assert list(found[1].unreadable) == [3] and "3.png" in found[1].unreadable[3]
 
 
+def test_threads_are_given_back(pictures):
+    before = torch.get_num_threads()
+    stream = batches(pictures, preprocessing(8, 8), [range(0, 3), range(4, 7)], 1, torch.device("cpu"))
+    next(stream)
+    assert torch.get_num_threads() <= before
+    stream.close()
+    assert torch.get_num_threads() == before
+
+
 def test_nothing_to_read_is_no_error(pictures):
     assert list(batches(pictures, preprocessing(8, 8), [], 4, torch.device("cpu"))) == []

@@ -79,7 +79,7 @@ def test_every_row_is_the_feature_of_its_own_picture(place, capsys):
 
 
 def test_killed_at_any_moment_and_started_again_gives_the_same_bits(place):
-    whole = load_embeddings(run(place, "whole.pkl"))
+    whole = load_embeddings(run(place, "whole.pkl", workers=1))
     door = [sys.executable, str(ROOT / "extractor" / "visual_element_emb_extractor.py"), "--model",
             f"{place}/net.py:net", "--weights", "none", "--data-path", str(place / "in"), "--save_root", str(place),
             "--model_name", "out", "-b", "2", "-j", "1", "--device", "cpu"]

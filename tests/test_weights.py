@@ -98,7 +98,7 @@ def test_nothing_in_a_file_is_executed(tmp_path):
     with pytest.raises(UserError, match="more than tensors"):
         read_checkpoint(tmp_path / "evil.pth")
     assert not evil.place.exists()
-    (tmp_path / "old.pth").write_bytes(pickle.dumps(evil))
+    (tmp_path / "old.pth").write_bytes(pickle.dumps(evil, protocol=2))
     with pytest.raises(UserError):
         read_checkpoint(tmp_path / "old.pth")
     assert not evil.place.exists()
