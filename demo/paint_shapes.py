@@ -21,6 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 from demo.shapes_captions import caption, concepts
 from demo.shapes_world import ATTRIBUTES, CLUTTER, RULES, VERSION, Scene, paint, scene
+from extractor.stage1_flags import available_cores
 from iis.config import DoorParser, path
 from iis.runtime import ROOT, UserError, claim_folder, run_door, write_json
 
@@ -34,7 +35,7 @@ def parser() -> DoorParser:
     door.add_argument("--train", type=int, default=LIMITS["train"], help="training pictures, 8 to 4000")
     door.add_argument("--val", type=int, default=LIMITS["val"], help="validation pictures, 8 to 2000")
     door.add_argument("--seed", type=int, default=0, help="another seed paints other pictures of the same world")
-    door.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    door.add_argument("--workers", type=int, default=available_cores(), help="processes")
     return door
 
 

@@ -1,6 +1,8 @@
-"""Pre-train the three small backbones on `shapes`, in seconds on two CPU cores.
+"""Pre-train the three small backbones on `shapes`, in under a minute on two CPU cores.
 
-    python demo/pretrain_backbones.py           # after demo/paint_shapes.py; demo/weights/NAME.pth
+    python demo/pretrain_backbones.py           # after demo/paint_shapes.py; 85 s of one core in all, two at a time
+
+Val top-1 with seed 0: 65 % (small), 82 % (medium), 95 % (large).
 
 Checkpoints are kept along the way as NAME_epochE.pth (plain state dicts), the last also as NAME.pth; NAME.json tells
 the val top-1 of each, the seconds and the settings. A backbone that is done is kept. Pictures enter as everywhere in
@@ -16,17 +18,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from demo import small_backbones
+from extractor.stage1_flags import available_cores
 from iis.config import DoorParser, path
 from iis.datasets import PictureSet, folder_pictures
 from iis.runtime import ROOT, UserError, choose_device, nearest, read_json, run_door, seed_of, write_json, write_whole
 
-EPOCHS = {"shapes_small": 12, "shapes_medium": 12, "shapes_large": 12}
+EPOCHS = {"shapes_small": 12, "shapes_medium": 14, "shapes_large": 14}
 KEPT = (1, 2, 4, 8)  # and the last
 BATCH, PEAK_RATE = 32, 0.005  # Adam, one cycle
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -54,17 +59,20 @@ def main(settings: argparse.Namespace | None = None) -> None:
         raise UserError(f"--epochs {settings.epochs} should be at least 1")
     if not (settings.root / "captions.json").exists():
         raise UserError(f"{settings.root} holds no finished `shapes`: run python demo/paint_shapes.py first")
-    pictures = None
-    for name in settings.models:
-        plan = {"seed": settings.seed, "epochs": settings.epochs or EPOCHS[name],
-                "data": read_json(settings.root / "manifest.json")}
-        if is_done(name, plan, settings.out):
-            continue
-        if pictures is None:
-            device = choose_device(settings.device)
-            pictures = [load(folder_pictures(settings.root / split, "shapes", split), device)
-                        for split in ("train", "val")]
-        pretrain(name, plan, *pictures, settings.out)
+    data = read_json(settings.root / "manifest.json")
+    plans = {name: {"seed": settings.seed, "epochs": settings.epochs or EPOCHS[name], "data": data}
+             for name in reversed(EPOCHS) if name in settings.models}  # the slowest first
+    missing = [name for name in plans if not is_done(name, plans[name], settings.out)]
+    if not missing:
+        return
+    device = choose_device(settings.device)
+    jobs = [(name, plans[name], settings.root, settings.out, device) for name in missing]
+    if len(jobs) == 1 or device.type != "cpu":
+        for job in jobs:
+            pretrain(*job)
+        return
+    with ProcessPoolExecutor(min(len(jobs), available_cores()), get_context("spawn")) as pool:
+        list(pool.map(pretrain, *zip(*jobs, strict=True)))
 
 
 def is_done(name: str, plan: dict, out: Path) -> bool:
@@ -92,12 +100,17 @@ def load(pictures: PictureSet, device: torch.device) -> tuple[torch.Tensor, torc
     return (images_NCHW - mean) / std, torch.tensor(pictures.labels, device=device)
 
 
-def pretrain(name: str, plan: dict, train: tuple[torch.Tensor, torch.Tensor], val: tuple[torch.Tensor, torch.Tensor],
-             out: Path) -> None:
-    """Train one backbone and write its checkpoints and, last, its JSON."""
+def pretrain(name: str, plan: dict, root: Path, out: Path, device: torch.device) -> None:
+    """Train one backbone and write its checkpoints and, last, its JSON.
+
+    One thread: on busy cores two threads wait for each other at every layer (ten times slower: measured), and the
+    weights do not depend on the number of cores.
+    """
+    torch.set_num_threads(1)
     start = time.perf_counter()
     torch.manual_seed(seed_of(plan["seed"], name))
-    images_NCHW, labels_N = train
+    (images_NCHW, labels_N), val = (load(folder_pictures(root / split, "shapes", split), device)
+                                    for split in ("train", "val"))
     net = getattr(small_backbones, name)().to(images_NCHW.device, memory_format=torch.channels_last)
     epochs, steps = plan["epochs"], -(-len(labels_N) // BATCH)
     optimizer = torch.optim.Adam(net.parameters())
@@ -116,7 +129,7 @@ def pretrain(name: str, plan: dict, train: tuple[torch.Tensor, torch.Tensor], va
             save(net, out / file)
             top1[file] = accuracy(net, *val)
             print(f"{name}: epoch {epoch:2d} of {epochs}, val top-1 {100 * top1[file]:.1f} %, "
-                  f"{time.perf_counter() - start:.1f} s")
+                  f"{time.perf_counter() - start:.1f} s", flush=True)
     save(net, out / f"{name}.pth")
     write_json(out / f"{name}.json", {**plan, "val_top1": top1[file], "checkpoints": top1,
                                       "seconds": round(time.perf_counter() - start, 1)})
