@@ -1,4 +1,4 @@
-"""Pre-train the three small backbones on `shapes`, in under a minute on two CPU cores.
+"""Pre-train the three small backbones on `shapes`, in about a minute on two CPU cores.
 
     python demo/pretrain_backbones.py           # after demo/paint_shapes.py; 85 s of one core in all, two at a time
 
