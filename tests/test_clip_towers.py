@@ -1,0 +1,197 @@
+"""CLIP towers: the activation OpenAI's weights need, names and tags, files of one's own, and what is refused."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+open_clip = pytest.importorskip("open_clip")
+
+from extractor import clip_sources  # noqa: E402
+from extractor.clip_sources import resolve  # noqa: E402
+from extractor.clip_towers import PICTURES, load_clip  # noqa: E402
+from iis.layers import represent  # noqa: E402
+from iis.preprocessing import normalise  # noqa: E402
+from iis.runtime import UserError  # noqa: E402
+
+CONFIG = {"embed_dim": 16, "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16,
+                                          "head_width": 16},
+          "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}}
+
+
+def make(folder, stem="tiny-tower", **config):
+    """A config and random weights beside it; the file of the weights."""
+    (folder / f"{stem}.json").write_text(json.dumps({**CONFIG, **config}))
+    open_clip.add_model_config(folder / f"{stem}.json")
+    torch.manual_seed(0)
+    torch.save(open_clip.create_model(stem, load_weights=False).state_dict(), folder / f"{stem}.pt")
+    return folder / f"{stem}.pt"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("clip"))
+
+
+def pictures():
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (50, 40, 3), dtype=np.uint8)) for _ in range(3)]
+
+
+def quick_gelus(clip):
+    return sum(type(module).__name__ == "QuickGELU" for module in clip.module.modules())
+
+
+def test_both_towers_are_open_clips_own(tiny):
+    clip = load_clip(str(tiny.with_suffix(".json")))
+    net, _, transform = open_clip.create_model_and_transforms("tiny-tower", pretrained=str(tiny))
+    net.eval()
+    with torch.no_grad():
+        images = net.encode_image(torch.stack([transform(picture) for picture in pictures()]), normalize=True)
+        words = net.encode_text(open_clip.get_tokenizer("tiny-tower")(["red tail", "a"]), normalize=True)
+    torch.testing.assert_close(clip.encode_pictures(pictures()), images)
+    torch.testing.assert_close(clip.encode_words(["red tail", "a"]), words)
+    torch.testing.assert_close(clip.encode_words(["red tail", "a"], batch=1), words)
+    assert (clip.label, clip.width, clip.weights, clip.architecture) == ("tiny-tower", 16, "tiny-tower.pt",
+                                                                         "tiny-tower")
+    assert clip.preprocessing["crop"] == 32 and clip.preprocessing["interpolation"] == "bicubic"
+
+
+def test_the_image_tower_is_caught_as_a_backbone_is(tiny):
+    clip = load_clip(str(tiny))
+    batch = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    found = represent(clip.module, PICTURES, normalise(batch, clip.preprocessing))
+    assert torch.equal(found, clip.encode_pictures(batch))
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(2))
+
+
+@pytest.mark.parametrize("openai", ["archive", "keys"])
+def test_openais_file_gets_quick_gelu_whatever_the_config_says(tiny, tmp_path, openai):
+    net = open_clip.create_model("tiny-tower", pretrained=str(tiny))
+    file = tmp_path / "plain.pt"
+    (tmp_path / "plain.json").write_text(json.dumps(CONFIG))
+    if openai == "keys":
+        torch.save({**net.state_dict(), **{key: torch.tensor(32) for key in clip_sources.OPENAI_KEYS}}, file)
+    else:
+        holder = torch.nn.Module()
+        for name, value in net.state_dict().items():  # TorchScript wants modules, not dotted names
+            place = holder
+            *above, last = name.split(".")
+            for part in above:
+                if not hasattr(place, part):
+                    place.add_module(part, torch.nn.Module())
+                place = getattr(place, part)
+            place.register_buffer(last, value)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.jit.script(holder).save(file)
+    clip, plain = load_clip(str(file)), load_clip(str(tiny))
+    assert quick_gelus(clip) == 2 and quick_gelus(plain) == 0
+    assert clip.architecture == "plain-quickgelu"
+    quick = open_clip.create_model("tiny-tower", pretrained=str(tiny), force_quick_gelu=True).eval()
+    with torch.no_grad():
+        expected = quick.encode_text(open_clip.get_tokenizer("tiny-tower")(["red tail"]), normalize=True)
+    torch.testing.assert_close(clip.encode_words(["red tail"]), expected)
+    assert (clip.encode_words(["red tail"]) - plain.encode_words(["red tail"])).abs().max() > 1e-4
+
+
+def built(monkeypatch, name, weights=None, state=None):
+    """The arguments that open_clip would build `name` with; nothing large is built or read."""
+    seen = {}
+
+    def create_model(architecture, **options):
+        seen.update(options, architecture=architecture)
+        raise RuntimeError("far enough")
+
+    monkeypatch.setattr(open_clip, "create_model", create_model)
+    monkeypatch.setattr(clip_sources, "read_checkpoint", lambda file: dict(state or {}))
+    monkeypatch.setattr(clip_sources, "_published", lambda plan: clip_sources.ROOT / "README.md")
+    with pytest.raises(UserError) as told:
+        load_clip(name, weights)
+    if "far enough" not in str(told.value):
+        raise told.value
+    return seen["architecture"], seen["force_quick_gelu"]
+
+
+@pytest.mark.parametrize(("name", "quick"), [
+    ("ViT-B/16", True), ("ViT-B-16", True), ("ViT-B-16:openai", True), ("ViT-B-16-quickgelu", True),
+    ("ViT-L/14@336px", True), ("RN50", True), ("ViT-B-16:dfn2b", True), ("ViT-B-16:laion2b_s34b_b88k", False),
+    ("ViT-B/32:laion2b_s34b_b79k", False), ("ViT-B-16:metaclip-400m", True)])
+def test_a_tags_weights_get_their_activation(monkeypatch, name, quick):
+    architecture, force = built(monkeypatch, name)
+    assert architecture in open_clip.list_models() and force is quick
+
+
+def test_a_local_file_gets_its_activation_or_is_asked_about(monkeypatch, tmp_path):
+    file = tmp_path / "weights.pt"
+    file.write_bytes(b"")
+    exact = {"visual.conv1.weight": torch.randn(4, 3, 16, 16)}
+    half = {"visual.conv1.weight": torch.randn(4, 3, 16, 16).half().float()}
+    assert built(monkeypatch, "ViT-B/16", str(file), exact) == ("ViT-B-16", True)
+    assert built(monkeypatch, "ViT-B-16", str(file), exact) == ("ViT-B-16", False)
+    assert built(monkeypatch, "ViT-B-16-quickgelu", str(file), half) == ("ViT-B-16-quickgelu", True)
+    assert built(monkeypatch, "ViT-B-16:laion2b_s34b_b88k", str(file), half) == ("ViT-B-16", False)
+    keys = {**exact, **{key: torch.tensor(1) for key in clip_sources.OPENAI_KEYS}}
+    assert built(monkeypatch, "ViT-B-16:laion2b_s34b_b88k", str(file), keys) == ("ViT-B-16", True)
+    for name in ("ViT-B-16", "ViT-B-32"):
+        with pytest.raises(UserError, match="may be OpenAI's"):
+            built(monkeypatch, name, str(file), half)
+
+
+def test_half_precision_is_loaded_as_float32_with_a_line(tiny, tmp_path, capsys):
+    file = tmp_path / "half.pt"
+    torch.save({name: value.half() for name, value in torch.load(tiny, weights_only=True).items()}, file)
+    (tmp_path / "half.json").write_text(json.dumps(CONFIG))
+    clip = load_clip(str(file))
+    assert "half precision; it is loaded as float32" in capsys.readouterr().err
+    assert clip.encode_words(["red"]).dtype == torch.float32
+    assert {value.dtype for value in clip.module.parameters()} == {torch.float32}
+
+
+def test_a_config_beside_the_weights_is_their_architecture(tiny):
+    clip = load_clip("ViT-B/16", str(tiny), label="ViT-B16")
+    assert (clip.architecture, clip.label, clip.width) == ("tiny-tower", "ViT-B16", 16)
+    assert clip.weights_hash == load_clip(str(tiny)).weights_hash
+    assert load_clip("ViT-B/16", str(tiny)).label == "ViT-B16__tiny-tower"
+
+
+@pytest.mark.parametrize(("name", "weights", "message"), [
+    ("ViT-B/17", None, "no CLIP ViT-B/17; did you mean ViT-B/1"), ("ViT-B-61", None, "did you mean .*ViT-B-16"),
+    ("ViT-B-32:laion2b", None, "has no weights laion2b; did you mean laion2b"),
+    ("ViT-B-32", "opena", "did you mean openai"), ("ViT-H-14", None, "whose weights for ViT-H-14"),
+    ("ViT-B/16", "absent.pt", "no file absent.pt"), ("absent.json", None, "no file absent.json")])
+def test_what_is_unknown_is_told(name, weights, message):
+    with pytest.raises(UserError, match=message):
+        resolve(name, weights)
+
+
+def test_files_that_do_not_belong_together_are_told(tiny, tmp_path):
+    (tmp_path / "lone.pt").write_bytes(tiny.read_bytes())
+    with pytest.raises(UserError, match="does not say its architecture"):
+        load_clip(str(tmp_path / "lone.pt"))
+    (tmp_path / "empty.json").write_text(json.dumps(CONFIG))
+    with pytest.raises(UserError, match="no weights beside"):
+        load_clip(str(tmp_path / "empty.json"))
+    (tmp_path / "lone.json").write_text("{}")
+    with pytest.raises(UserError, match="no model config of open_clip"):
+        load_clip(str(tmp_path / "lone.pt"))
+    (tmp_path / "lone.json").write_text(json.dumps({**CONFIG, "embed_dim": 8}))
+    with pytest.raises(UserError, match="does not fit the model"):
+        load_clip(str(tmp_path / "lone.pt"))
+    (tmp_path / "lone.pt").write_bytes(tiny.read_bytes()[:1000])
+    with pytest.raises(UserError, match="truncated"):
+        load_clip(str(tmp_path / "lone.pt"))
+
+
+def test_without_network_one_sentence_at_once(monkeypatch, tmp_path):
+    monkeypatch.setattr(clip_sources, "_reachable", lambda server: False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match="vit_base_patch16_clip_224.openai from a machine .* --clip_weights"):
+        load_clip("ViT-B/16")
+    cached = tmp_path / ".cache" / "clip" / "ViT-B-16.pt"
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"found")
+    assert clip_sources._published(resolve("ViT-B/16")) == cached
