@@ -127,13 +127,15 @@ def test_stops_at_the_first_fall_and_keeps_the_best():
     assert float(found.val_similarity_M.mean()) == pytest.approx(values[-2])
 
 
-def test_rows_stand_for_a_holdout():
+@pytest.mark.parametrize("batch_size", [50_000, 128])
+def test_rows_stand_for_a_holdout(batch_size):
     _, features, similarity = toy()
     rows = torch.randperm(400, generator=torch.Generator().manual_seed(0))
+    settings = {"steps": 60, "batch_size": batch_size}
     train, val = rows[100:], rows[:100]
-    ours = learn_projection(features, similarity, features, similarity, steps=60, train_rows=train, val_rows=val)
+    ours = learn_projection(features, similarity, features, similarity, train_rows=train, val_rows=val, **settings)
     sliced = learn_projection(features[train], Similarity(similarity.images_Nd[train], similarity.texts_Md),
-                              features[val], Similarity(similarity.images_Nd[val], similarity.texts_Md), steps=60)
+                              features[val], Similarity(similarity.images_Nd[val], similarity.texts_Md), **settings)
     torch.testing.assert_close(ours.W_MD, sliced.W_MD)
 
 
