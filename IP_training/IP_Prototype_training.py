@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from iis.config import DoorParser
 from iis.runtime import run_door
-from IP_training.flags import training_parser
+from IP_training.flags import settle, training_parser
 
 
 def parser() -> DoorParser:
@@ -30,13 +30,16 @@ def parser() -> DoorParser:
 
 def main(args: argparse.Namespace) -> None:
     """Build the bank of each seed and train the grid."""
-    from IP_training.concept_banks import prototype_bank
-    from IP_training.flags import settle
+    from IP_training.concept_banks import check_enough, prototype_bank
+    from IP_training.inputs import concepts_wanted, load_inputs
+    from IP_training.stacks import fixed
     from IP_training.training_run import run
 
     settle(args)
-    run(args, "Prototype", lambda inputs, count, seed: prototype_bank(inputs.elements, count, seed, args.prototypes),
-        {"prototypes": args.prototypes})
+    inputs, num_concepts = load_inputs(args), concepts_wanted(args)
+    check_enough(inputs.elements, num_concepts)
+    plan = fixed(lambda inputs, count, seed: prototype_bank(inputs.elements, count, seed.number, args.prototypes))
+    run(args, "Prototype", inputs, plan, num_concepts, {"prototypes": args.prototypes})
 
 
 if __name__ == "__main__":

@@ -19,12 +19,20 @@ from iis.runtime import UserError, numpy_rng
 class Bank:
     """vectors_MD: (M, D) float32, rows of length 1 (or 0: an empty concept, which the ledger counts).
 
-    evidence[m]: what concept m looks like: picture paths, or words.
+    evidence[m]: what concept m looks like: picture paths, or words. blocks: how the activations are normalised,
+    (kind, number of columns) from left to right, see `normalise.py`; LayerNorm over all M unless said.
     """
 
     kind: str
     vectors_MD: torch.Tensor
     evidence: list[list[str]]
+    blocks: tuple[tuple[str, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        self.blocks = self.blocks or (("layer", len(self.vectors_MD)),)
+
+    def __len__(self) -> int:
+        return len(self.vectors_MD)
 
     @property
     def empty(self) -> int:

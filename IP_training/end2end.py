@@ -22,7 +22,7 @@ from torch import nn
 from iis.embedding_file import Embeddings
 from iis.runtime import seed_of, torch_rng
 from IP_training.concept_banks import Bank
-from IP_training.predictor import EPSILON
+from IP_training.normalise import EPSILON
 from IP_training.sparsify import sparsify
 
 TEMPERATURE = 0.1  # what the normalised q is divided by (release); τ of the softmax is 1
@@ -73,18 +73,21 @@ class SlotSums(torch.autograd.Function):
         return pull_GEM.sub_(mean_GE[..., None]).mul_(soft_GEM), None, None
 
 
-def slot_sums(slots_GE: torch.Tensor, elements_ED: torch.Tensor, num_concepts: int) -> torch.Tensor:
+def slot_sums(slots_GE: torch.Tensor, elements_ED: torch.Tensor, num_concepts: int,
+              by_product: bool | None = None) -> torch.Tensor:
     """Sum of the elements in each slot, (G, M, D); slots_GE names every element's slot.
 
-    Additions on the CPU; on CUDA a product with the one-hot matrix, because additions there come in an order that
-    changes from run to run.
+    by_product: by a product with the one-hot matrix and not by additions; by default on CUDA, where additions come in
+    an order that changes from run to run.
     """
     sums_GMD = elements_ED.new_zeros(len(slots_GE), num_concepts, elements_ED.shape[1])
+    if by_product is None:
+        by_product = elements_ED.device.type != "cpu"
     for sums_MD, slots_E in zip(sums_GMD, slots_GE, strict=True):  # a cell at a time: no G x E x D copy of the elements
-        if elements_ED.device.type == "cpu":
-            sums_MD.index_add_(0, slots_E, elements_ED)
-        else:
+        if by_product:
             torch.mm(one_hot(slots_E, num_concepts, elements_ED).T, elements_ED, out=sums_MD)
+        else:
+            sums_MD.index_add_(0, slots_E, elements_ED)
     return sums_GMD
 
 
@@ -169,8 +172,8 @@ class End2EndHeads(nn.Module):
         """What predicting and explaining with cell g needs, in place of q: its head, bank (M, D) and slots (E,)."""
         slots_GE = self.assignment(slice(g, g + 1))
         bank_MD = unit_slots(slot_sums(slots_GE, self.elements_ED, self.num_concepts))[0]
-        head = {name: getattr(self, name)[g].detach().clone() for name in
-                ("weight_GCM", "bias_GC", "scale_GM", "shift_GM")}
+        head = {name: getattr(self, parameter)[g].detach().clone() for name, parameter in
+                (("weight", "weight_GCM"), ("bias", "bias_GC"), ("scale", "scale_GM"), ("shift", "shift_GM"))}
         return {**head, "bank": bank_MD, "slots": slots_GE[0]}
 
     def train(self, mode: bool = True) -> End2EndHeads:

@@ -35,7 +35,7 @@ class Recipe:
 
 @dataclass
 class Stack:
-    """`cells[g]` is head g of `heads`, a module (B, W) → logits (G, B, C); all share one learning rate.
+    """`cells[g]` is head g of `heads`, a module (B, W) → logits (G, B, C) with `state_of(g)`; one learning rate.
 
     train (N, W) and val (V, W) are its inputs, resident where the heads are; stacks may share them.
     """
@@ -145,7 +145,7 @@ def _note_epoch(module: nn.Module, heads: list[Trained], epoch: int, loss: np.nd
         if head.best_epoch < 0 or select_top1[g] > head.select_top1[head.best_epoch]:
             head.best_epoch = epoch
             head.hits = hits[g].cpu().numpy()
-            head.state = {name: value[g].detach().clone() for name, value in module.named_parameters()}
+            head.state = module.state_of(g)
 
 
 def _save(file: Path, epoch: int, stacks: Sequence[Stack], optimizers: Sequence[Any], schedules: Sequence[Any],

@@ -108,9 +108,11 @@ def _representations(args: argparse.Namespace, split: str) -> Path:
                     f"DATASET={args.dataset}, or name the file with --{split}_pt")
 
 
-def default_num_concepts(dataset: str) -> int:
-    """M of the data set's YAML, or 200 where it has none (paper, section 4.1)."""
+def concepts_wanted(args: argparse.Namespace) -> int:
+    """M: --num_concepts, else that of the data set's YAML, else 200 (paper, section 4.1)."""
+    if args.num_concepts is not None:
+        return args.num_concepts
     try:
-        return load_dataset(dataset).num_concepts
+        return load_dataset(args.dataset).num_concepts
     except UserError:
         return 200

@@ -13,22 +13,21 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from IP_training.normalise import Normaliser, fit_normaliser
 from IP_training.sparsify import sparsify
 
-EPSILON = 1e-5  # LayerNorm's
 
-
-def interpret(features_ND: torch.Tensor, bank_MD: torch.Tensor, rows: int = 65536) -> torch.Tensor:
-    """h · bankᵀ normalised over the M concepts of each sample, without scale and shift: (N, M) float32.
-
-    Reads `features_ND` `rows` rows at a time (it may be memory-mapped) and works on the bank's device.
+def interpret(features_ND: torch.Tensor, bank_MD: torch.Tensor, normaliser: Normaliser | None = None,
+              rows: int = 65536) -> torch.Tensor:
+    """h · bankᵀ normalised (LayerNorm over all M unless said), without scale and shift: (N, M) float32 on the
+    bank's device. Reads `features_ND` `rows` rows at a time (it may be memory-mapped).
     """
-    count, num_concepts = len(features_ND), len(bank_MD)
-    activations = torch.empty(count, num_concepts, device=bank_MD.device)
-    for start in range(0, count, rows):
+    normaliser = normaliser or fit_normaliser([("layer", len(bank_MD))], features_ND, bank_MD)
+    activations_NM = torch.empty(len(features_ND), len(bank_MD), device=bank_MD.device)
+    for start in range(0, len(features_ND), rows):
         h = features_ND[start:start + rows].to(bank_MD.device, torch.float32)
-        activations[start:start + rows] = nn.functional.layer_norm(h @ bank_MD.T, (num_concepts,), eps=EPSILON)
-    return activations
+        activations_NM[start:start + rows] = normaliser(h @ bank_MD.T)
+    return activations_NM
 
 
 class DenseHeads(nn.Module):
@@ -44,15 +43,20 @@ class DenseHeads(nn.Module):
         x_GBD = h_BD.to(self.weight_GCD.dtype).expand(len(self.weight_GCD), -1, -1)
         return torch.baddbmm(self.bias_GC[:, None], x_GBD, self.weight_GCD.mT)  # (G, B, C)
 
+    def state_of(self, g: int) -> dict[str, torch.Tensor]:
+        """What predicting with head g needs."""
+        return {"weight": self.weight_GCD[g].detach().clone(), "bias": self.bias_GC[g].detach().clone()}
+
 
 class InterpretationHeads(nn.Module):
     """G predictors, one per sparsity ratio, on normalised activations (B, M) → logits (G, B, C).
 
-    All start from one initial head, so that cells of a seed differ only in what the grid varies.
+    All start from one initial head, so that cells of a seed differ only in what the grid varies. learned_M: which
+    columns have a learned scale and shift (all, unless the normaliser of a block learns nothing).
     """
 
     def __init__(self, ratios: Sequence[float], num_concepts: int, num_classes: int, generator: torch.Generator,
-                 rule: str = "mask") -> None:
+                 rule: str = "mask", learned_M: torch.Tensor | None = None) -> None:
         super().__init__()
         self.ratios, self.rule = tuple(ratios), rule
         count = len(self.ratios)
@@ -61,6 +65,9 @@ class InterpretationHeads(nn.Module):
         self.bias_GC = nn.Parameter(torch.zeros(count, num_classes))
         self.scale_GM = nn.Parameter(torch.ones(count, num_concepts))  # LayerNorm's affine
         self.shift_GM = nn.Parameter(torch.zeros(count, num_concepts))
+        if learned_M is not None and not learned_M.all():
+            for parameter in (self.scale_GM, self.shift_GM):  # a gradient of 0 leaves Adam's entry where it is
+                parameter.register_hook(lambda gradient: gradient * learned_M.to(gradient.device))
 
     def interpretations(self, z_BM: torch.Tensor) -> torch.Tensor:
         """The sparsified interpretations (G, B, M) of normalised activations (B, M)."""
@@ -69,3 +76,8 @@ class InterpretationHeads(nn.Module):
 
     def forward(self, z_BM: torch.Tensor) -> torch.Tensor:
         return torch.baddbmm(self.bias_GC[:, None], self.interpretations(z_BM), self.weight_GCM.mT)  # (G, B, C)
+
+    def state_of(self, g: int) -> dict[str, torch.Tensor]:
+        """What predicting with head g needs, beside the bank and its normaliser."""
+        return {"weight": self.weight_GCM[g].detach().clone(), "bias": self.bias_GC[g].detach().clone(),
+                "scale": self.scale_GM[g].detach().clone(), "shift": self.shift_GM[g].detach().clone()}

@@ -19,7 +19,6 @@ from IP_training.end2end import (
     chunk_cells,
     empty_slots,
     learned_bank,
-    one_hot,
     slot_sums,
     unit_slots,
 )
@@ -122,12 +121,15 @@ def test_noise_is_gumbel_and_depends_on_seed_and_step_alone():
     assert float(first.std()) == pytest.approx(math.pi / 6 ** 0.5, abs=0.06)
 
 
-def test_slot_sums_equal_the_product():
+@pytest.mark.parametrize("by_product", [None, True])  # on the CPU, and as on CUDA
+def test_slot_sums_by_a_plain_loop(by_product):
     slots = torch.tensor([[0, 2, 2, 0, 0], [1, 1, 1, 1, 1]])
     elements = toy()[1]
-    sums = slot_sums(slots, elements, 3)
+    sums = slot_sums(slots, elements, 3, by_product)
     for g in range(2):
-        torch.testing.assert_close(sums[g], one_hot(slots[g], 3, elements).T @ elements)
+        for slot in range(3):
+            expected = sum((elements[e] for e in range(5) if slots[g, e] == slot), torch.zeros(4).double())
+            torch.testing.assert_close(sums[g, slot], expected)
     assert not sums[0, 1].any() and empty_slots(slots, 3) == [1, 2]
     assert assigned(slots[0], 3) == [[0, 3, 4], [], [1, 2]]
 
@@ -193,8 +195,8 @@ def test_what_is_kept_of_a_cell_predicts_the_same():
     from IP_training.predictor import interpret
     from IP_training.sparsify import sparsify
 
-    a = interpret(VAL.features_ND, state["bank"]) * state["scale_GM"] + state["shift_GM"]
-    logits = sparsify(a[None], [0.5])[0] @ state["weight_GCM"].T + state["bias_GC"]
+    a = interpret(VAL.features_ND, state["bank"]) * state["scale"] + state["shift"]
+    logits = sparsify(a[None], [0.5])[0] @ state["weight"].T + state["bias"]
     heads.eval()
     torch.testing.assert_close(logits, heads(VAL.features_ND)[1].detach(), rtol=1e-4, atol=1e-4)
     bank = learned_bank(ELEMENTS, range(40), state)

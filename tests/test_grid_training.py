@@ -71,7 +71,7 @@ def test_the_stack_equals_a_plain_loop():
     assert ours.top1 == pytest.approx(accuracies, abs=0.006)  # one of 200 pictures
     best = accuracies.index(max(accuracies))
     if best == RECIPE.epochs - 1:
-        torch.testing.assert_close(ours.state["weight_GCM"], linear.weight.data, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours.state["weight"], linear.weight.data, rtol=1e-4, atol=1e-5)
 
 
 def test_scaling_the_representation_changes_no_accuracy():
@@ -89,8 +89,8 @@ def test_permuting_the_bank_and_the_first_head_changes_nothing():
     for one, other in zip(plain, permuted, strict=True):
         assert one.top1 == pytest.approx(other.top1, abs=0.006)
         if one.best_epoch == other.best_epoch:
-            ours = one.state["weight_GCM"][:, order]
-            torch.testing.assert_close(ours, other.state["weight_GCM"], rtol=1e-3, atol=1e-4)
+            ours = one.state["weight"][:, order]
+            torch.testing.assert_close(ours, other.state["weight"], rtol=1e-3, atol=1e-4)
 
 
 def test_a_restored_run_ends_as_an_undisturbed_one(tmp_path, monkeypatch):
