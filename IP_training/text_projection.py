@@ -213,4 +213,6 @@ def text_bank(words: Sequence[str], train_features_ND: torch.Tensor, train_simil
     dropped = [Dropped(words[m], "clip_cutoff", float(top5_M[m])) for m in unseen]
     dropped += [Dropped(names[m], "num_concepts" if similarity > interpretability_cutoff else "interpretability_cutoff",
                         similarity) for m, similarity in enumerate(similarity_M.tolist()) if m not in stays]
-    return Bank("Text", unit_rows(projection.W_MD[kept]), [[names[m]] for m in kept.tolist()]), dropped, projection
+    bank = Bank("Text", unit_rows(projection.W_MD[kept]), [[names[m]] for m in kept.tolist()],
+                (("standard", len(kept)),))
+    return bank, dropped, projection

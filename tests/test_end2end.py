@@ -225,3 +225,27 @@ def test_a_step_never_waits_for_the_device():
 def test_chunks():
     # 20,000 x 200 floats of 4 bytes, 8 arrays: 128 MB a cell.
     assert chunk_cells(20_000, 200, 1_280_000_000) == 10 and chunk_cells(20_000, 200, 1) == 1
+
+
+def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path, monkeypatch):
+    """Through the resume file: q, its moments and the next noise."""
+    import IP_training.grid_training as module
+
+    undisturbed, file = train([stack_of()]), tmp_path / "resume.pt"
+    monkeypatch.setattr(module, "SAVE_EVERY_S", -1.0)
+    real, calls = module._train_epoch, []
+
+    def killed_in_the_third_epoch(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(module, "_train_epoch", killed_in_the_third_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        train([stack_of()], resume_file=file)
+    again = train([stack_of()], resume_file=file)
+    assert len(calls) == 4
+    for one, other in zip(undisturbed, again, strict=True):
+        assert (one.top1, one.loss, one.best_epoch) == (other.top1, other.loss, other.best_epoch)
+        assert all(torch.equal(one.state[name], other.state[name]) for name in one.state)

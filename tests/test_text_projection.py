@@ -150,6 +150,6 @@ def test_the_bank_says_which_word_went_and_why():
     reasons = {item.word: item.setting for item in dropped}
     assert reasons["alien"] == "clip_cutoff" and reasons["noise"] == "interpretability_cutoff"
     assert list(reasons.values()).count("num_concepts") == 1 and len(dropped) == 3
-    assert bank.vectors_MD.shape == (3, 10)
+    assert bank.vectors_MD.shape == (3, 10) and bank.blocks == (("standard", 3),)
     assert {word for [word] in bank.evidence} | set(reasons) == set(words)
     torch.testing.assert_close(bank.vectors_MD.norm(dim=1), torch.ones(3))
