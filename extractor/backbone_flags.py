@@ -7,7 +7,8 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from iis.config import DoorParser, numbers
+from iis.config import DoorParser, numbers, path
+from iis.names import EMBEDDINGS
 from iis.runtime import UserError, choose_device
 
 if TYPE_CHECKING:  # --help should not wait for PyTorch
@@ -51,6 +52,15 @@ def backbone_parser(description: str) -> DoorParser:
                         "say")
     parser.add_argument("--dataset", help="a data set: a YAML of dataset_configs/, or a folder of datasets/")
     return parser
+
+
+def output_flags(parser: DoorParser) -> None:
+    """Add the flags that say at which layer a data set's own pictures are taken, and where embeddings go."""
+    parser.add_argument("--feature_layer", default="layer4", help="layer of the data set's own pictures, as it stands "
+                        "in their file's name")
+    parser.add_argument("--model_name", help="folder below --save_root; left out, the model's name, with its weights "
+                        "where they are not the usual ones")
+    parser.add_argument("--save_root", type=path, default=EMBEDDINGS, help="where the embeddings go")
 
 
 def backbone_of(args: argparse.Namespace) -> tuple[Backbone, torch.device]:

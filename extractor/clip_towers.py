@@ -107,7 +107,8 @@ def load_clip(clip_name: str = "ViT-B/16", weights: str | None = None, device: t
     side = torch.zeros(1, 3, *[prepared["crop"]] * 2)
     with torch.inference_mode():
         width = net.encode_image(side).shape[1]
-    return Clip(architecture, plan.tag or plan.file.name, weights_hash(net), label or clip_label(clip_name, weights),
+    called = "openai" if plan.openai else plan.tag or plan.file.name
+    return Clip(architecture, called, weights_hash(net), label or clip_label(clip_name, weights),
                 prepared, ImageTower(net).to(device), tokenizer, width, torch.device(device))
 
 

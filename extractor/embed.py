@@ -11,6 +11,9 @@ import hashlib
 import os
 import shutil
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -53,58 +56,98 @@ def is_done(pictures: PictureSet, file: Path, provenance: dict[str, Any]) -> boo
     return True
 
 
+@dataclass
+class Target:
+    """One file to make of the pictures: `model` (anything with `module` and `preprocessing`) taken at `node`."""
+
+    model: Any
+    node: Node
+    file: Path
+    provenance: dict[str, Any]
+    precision: str = "fp32"
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def partial(self) -> Path:
+        """The folder of a file that is not whole yet."""
+        return self.file.with_name(f"{self.file.name}.partial")
+
+
 def embed(pictures: PictureSet, backbone: Backbone, node: Node, file: Path, provenance: dict[str, Any],
           batch_size: int, workers: int, device: torch.device, precision: str = "fp32",
           record: dict[str, Any] | None = None) -> Path:
-    """Embed N pictures into `file` (features N x D, float32) and print one line; a finished file is kept.
+    """Embed N pictures into one `file`; see `embed_together`."""
+    embed_together(pictures, [Target(backbone, node, file, provenance, precision, record or {})], batch_size, workers,
+                   device)
+    return file
 
-    provenance: the fields of `embedding_file.PROVENANCE`. Unreadable pictures are left out, counted and listed in
-    record["unreadable"]. Memory does not grow with N. Raises `UserError` for features that are not finite (naming
-    the picture) or all the same, for other settings in the partial folder, and when nothing was readable.
+
+def embed_together(pictures: PictureSet, targets: Sequence[Target], batch_size: int, workers: int,
+                   device: torch.device) -> None:
+    """Embed N pictures into each target's file (features N x D, float32), decoding every picture once.
+
+    Prints one line a file; a finished file is kept. Provenance holds the fields of `embedding_file.PROVENANCE`.
+    Unreadable pictures are left out, counted and listed in record["unreadable"]. Memory does not grow with N. Raises
+    `UserError` for features that are not finite (naming the picture) or all the same, for other settings in the
+    partial folder, and when nothing was readable.
     """
     started, (rank, world) = time.time(), ranks()
-    partial = file.with_name(f"{file.name}.partial")
-    if is_done(pictures, file, provenance):
-        if rank == 0:
-            shutil.rmtree(partial, ignore_errors=True)  # killed just after the file was written
-            print(f"{file}: done already")
-        return file
-    width = _width(backbone, node, device)
-    claim_folder(partial, {**provenance, "pictures": len(pictures), "pictures_hash": _pictures_hash(pictures),
-                           "width": width, "batch_size": batch_size}, "unfinished embeddings")
+    left = [target for target in targets if not _kept(pictures, target, rank)]
+    if not left:
+        return
+    widths = [_width(target.model, target.node, device) for target in left]
+    for target, width in zip(left, widths, strict=True):
+        claim_folder(target.partial, {**target.provenance, "pictures": len(pictures),
+                                      "pictures_hash": _pictures_hash(pictures), "width": width,
+                                      "batch_size": batch_size}, "unfinished embeddings")
     rows = [range(start, min(start + batch_size, len(pictures))) for start in range(0, len(pictures), batch_size)]
     chunks = [rows[start:start + CHUNK] for start in range(0, len(rows), CHUNK)]
-    mine = [chunk for chunk in range(rank, len(chunks), world) if not _log(partial, chunk).exists()]
-    todo = [batch for chunk in mine for batch in chunks[chunk]]
-    stream = iter(tqdm(batches(pictures, backbone.preprocessing, todo, workers, device), total=len(todo),
-                       desc=file.name, unit="batch", disable=None))
-    fresh = 0
-    with open(os.open(partial / "features.f32", os.O_RDWR | os.O_CREAT, 0o644), "rb+") as features:
-        for chunk in mine:
+    waiting = {chunk: [place for place, target in enumerate(left) if not _log(target.partial, chunk).exists()]
+               for chunk in range(rank, len(chunks), world)}
+    waiting = {chunk: places for chunk, places in waiting.items() if places}
+    todo = [batch for chunk in waiting for batch in chunks[chunk]]
+    first, *others = (target.model.preprocessing for target in left)
+    stream = iter(tqdm(batches(pictures, first, todo, workers, device, others), total=len(todo),
+                       desc=" + ".join(target.file.name for target in left), unit="batch", disable=None))
+    fresh = [0] * len(left)
+    with ExitStack() as opened:
+        features = [opened.enter_context(open(os.open(target.partial / "features.f32", os.O_RDWR | os.O_CREAT, 0o644),
+                                              "rb+")) for target in left]
+        for chunk, places in waiting.items():
             unreadable: dict[int, str] = {}
             for _ in chunks[chunk]:
                 batch = next(stream)
                 unreadable |= batch.unreadable
-                fresh += len(batch.rows)
-                if batch.rows:
-                    _place(features, batch, _features(backbone, node, batch, device, precision), pictures)
-            features.flush()
-            os.fsync(features.fileno())
-            write_json(_log(partial, chunk), {"unreadable": unreadable})
-    if rank == 0:
-        _wait(partial, len(chunks))
-        record = {**(record or {}), "seconds": round(time.time() - started, 1), "root": str(pictures.root),
+                for place in places if batch.rows else ():
+                    fresh[place] += len(batch.rows)
+                    _place(features[place], batch, _features(left[place], place, batch, device), pictures)
+            for place in places:
+                features[place].flush()
+                os.fsync(features[place].fileno())
+                write_json(_log(left[place].partial, chunk), {"unreadable": unreadable})
+    for target, width, count in zip(left, widths, fresh, strict=True) if rank == 0 else ():
+        _wait(target.partial, len(chunks))
+        seconds = max(time.time() - started, 1e-9)
+        record = {**target.record, "seconds": round(seconds, 1), "root": str(pictures.root),
                   "device": str(device), "made": datetime.now(UTC).isoformat(timespec="seconds"),
                   "torch": str(torch.__version__), "torchvision": str(torchvision.__version__)}
-        count = _finish(pictures, partial, width, len(chunks), file, provenance, record)
-        seconds = max(time.time() - started, 1e-9)
-        print(f"{file}: {count:,} x {width}, {seconds:.1f} s, {fresh / seconds:,.0f} pictures/s, {device}")
-    return file
+        kept = _finish(pictures, target.partial, width, len(chunks), target.file, target.provenance, record)
+        print(f"{target.file}: {kept:,} x {width}, {seconds:.1f} s, {count / seconds:,.0f} pictures/s, {device}")
 
 
-def _features(backbone: Backbone, node: Node, batch: Batch, device: torch.device, precision: str) -> np.ndarray:
-    with torch.inference_mode(), precise(device, precision):
-        found = represent(backbone.module, node, normalise(batch.pictures, backbone.preprocessing))
+def _kept(pictures: PictureSet, target: Target, rank: int) -> bool:
+    """Whether the file is there already, and then said."""
+    done = is_done(pictures, target.file, target.provenance)
+    if done and rank == 0:
+        shutil.rmtree(target.partial, ignore_errors=True)  # killed just after the file was written
+        print(f"{target.file}: done already")
+    return done
+
+
+def _features(target: Target, place: int, batch: Batch, device: torch.device) -> np.ndarray:
+    pixels = [batch.pictures, *batch.others][place]
+    with torch.inference_mode(), precise(device, target.precision):
+        found = represent(target.model.module, target.node, normalise(pixels, target.model.preprocessing))
     return found.float().cpu().numpy()  # (B, D)
 
 
@@ -155,10 +198,10 @@ def _finish(pictures: PictureSet, partial: Path, width: int, chunks: int, file: 
     return len(kept)
 
 
-def _width(backbone: Backbone, node: Node, device: torch.device) -> int:
-    side = backbone.preprocessing["crop"]
+def _width(model: Any, node: Node, device: torch.device) -> int:
+    side = model.preprocessing["crop"]
     with torch.inference_mode():
-        return represent(backbone.module, node, torch.zeros(1, 3, side, side, device=device)).shape[1]
+        return represent(model.module, node, torch.zeros(1, 3, side, side, device=device)).shape[1]
 
 
 def _wait(partial: Path, chunks: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from extractor.embed import embed, is_done
+from extractor.embed import Target, embed, is_done
 from iis.backbones import Backbone
 from iis.datasets import PictureSet
 from iis.layers import HEAD_INPUT, Node, resolve
@@ -29,6 +29,10 @@ class Job:
     provenance: dict[str, Any]
     record: dict[str, Any]
 
+    def target(self, backbone: Backbone) -> Target:
+        """The same for `embed_together`."""
+        return Target(backbone, self.node, self.file, self.provenance, self.provenance["precision"], self.record)
+
     def run(self, backbone: Backbone, batch_size: int, workers: int, device: torch.device) -> Path:
         """Make the file, or find it done."""
         return embed(self.pictures, backbone, self.node, self.file, self.provenance, batch_size, workers, device,
@@ -43,9 +47,10 @@ def folder_name(model: str, backbone: Backbone, precision: str = "fp32", chosen:
 
 
 def plan(pictures: PictureSet, backbone: Backbone, layer: str, folder: str, root: Path, precision: str = "fp32",
-         elements: dict[str, Any] | None = None) -> Job:
+         elements: dict[str, Any] | None = None, place: Path | None = None) -> Job:
     """The job for these pictures: a data set's own, or, with stage 1's settings as `elements`, visual elements.
 
+    place: a folder for the file, instead of `folder` below `root`.
     Raises `UserError` for an unknown layer, a folder that cannot be written to, and a file made otherwise.
     """
     node = resolve(backbone.module, backbone.head, layer, backbone.preprocessing["crop"])
@@ -59,6 +64,8 @@ def plan(pictures: PictureSet, backbone: Backbone, layer: str, folder: str, root
     provenance = {"model": backbone.model, "weights": backbone.weights, "weights_hash": backbone.weights_hash,
                   "node": node.name, "preprocessing": backbone.preprocessing, "precision": precision,
                   "dataset": pictures.dataset, "split": pictures.split, "elements": elements}
+    if place is not None:
+        file = place / file.name
     make_output_folder(file.parent)
     is_done(pictures, file, provenance)
     return Job(pictures, node, file, provenance, {"layer": layer})

@@ -17,7 +17,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from iis.config import DoorParser, path, write_settings
-from iis.names import EMBEDDINGS
 from iis.runtime import UserError, run_door
 
 KINDS = ("segments", "patches")
@@ -25,19 +24,15 @@ KINDS = ("segments", "patches")
 
 def parser() -> DoorParser:
     """Flags of this door: the published ones (either spelling, `--data-path` or `--data_path`), and ours."""
-    from extractor.backbone_flags import backbone_parser
+    from extractor.backbone_flags import backbone_parser, output_flags
 
     flags = backbone_parser(__doc__.splitlines()[0])
+    output_flags(flags)
     flags.add_argument("--data_path", type=path, help="stage 1's folder of elements, one folder per class")
     flags.add_argument("--target_layer_name", default="fc", help="layer of the elements: fc, head, heads.head, "
                        "classifier.2, layer4 … all mean the head's input; an earlier layer is pooled to N x D")
     flags.add_argument("--representations", type=_splits, default=(), metavar="train,val", help="embed these pictures "
                        "of --dataset too")
-    flags.add_argument("--feature_layer", default="layer4", help="layer of the data set's own pictures, as it stands "
-                       "in their file's name")
-    flags.add_argument("--model_name", help="folder below --save_root; left out, the model's name, with its weights "
-                       "where they are not the usual ones")
-    flags.add_argument("--save_root", type=path, default=EMBEDDINGS, help="where the embeddings go")
     flags.add_argument("--element_kind", choices=KINDS, help="for elements made elsewhere, without a manifest")
     flags.add_argument("--check", action="store_true", help="only compare the backbone's own head on the val pictures "
                        "of --dataset with the published top-1 of its weights")

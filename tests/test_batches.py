@@ -29,6 +29,17 @@ def test_same_batches_for_any_number_of_workers(pictures, workers):
     assert list(found[1].unreadable) == [3] and "3.png" in found[1].unreadable[3]
 
 
+def test_one_decode_serves_all_and_equal_geometry_shares_the_pixels(pictures, monkeypatch):
+    opened = []
+    whole = type(pictures).open
+    monkeypatch.setattr(type(pictures), "open", lambda self, row: opened.append(row) or whole(self, row))
+    others = [preprocessing(8, 8, mean=(0, 0, 0)), preprocessing(8, 4)]
+    (found,) = batches(pictures, preprocessing(8, 8), [range(0, 4)], 0, torch.device("cpu"), others)
+    assert opened == [0, 1, 2, 3] and found.rows == [0, 1, 2]
+    assert found.others[0] is found.pictures
+    assert found.others[1].shape == (3, 3, 4, 4) and found.others[1][:, 0, 0, 0].tolist() == [0, 10, 20]
+
+
 def test_threads_are_given_back(pictures):
     before = torch.get_num_threads()
     stream = batches(pictures, preprocessing(8, 8), [range(0, 3), range(4, 7)], 1, torch.device("cpu"))

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from extractor import embed as room
-from extractor.embed import embed, is_done
+from extractor.embed import Target, embed, embed_together, is_done
 from iis.backbones import load_backbone
 from iis.datasets import folder_pictures
 from iis.embedding_file import load_embeddings
 from iis.layers import HEAD_INPUT, Node
-from iis.preprocessing import normalise, to_uint8
+from iis.preprocessing import normalise, preprocessing, to_uint8
 from iis.runtime import ROOT, UserError
 
 CPU = torch.device("cpu")
@@ -123,6 +123,36 @@ def test_finished_chunks_are_not_computed_again(place, monkeypatch):
     calls.clear()
     run(place)
     assert sum(calls) == 70 - 32
+
+
+def test_two_files_over_one_decode_are_the_files_made_apart(place, monkeypatch):
+    alone = [load_embeddings(run(place, f"alone{crop}.pkl", preprocessing=preprocessing(12, crop)))
+             for crop in (12, 8)]
+    pictures, targets = folder_pictures(place / "in", "toy", "train"), []
+    for crop in (12, 8):
+        backbone = load_backbone(f"{place}/net.py:net", "none", crop=crop)
+        provenance = {"model": backbone.model, "weights_hash": backbone.weights_hash, "node": HEAD_INPUT}
+        targets.append(Target(backbone, Node(HEAD_INPUT, backbone.head), place / "out" / f"{crop}.pkl", provenance))
+    features, calls = room._features, []
+
+    def stopped(target, *more):
+        calls.append(target.file.name)
+        if len(calls) == 50:  # in the second chunk of 16 batches x 2 files
+            raise KeyboardInterrupt
+        return features(target, *more)
+
+    monkeypatch.setattr(room, "_features", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        embed_together(pictures, targets, 2, 0, CPU)
+    (targets[0].partial / "chunk-000000.json").unlink()  # as if only the other had come so far
+    embed_together(pictures, targets, 2, 0, CPU)
+    assert calls[50:66] == ["12.pkl"] * 16 and set(calls[66:]) == {"12.pkl", "8.pkl"}
+    for before, target in zip(alone, targets, strict=True):
+        assert load_embeddings(target.file).content_hash == before.content_hash
+    (place / "out" / "8.pkl").unlink()
+    calls.clear()
+    embed_together(pictures, targets, 2, 0, CPU)
+    assert set(calls) == {"8.pkl"}
 
 
 def test_ranks_share_the_chunks_and_rank_0_writes(place, monkeypatch):

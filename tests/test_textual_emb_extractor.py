@@ -1,0 +1,169 @@
+"""The textual door: published command and names, one decode, computed once for all backbones, what it refuses."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+open_clip = pytest.importorskip("open_clip")
+
+from extractor import visual_element_emb_extractor as visual  # noqa: E402
+from extractor.clip_files import give  # noqa: E402
+from extractor.clip_towers import load_clip  # noqa: E402
+from extractor.textual_emb_extractor import main, parser  # noqa: E402
+from iis.datasets import PictureSet, folder_pictures  # noqa: E402
+from iis.embedding_file import load_embeddings  # noqa: E402
+from iis.runtime import ROOT, UserError  # noqa: E402
+from tests.conftest import run_door  # noqa: E402
+from tests.test_clip_towers import make  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("clip"), "tiny-door")
+
+
+@pytest.fixture
+def place(tmp_path):
+    pictures_below(tmp_path / "data")
+    (tmp_path / "toy.yaml").write_text(f"name: toy\nroot: {tmp_path}/data\n")
+    (tmp_path / "words.txt").write_text("red\nblue tail\nRed\n\nround\n")
+    return tmp_path
+
+
+def pictures_below(root):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 3), ("val", 2)):
+        for name in ("n01", "n02"):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 256, (40, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{number}.png")
+
+
+def run(place, tiny, *more, **changes):
+    flags = {"dataset": place / "toy.yaml", "concept_set": place / "words.txt", "backbone": "resnet20",
+             "weights": "none", "clip_name": tiny, "save_root": place / "embs", "batch_size": 4, "workers": 0,
+             "device": "cpu", "feature_layer": "layer3", **changes}
+    words = [word for name, value in flags.items() if value is not None for word in (f"--{name}", str(value))]
+    main(parser().settings([*words, *more]))
+
+
+NAMES = ["toy_train_clip_tiny-door.pt", "toy_train_resnet20__none-seed-0_layer3.pt", "toy_val_clip_tiny-door.pt",
+         "toy_val_resnet20__none-seed-0_layer3.pt", "words_tiny-door.pt"]
+
+
+def test_all_files_and_their_numbers(place, tiny, capsys, monkeypatch):
+    opened = []
+    whole = PictureSet.open
+    monkeypatch.setattr(PictureSet, "open", lambda self, row: opened.append(row) or whole(self, row))
+    run(place, tiny)
+    said = capsys.readouterr()
+    assert "1 duplicates left out (Red)" in said.err
+    assert len(opened) == 10  # 6 + 4 pictures, each decoded once for two models
+    folder = place / "embs" / "resnet20__none-seed-0"
+    assert sorted(file.name for file in folder.glob("*.pt")) == NAMES
+    clip = load_clip(str(tiny))
+    words = load_embeddings(folder / "words_tiny-door.pt")
+    assert words.image_paths == ["red", "blue tail", "round"] and words.class_names == ["concept"]
+    assert words.labels_N.tolist() == [0, 0, 0]
+    torch.testing.assert_close(words.features_ND, clip.encode_words(["red", "blue tail", "round"]))
+    assert words.provenance["node"] == "text" and words.provenance["weights_hash"] == clip.weights_hash
+    images = load_embeddings(folder / "toy_val_clip_tiny-door.pt")
+    pictures = folder_pictures(place / "data" / "val", "toy", "val")
+    expected = clip.encode_pictures([pictures.open(row) for row in range(4)])
+    torch.testing.assert_close(images.features_ND, expected)
+    assert images.image_paths == pictures.names and images.labels_N.tolist() == [0, 0, 1, 1]
+    visual.main(visual.parser().settings(["--model", "resnet20", "--weights", "none", "--dataset",
+                                          str(place / "toy.yaml"), "--representations", "train,val", "--device", "cpu",
+                                          "--save_root", str(place / "embs"), "--feature_layer", "layer3"]))
+    assert capsys.readouterr().out.count("done already") == 2
+
+
+def test_whichever_door_runs_second_finds_it_done(place, tiny, capsys):
+    visual.main(visual.parser().settings(["--model", "resnet20", "--weights", "none", "--dataset",
+                                          str(place / "toy.yaml"), "--representations", "train,val", "--device", "cpu",
+                                          "--save_root", str(place / "embs"), "--feature_layer", "layer3"]))
+    run(place, tiny)
+    assert capsys.readouterr().out.count("layer3.pt: done already") == 2
+    run(place, tiny)
+    assert capsys.readouterr().out.count("done already") == 5
+
+
+def test_clip_is_computed_once_for_all_backbones(place, tiny, capsys):
+    run(place, tiny)
+    run(place, tiny, backbone="resnet32", activation_dir=place / "elsewhere")
+    said = capsys.readouterr().out
+    assert said.count("clip_tiny-door.pt: done already") == 2
+    for name in ("toy_train_clip_tiny-door.pt", "toy_val_clip_tiny-door.pt", "words_tiny-door.pt"):
+        first, second = place / "embs" / "resnet20__none-seed-0" / name, place / "elsewhere" / name
+        assert first.samefile(second)
+    assert (place / "elsewhere" / "toy_val_resnet32__none-seed-0_layer3.pt").exists()
+    shutil.rmtree(place / "embs" / "clip")
+    run(place, tiny)  # given back from the backbone's folder
+    assert capsys.readouterr().out.count("clip_tiny-door.pt: done already") == 2
+
+
+def test_a_copy_where_links_are_impossible(tmp_path, monkeypatch):
+    def link(*_):
+        raise OSError("another disk")
+
+    monkeypatch.setattr("os.link", link)
+    (tmp_path / "a").write_text("x")
+    give(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_text() == "x" and not (tmp_path / "a").samefile(tmp_path / "b")
+
+
+def test_an_edited_list_another_clip_and_other_pictures_are_refused(place, tiny, tmp_path_factory):
+    run(place, tiny)
+    (place / "words.txt").write_text("red\ngreen\n")
+    with pytest.raises(UserError, match="words_tiny-door.pt was made otherwise: it differs in words_hash"):
+        run(place, tiny)
+    torch.manual_seed(1)
+    other = make(tmp_path_factory.mktemp("other"), "tiny-door")
+    state = {name: value + 1e-3 for name, value in torch.load(other, weights_only=True).items()}
+    torch.save(state, other)
+    with pytest.raises(UserError, match="was made otherwise: it differs in weights_hash"):
+        run(place, other)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"clip_name": "ViT-B/17"}, "no CLIP ViT-B/17; did you mean"), ({"backbone": None}, "say which backbone"),
+    ({"dataset": None}, "needs --dataset"), ({"feature_layer": "nonsense"}, "no layer 'nonsense'")])
+def test_mistakes_are_told_before_anything_is_made(place, tiny, changes, message):
+    with pytest.raises(UserError, match=message):
+        run(place, tiny, **changes)
+    assert not list(place.glob("embs/*/*.pt"))
+
+
+def test_an_empty_list_is_told(place, tiny):
+    (place / "words.txt").write_text("\n \n")
+    with pytest.raises(UserError, match="holds no concepts"):
+        run(place, tiny)
+
+
+def test_the_published_command_verbatim(tmp_path):
+    """In a copy of the tree, with stand-ins for the data, the backbone's weights and OpenAI's CLIP."""
+    root = tmp_path / "copy"
+    for name in ("iis", "extractor", "concept_library", "dataset_configs", "model_configs"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("embs", "visual", "__pycache__"))
+    pictures_below(root / "datasets" / "imagenet")
+    weights = tmp_path / "torch" / "hub" / "checkpoints" / "resnet50-0676ba61.pth"
+    weights.parent.mkdir(parents=True)
+    torch.save(torchvision.models.resnet50(weights=None).state_dict(), weights)
+    clip = make(tmp_path, "stand-in")
+    done = run_door("textual_emb_extractor.py", *(
+        "--dataset imagenet --concept_set ../concept_library/textual/imagenet_filtered.txt --backbone resnet50 "
+        "--activation_dir ./embs/resnet50/ --feature_layer layer4").split(), cwd=root / "extractor",
+        root=root / "extractor", TORCH_HOME=str(tmp_path / "torch"), IIS_CLIP_WEIGHTS=str(clip))
+    assert done.returncode == 0, done.stderr
+    folder = root / "extractor" / "embs" / "resnet50"
+    shapes = {file.name: tuple(load_embeddings(file).features_ND.shape) for file in folder.glob("*.pt")}
+    words = shapes.pop("imagenet_filtered_ViT-B16.pt")
+    assert words[0] >= 2500 and words[1] == 16
+    assert shapes == {"imagenet_train_resnet50_layer4.pt": (6, 2048), "imagenet_val_resnet50_layer4.pt": (4, 2048),
+                      "imagenet_train_clip_ViT-B16.pt": (6, 16), "imagenet_val_clip_ViT-B16.pt": (4, 16)}
+    assert load_embeddings(folder / "imagenet_val_clip_ViT-B16.pt").provenance["weights"] == "stand-in.pt"
