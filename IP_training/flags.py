@@ -10,8 +10,10 @@ from iis.runtime import UserError
 from IP_training.sparsify import RULES
 
 # The switchable rows of the README's fidelity table that stage 3 decides.
-PROTOCOLS = {"paper": {"sparsifier": "mask", "prototypes": "balanced"},
-             "release": {"sparsifier": "strict", "prototypes": "first"}}
+PROTOCOLS = {"paper": {"sparsifier": "mask", "prototypes": "balanced", "element_choice": "balanced",
+                       "test_assignment": "argmax"},
+             "release": {"sparsifier": "strict", "prototypes": "first", "element_choice": "first",
+                         "test_assignment": "gumbel"}}
 
 
 def training_parser(description: str) -> DoorParser:
@@ -19,7 +21,8 @@ def training_parser(description: str) -> DoorParser:
     parser = DoorParser(description=description)
     files = parser.add_argument_group("files (published flags; by default found through --model_name and --dataset)")
     files.add_argument("--config_yaml", help="YAML with any of these settings")
-    files.add_argument("--model_name", default="resnet50", help="backbone: the folder below extractor/embs/")
+    files.add_argument("--model_name", "--backbone", default="resnet50",
+                       help="backbone: the folder below extractor/embs/")
     files.add_argument("--dataset", default="imagenet", help="data set whose embeddings are used")
     files.add_argument("--element_kind", default="segments", choices=("segments", "patches"),
                        help="which visual elements the bank is made of")
@@ -50,6 +53,13 @@ def training_parser(description: str) -> DoorParser:
     fidelity = parser.add_argument_group("fidelity (README, table)")
     fidelity.add_argument("--protocol", choices=tuple(PROTOCOLS), default="paper", help="sets the flags below together")
     fidelity.add_argument("--sparsifier", choices=RULES, help="how interpretations are sparsified (default: protocol)")
+    return parser
+
+
+def add_element_choice(parser: DoorParser) -> DoorParser:
+    """The flag of banks that are made of up to 20,000 elements."""
+    parser.add_argument("--element_choice", choices=("balanced", "first"), help="which elements where there are more "
+                        "than 20,000: balanced over classes and seeded, or the first rows (default: protocol)")
     return parser
 
 

@@ -10,6 +10,7 @@ The threshold is a constant for the gradient.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -43,18 +44,24 @@ def keep_largest_(magnitude: torch.Tensor, ascending: torch.Tensor, dropped: Seq
     In place and in floats, because the CPU's vector units then do all of it: a bool mask costs twice as much.
     """
     threshold = _pick(ascending, dropped)  # (G, B, 1): the smallest magnitude that is kept
+    kept = _tensor(tuple(magnitude.shape[-1] - count for count in dropped), magnitude.device)[:, None, None]
+    if magnitude.device.type != "cpu":  # asking whether there are ties would wait for the device
+        return _exactly(magnitude, threshold, kept).to(magnitude.dtype)
     # A row has more ties than places exactly when the largest dropped magnitude equals the smallest kept one.
-    below = _pick(ascending, [count - 1 for count in dropped], nothing=-1.0)  # (G, B, 1)
-    crowded = (below == threshold)[..., 0]  # (G, B)
-    any_crowded = bool(crowded.any())
-    rows = magnitude[crowded] if any_crowded else None  # (R, M)
+    crowded = (_pick(ascending, [count - 1 for count in dropped], nothing=-1.0) == threshold)[..., 0]  # (G, B)
+    if not crowded.any():
+        return magnitude.ge_(threshold)
+    kept_R1 = kept.expand_as(threshold)[crowded]
+    mended = _exactly(magnitude[crowded], threshold[crowded], kept_R1).to(magnitude.dtype)  # (R, M)
     keep = magnitude.ge_(threshold)
-    if any_crowded:
-        kept = torch.tensor([magnitude.shape[-1] - count for count in dropped], device=magnitude.device)
-        above, ties = rows > threshold[crowded], rows == threshold[crowded]
-        places = kept[:, None].expand_as(crowded)[crowded] - above.sum(-1)  # (R,)
-        keep[crowded] = (above | (ties & (ties.cumsum(-1) <= places[:, None]))).to(keep.dtype)
+    keep[crowded] = mended
     return keep
+
+
+def _exactly(magnitude: torch.Tensor, threshold: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """Bool (…, M): all above the threshold, and of those equal to it the first ones, `kept` in all."""
+    above, ties = magnitude > threshold, magnitude == threshold
+    return above | (ties & (ties.cumsum(-1) <= kept - above.sum(-1, keepdim=True)))
 
 
 def sort_ascending(values: torch.Tensor) -> torch.Tensor:
@@ -67,10 +74,16 @@ def sort_ascending(values: torch.Tensor) -> torch.Tensor:
 
 def _pick(ascending: torch.Tensor, positions: Sequence[int], nothing: float = 0.0) -> torch.Tensor:
     """Entry positions[g] of every sorted row of slice g, (G, B, 1); position −1 (none is zeroed) gives `nothing`."""
-    index = torch.tensor([max(position, 0) for position in positions], device=ascending.device)
+    index = _tensor(tuple(max(position, 0) for position in positions), ascending.device)
     picked = ascending.gather(-1, index[:, None, None].expand(-1, ascending.shape[1], 1))  # (G, B, 1)
-    absent = torch.tensor([position < 0 for position in positions], device=ascending.device)
+    absent = _tensor(tuple(int(position < 0) for position in positions), ascending.device).bool()
     return picked.masked_fill_(absent[:, None, None], nothing)
+
+
+@functools.lru_cache(maxsize=256)
+def _tensor(values: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Copied to the device once: a copy in every step would wait for it."""
+    return torch.tensor(values, device=device)
 
 
 def _shrunk(a: torch.Tensor, threshold: torch.Tensor | float, rule: str) -> torch.Tensor:

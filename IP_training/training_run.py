@@ -40,13 +40,13 @@ def run(args: argparse.Namespace, kind: str, inputs: Inputs, plan: Plan, num_con
     """
     args, started = settle(args), time.monotonic()
     identity = identity_of(args, kind, num_concepts, inputs, bank_settings)
-    folder = args.save_dir or _default_folder(args, kind, num_concepts)
+    folder = args.save_dir or default_folder(args, kind, num_concepts, identity)
     claim_folder(folder, identity)
     device = choose_device(args.device)
     write_settings(args, folder / "settings.yaml")
     trained = 0
     for number in range(args.first_seed, args.first_seed + args.seeds):
-        seed = Seed(number, device, args.sparsifier, _selection(args.holdout, len(inputs.train), number))
+        seed = Seed(number, device, args.sparsifier, selection_of(args.holdout, len(inputs.train), number))
         trained += _train_seed(args, inputs, plan, num_concepts, seed, folder, identity)
     rows = read_ledger(folder / LEDGER)
     for line in advice(rows):
@@ -90,7 +90,7 @@ def _train_seed(args: argparse.Namespace, inputs: Inputs, plan: Plan, num_concep
     return trained
 
 
-def _selection(holdout: float, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+def selection_of(holdout: float, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor] | None:
     """`--holdout F`: a seeded split of train into rows to train on and rows to select on."""
     held = int(round(count * holdout))
     if not held:
@@ -106,9 +106,11 @@ def _dense_folder(args: argparse.Namespace, inputs: Inputs) -> Path:
     return DENSE_HEADS / slug("_".join(parts))
 
 
-def _default_folder(args: argparse.Namespace, kind: str, num_concepts: int | None) -> Path:
+def default_folder(args: argparse.Namespace, kind: str, num_concepts: int | None, identity: dict[str, Any]) -> Path:
     """IP_training/IP_KIND/MODEL/… with what tells this setting from others."""
-    parts = [args.dataset, args.element_kind, f"M{num_concepts or 'all'}"]
+    parts = [args.dataset, *([args.element_kind] if identity["elements_hash"] else []),
+             *identity.get("parts", []), *([identity["bank_name"]] if "bank_name" in identity else []),
+             f"M{num_concepts or 'all'}"]
     parts += [args.protocol] if args.protocol != "paper" else []
     parts += [str(getattr(args, name)) for name, value in PROTOCOLS[args.protocol].items()
               if getattr(args, name, value) != value]

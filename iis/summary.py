@@ -59,6 +59,9 @@ def summarise(rows: Sequence[dict[str, Any]], draws: int = 1000, where: str = "t
               "dense": {"mean": dense, "std": dense_std, "standard_error": standard_error(dense, first["n_val"]),
                         "top5": float(np.mean([chosen[seed, DENSE]["top5"] for seed in seeds]))},
               "table": _table(chosen, last, seeds, ratios, best)}
+    if result["num_concepts"] is None:  # a Text bank of all words that pass; their number may differ between seeds
+        sizes = sorted({chosen[seed, ratios[0]]["bank_size"] for seed in seeds})
+        result["num_concepts"] = sizes[0] if len(sizes) == 1 else f"{sizes[0]}-{sizes[-1]}"
     result["remarks"] = [*_verdicts(result), *advice(rows)]
     return result
 

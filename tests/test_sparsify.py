@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from iis.grid import RATIOS, dropped_count, kept_count
-from IP_training.sparsify import sparsify
+from IP_training.sparsify import _exactly, sparsify
 
 
 def plain_mask(row, ratio):
@@ -68,3 +68,15 @@ def test_gradient_passes_kept_entries_alone():
     sparsify(row, (0.5,), "mask").sum().backward()
     assert row.grad.tolist() == [[[1.0, 1.0, 0.0, 0.0]]]
     assert row.tolist() == [[[3.0, -2.0, 1.0, 0.5]]]  # the input is not written to
+
+
+def test_the_branch_without_waiting_gives_the_same_mask():
+    """What CUDA uses for every row, held against the plain loop here: it needs no device of its own."""
+    rows = cases(16)
+    for ratio in RATIOS:
+        kept = kept_count(16, ratio)
+        threshold = rows.abs().sort(-1).values[:, [16 - kept]]
+        expected = torch.tensor([[value != 0 for value in plain_mask(row.tolist(), ratio)] for row in rows])
+        got = _exactly(rows.abs(), threshold, torch.tensor([[kept]]))
+        assert set(got.sum(-1).tolist()) == {kept}
+        assert torch.equal(got & (rows != 0), expected)

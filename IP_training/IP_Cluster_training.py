@@ -1,0 +1,44 @@
+"""Train interpretation predictors on a Cluster bank: k-means centres of the visual elements (paper, section 3).
+
+    cd IP_training
+    python IP_Cluster_training.py --model_name resnet50 --num_concepts 200 --save_dir ./IP_Cluster/resnet50
+
+reads stage 2's embeddings as IP_Prototype_training.py does; k-means is fitted once per seed and kept.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from iis.config import DoorParser
+from iis.runtime import ROOT, run_door
+from IP_training.flags import add_element_choice, settle, training_parser
+
+CENTRES = ROOT / "IP_training" / "cluster_centres"  # fitted centres, by elements, M and seed
+
+
+def parser() -> DoorParser:
+    """The flags of this door."""
+    return add_element_choice(training_parser(__doc__.splitlines()[0]))
+
+
+def main(args: argparse.Namespace) -> None:
+    """Fit the centres of each seed and train the grid."""
+    from IP_training.clusters import cluster_bank
+    from IP_training.concept_banks import check_enough
+    from IP_training.inputs import concepts_wanted, load_inputs
+    from IP_training.stacks import fixed
+    from IP_training.training_run import run
+
+    settle(args)
+    inputs, num_concepts = load_inputs(args), concepts_wanted(args)
+    check_enough(inputs.elements, num_concepts)
+    plan = fixed(lambda inputs, count, seed: cluster_bank(inputs.elements, count, seed.number, args.element_choice,
+                                                          CENTRES))
+    run(args, "Cluster", inputs, plan, num_concepts, {"element_choice": args.element_choice})
+
+
+if __name__ == "__main__":
+    run_door(lambda: main(parser().settings()))
