@@ -11,11 +11,8 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
-from pathlib import Path
 
 import numpy as np
-
-from iis.runtime import UserError, nearest
 
 # Finds every (row, column, similarity) whose similarity is above a bound.
 Pairs = list[tuple[int, int, float]]
@@ -149,42 +146,12 @@ def by_embedding(embed: Callable[[list[str]], np.ndarray], block: int = 1024) ->
     return measure
 
 
-def text_embedder(model_name: str, weights: str, batch: int = 256) -> Callable[[list[str]], np.ndarray]:
-    """`embed` of an open_clip model: unit rows (T, D) for T texts, on the CPU.
+def text_embedder(model_name: str, weights: str) -> Callable[[list[str]], np.ndarray]:
+    """`embed` of a CLIP's text tower: unit rows (T, D) for T texts, on the CPU.
 
-    weights: a checkpoint, or a tag that open_clip knows (`openai`). OpenAI's own names (`ViT-B/16`) mean their
-    quick-GELU architecture. A model of one's own has its open_clip config beside the checkpoint, MODEL.json.
-    Raises `UserError` for an unknown model and for weights that are missing or do not fit.
+    The names and weights of `extractor.clip_towers.load_clip`, and its `UserError`s.
     """
-    import open_clip
-    import torch
+    from extractor.clip_towers import load_clip
 
-    if "/" in model_name:
-        model_name = model_name.replace("/", "-") + "-quickgelu"
-    config = Path(weights).parent / f"{model_name}.json"
-    if config.is_file():
-        open_clip.add_model_config(config)
-    if model_name not in open_clip.list_models():
-        raise UserError(f"open_clip has no model {model_name}{nearest(model_name, open_clip.list_models())}")
-    tags = open_clip.list_pretrained_tags_by_model(model_name)
-    if weights == "openai" and f"{model_name}-quickgelu" in open_clip.list_models():
-        raise UserError(f"OpenAI's weights belong to {model_name}-quickgelu: with {model_name} open_clip would compute "
-                        "something else")
-    if not Path(weights).is_file() and weights not in tags:
-        raise UserError(f"--text_weights {weights} is neither a file nor one of open_clip's tags for {model_name}"
-                        f"{nearest(weights, tags)}")
-    try:
-        model = open_clip.create_model(model_name, pretrained=weights).eval()
-    except Exception as error:  # missing network, truncated file, keys that do not fit: open_clip raises many kinds
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"the weights {weights} do not load into {model_name} ({reason})") from None
-    tokenizer = open_clip.get_tokenizer(model_name)
-
-    def embed(texts: list[str]) -> np.ndarray:
-        rows = []
-        with torch.inference_mode():
-            for start in range(0, len(texts), batch):
-                rows.append(model.encode_text(tokenizer(texts[start:start + batch]), normalize=True))
-        return torch.cat(rows).float().numpy()  # (T, D)
-
-    return embed
+    clip = load_clip(model_name, weights)
+    return lambda texts: clip.encode_words(texts).numpy()  # (T, D)

@@ -42,9 +42,11 @@ def resolve(clip_name: str, weights: str | None = None) -> Plan:
     if Path(clip_name).suffix in CLIP_FILES:
         return _own(clip_name, weights)
     if weights and Path(weights).suffix in CLIP_FILES:
-        file, config = _existing(weights), _existing(weights).with_suffix(".json")
-        if config.is_file():
-            return Plan(_register(config), file=file, vouched=True)
+        file = _existing(weights)
+        for stem in (file.stem, clip_name):  # a config that is called as the weights, or as the model
+            config = file.parent / f"{stem}.json"
+            if config.is_file():
+                return Plan(register(config), file=file, vouched=True)
         return _known(clip_name, None, file)
     return _known(clip_name, weights, None)
 
@@ -62,7 +64,7 @@ def _own(clip_name: str, weights: str | None) -> Plan:
     if file is None:
         raise UserError(f"there are no weights beside {own}: put {own.stem}.pt there, or name them with "
                         "--clip_weights")
-    return Plan(_register(config), file=file, vouched=True)
+    return Plan(register(config), file=file, vouched=True)
 
 
 def _known(clip_name: str, weights: str | None, file: Path | None) -> Plan:
@@ -87,7 +89,7 @@ def _known(clip_name: str, weights: str | None, file: Path | None) -> Plan:
     return Plan(architecture, tag or None, file, "/" in name and tag in ("", "openai"), bool(tag))
 
 
-def _register(config: Path) -> str:
+def register(config: Path) -> str:
     import open_clip
 
     if not {"embed_dim", "vision_cfg", "text_cfg"} <= set(read_json(config)):

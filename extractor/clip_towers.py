@@ -73,8 +73,9 @@ def load_clip(clip_name: str = "ViT-B/16", weights: str | None = None, device: t
     """Build the CLIP that is named, in float32, frozen.
 
     clip_name: OpenAI's `ViT-B/16`; open_clip's `ViT-B-32:laion2b_s34b_b79k` (NAME:TAG) or `ViT-B-32` with a tag or
-    file as `weights`; or a file of one's own, `NAME.json` (open_clip's model config) beside `NAME.pt`. A config
-    beside any file of weights is its architecture. label: its part of file names, else `clip_label`.
+    file as `weights`; or a file of one's own, `NAME.json` (open_clip's model config) beside `NAME.pt`. A config beside
+    any file of weights, called as the file or as `clip_name`, is its architecture. label: its part of file names, else
+    `clip_label`.
     Raises `UserError` for what is unknown (naming the nearest), cannot be had or does not fit.
     """
     import open_clip

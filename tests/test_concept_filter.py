@@ -132,12 +132,10 @@ def test_text_model_of_ones_own(tiny_clip, tmp_path):
 
 
 def test_text_model_refuses(tiny_clip, tmp_path):
-    with pytest.raises(UserError, match="ViT-B-16"):
+    with pytest.raises(UserError, match="no CLIP ViT-B-17; did you mean .*ViT-B-16"):
         concept_filter.text_embedder("ViT-B-17", "openai")
-    with pytest.raises(UserError, match="belong to ViT-B-16-quickgelu"):
-        concept_filter.text_embedder("ViT-B-16", "openai")
-    with pytest.raises(UserError, match="neither a file nor one of open_clip's tags"):
+    with pytest.raises(UserError, match="there is no file .*absent.pt"):
         concept_filter.text_embedder("ViT-B/16", str(tmp_path / "absent.pt"))
     (tmp_path / "broken.pt").write_bytes(tiny_clip.read_bytes()[:1000])
-    with pytest.raises(UserError, match="do not load into tiny-filter-clip"):
+    with pytest.raises(UserError, match="broken.pt is truncated"):
         concept_filter.text_embedder("tiny-filter-clip", str(tmp_path / "broken.pt"))
