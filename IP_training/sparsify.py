@@ -23,18 +23,25 @@ RULES = ("mask", "strict", "shrink", "soft")
 
 def sparsify(a_GBM: torch.Tensor, ratios: Sequence[float], rule: str = "mask") -> torch.Tensor:
     """Sparsified activations (G, B, M); slice g at ratios[g]. Differentiable in `a_GBM`."""
-    num_concepts = a_GBM.shape[-1]
-    dropped = [dropped_count(num_concepts, ratio) for ratio in ratios]
-    if rule != "strict" and not any(dropped):
-        return a_GBM if rule == "mask" else _shrunk(a_GBM, 0.0, rule)
+    if rule in ("mask", "strict"):
+        keep = keep_mask(a_GBM, ratios, rule)
+        return a_GBM if keep is None else a_GBM * keep
+    dropped = [dropped_count(a_GBM.shape[-1], ratio) for ratio in ratios]
+    ascending = sort_ascending(a_GBM.detach().abs())  # (G, B, M)
+    excess = (a_GBM.abs() - _pick(ascending, [count - 1 for count in dropped])).clamp_min(0)  # over the largest zeroed
+    return a_GBM * excess if rule == "shrink" else a_GBM.sign() * excess
+
+
+def keep_mask(a_GBM: torch.Tensor, ratios: Sequence[float], rule: str = "mask") -> torch.Tensor | None:
+    """1.0 where `mask` or `strict` keeps an entry, else 0.0, (G, B, M); None where all of them stay."""
+    dropped = [dropped_count(a_GBM.shape[-1], ratio) for ratio in ratios]
+    if rule == "mask" and not any(dropped):
+        return None
     magnitude = a_GBM.detach().abs()
     ascending = sort_ascending(magnitude)  # (G, B, M)
     if rule == "strict":
-        return a_GBM * magnitude.gt_(_pick(ascending, dropped))
-    if rule == "mask":
-        return a_GBM * keep_largest_(magnitude, ascending, dropped)
-    largest_zeroed = _pick(ascending, [count - 1 for count in dropped])  # (G, B, 1)
-    return _shrunk(a_GBM, largest_zeroed, rule)
+        return magnitude.gt_(_pick(ascending, dropped))
+    return keep_largest_(magnitude, ascending, dropped)
 
 
 def keep_largest_(magnitude: torch.Tensor, ascending: torch.Tensor, dropped: Sequence[int]) -> torch.Tensor:
@@ -84,8 +91,3 @@ def _pick(ascending: torch.Tensor, positions: Sequence[int], nothing: float = 0.
 def _tensor(values: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """Copied to the device once: a copy in every step would wait for it."""
     return torch.tensor(values, device=device)
-
-
-def _shrunk(a: torch.Tensor, threshold: torch.Tensor | float, rule: str) -> torch.Tensor:
-    excess = (a.abs() - threshold).clamp_min(0)
-    return a * excess if rule == "shrink" else a.sign() * excess
