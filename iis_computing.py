@@ -44,9 +44,16 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"there is no ledger ({LEDGER}) at or below {', '.join(map(str, roots))}; run stage 3 first")
     for root in release:
         report_release(root)
-    results = [report(file, args.bootstrap) for file in ledgers]
+    results, failed = [], []
+    for file in ledgers:
+        try:
+            results.append(report(file, args.bootstrap))
+        except UserError as error:  # one unfinished run does not hide the others
+            failed.append(str(error))
     if len(results) > 1:
         compare(results, make_output_folder(args.save_dir or roots[0]))
+    if failed:
+        raise UserError(f"no IIS for {len(failed)} of {len(ledgers)} ledgers: {'; '.join(failed)}")
 
 
 def find_root(name: str) -> Path:
