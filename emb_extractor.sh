@@ -13,6 +13,8 @@ DATASET=${DATASET:-imagenet}
 MODELS=${MODELS:-resnet50}               # names in model_configs/, or YAML files of your own
 ELEMENTS=${ELEMENTS:-segments patches}
 PROTOCOL=${PROTOCOL:-paper}              # or release
+CONCEPT_SET=${CONCEPT_SET:-}             # a list of words: CLIP's embeddings too, for the Text bank; empty: none
+CLIP_NAME=${CLIP_NAME:-}                 # which CLIP; empty: ViT-B/16
 WORKERS=${WORKERS:-}                     # reading processes
 BATCH_SIZE=${BATCH_SIZE:-}               # empty: the YAML's
 DEVICE=${DEVICE:-}                       # empty: cuda where there is one
@@ -31,5 +33,10 @@ for model in $MODELS; do
             --data_path "$elements" --representations train,val ${WORKERS:+--workers "$WORKERS"} \
             ${BATCH_SIZE:+--batch_size "$BATCH_SIZE"} ${DEVICE:+--device "$DEVICE"}
     done
+    if [ -n "$CONCEPT_SET" ]; then
+        "$PYTHON" extractor/textual_emb_extractor.py --config_yaml "$model" --dataset "$DATASET" \
+            --concept_set "$CONCEPT_SET" ${CLIP_NAME:+--clip_name "$CLIP_NAME"} ${WORKERS:+--workers "$WORKERS"} \
+            ${BATCH_SIZE:+--batch_size "$BATCH_SIZE"} ${DEVICE:+--device "$DEVICE"}
+    fi
 done
 echo "stage 2 (embeddings of $DATASET by $MODELS): $SECONDS s"

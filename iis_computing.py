@@ -9,8 +9,6 @@ them is read too.
 """
 
 import argparse
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from iis.plots import plot_arr
 from iis.release_checkpoints import is_release_folder, release_summary
 from iis.runtime import ROOT, UserError, make_output_folder, run_door, write_json, write_text
 from iis.summary import TITLE, summarise
+from iis.tables import as_csv, plus_minus
 
 
 def parser() -> DoorParser:
@@ -85,7 +84,7 @@ def report(file: Path, draws: int) -> dict[str, Any]:
         print(remark)
     write_json(folder / "iis.json", result)
     write_text(folder / "iis.csv", as_csv(result["table"]))
-    plot_arr([curve(result)], folder / "iis.png", f"IIS = {with_spread(score)}")
+    plot_arr({f"IIS = {with_spread(score)}": [curve(result, result["label"])]}, folder / "iis.png")
     print(f"written: {folder}/iis.json, iis.csv, iis.png")
     return result
 
@@ -101,7 +100,7 @@ def compare(results: list[dict[str, Any]], folder: Path) -> None:
              for result in results]
     write_text(folder / "comparison.csv", as_csv(lines))
     write_json(folder / "comparison.json", lines)
-    plot_arr([curve(result) for result in results], folder / "comparison.png")
+    plot_arr(panels(results), folder / "comparison.png")
     width = max(len(result["label"]) for result in results)
     print(f"\n{'run':{width}}  {'dense top-1':>17}  {'IIS':>17}  normalised")
     for result in results:
@@ -120,10 +119,22 @@ def report_release(folder: Path) -> None:
     print(f"written: {folder}/iis_release.json")
 
 
-def curve(result: dict[str, Any]) -> dict[str, Any]:
+def panels(results: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The curves of a comparison: a panel per bank where there are several; labels tell only what differs."""
+    differing = [name for name in TITLE if len({str(result[name]) for result in results}) > 1]
+    by_bank = "bank" in differing and len(results) > 3
+    drawn: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        parts = [f"M = {result[name]}" if name == "num_concepts" else str(result[name])
+                 for name in differing if not (by_bank and name == "bank")] or [result["model"]]
+        label = f"{', '.join(parts)}: IIS {with_spread(result['iis'])}"
+        drawn.setdefault(result["bank"] if by_bank else "", []).append(curve(result, label))
+    return drawn
+
+
+def curve(result: dict[str, Any], label: str) -> dict[str, Any]:
     """A run as `plot_arr` wants it."""
-    return {"label": f"{result['label']}: IIS {result['iis']['mean']:.3f}", "ratios": result["ratios"],
-            "arr": result["curves"]["best"]["arr"]}
+    return {"label": label, "ratios": result["ratios"], "arr": result["curves"]["best"]["arr"]}
 
 
 def text_table(result: dict[str, Any]) -> str:
@@ -141,19 +152,8 @@ def text_table(result: dict[str, Any]) -> str:
 
 
 def with_spread(value: dict[str, Any]) -> str:
-    """"0.8123 ± 0.0021"; without ± where there is one seed."""
-    return f"{value['mean']:.4f}" + ("" if value["std"] is None else f" ± {value['std']:.4f}")
-
-
-def as_csv(lines: list[dict[str, Any]]) -> str:
-    """A table as CSV; lists are joined by blanks."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    for line in lines:
-        writer.writerow({key: " ".join(map(str, value)) if isinstance(value, list) else value
-                         for key, value in line.items()})
-    return out.getvalue()
+    """`plus_minus` of a {"mean", "std", …}."""
+    return plus_minus(value["mean"], value["std"])
 
 
 if __name__ == "__main__":
