@@ -35,12 +35,19 @@ def parser() -> DoorParser:
 
 def main(args: argparse.Namespace) -> None:
     """Build the bank of each seed and train the grid."""
+    import torch
+
+    from iis.embedding_file import content_hash
     from IP_training.inputs import concepts_wanted, load_inputs
     from IP_training.other_banks import file_bank, random_bank
     from IP_training.stacks import fixed
     from IP_training.training_run import run
 
     settle(args)
+    if args.bank and args.kind == "Combined":
+        raise UserError(f"--bank goes with --kind Own alone; a Combined bank's parts are from {', '.join(PARTS)}")
+    if args.bank_names and not args.bank:
+        raise UserError(f"--bank_names {args.bank_names} names the concepts of --bank FILE: give that too")
     kind = "Own" if args.bank else args.kind
     parts = _parts(args.parts) if kind == "Combined" else []
     inputs = load_inputs(args, with_elements=bool({"Prototype", "Cluster"} & set(parts)))
@@ -50,7 +57,8 @@ def main(args: argparse.Namespace) -> None:
         bank = file_bank(args.bank, inputs.train.width, args.bank_names)
         if args.num_concepts not in (None, len(bank)):
             raise UserError(f"--num_concepts {args.num_concepts}, but {args.bank} has {len(bank)}; leave it out")
-        run(args, kind, inputs, fixed(lambda inputs, count, seed: bank), len(bank), {"bank_name": args.bank.stem})
+        run(args, kind, inputs, fixed(lambda inputs, count, seed: bank), len(bank),
+            {"bank_name": args.bank.stem, "bank_hash": content_hash(bank.vectors_MD, torch.arange(len(bank)))})
     elif kind == "Random":
         make = lambda inputs, count, seed: random_bank(count, inputs.train.width, seed.number)  # noqa: E731
         run(args, kind, inputs, fixed(make), concepts_wanted(args), {})
@@ -67,6 +75,8 @@ def _parts(text: str) -> list[str]:
     for part in parts:
         if part not in PARTS:
             raise UserError(f"--parts {part} is not known{nearest(part, PARTS)}")
+        if parts.count(part) > 1:
+            raise UserError(f"--parts {text} names {part} twice; every part gets its share once")
     if len(parts) < 2:
         raise UserError(f"--parts {text}: a Combined bank needs at least two")
     return parts

@@ -28,19 +28,22 @@ def combined_bank(banks: Sequence[Bank]) -> Bank:
 def file_bank(file: Path, width: int, names: Path | None = None) -> Bank:
     """An M x D matrix made elsewhere (CAVs, CRAFT, an SAE's dictionary): .npy, .pt or .safetensors, rows scaled to 1.
 
-    names: a text file with a name a line. Raises `UserError` for another shape or width, values that are not
-    finite, or another number of names.
+    Rows that have length 1 already stay as they are, bit for bit. names: a text file with a name a line. Raises
+    `UserError` for another shape or width, values that float32 cannot hold, zeros alone, or another number of names.
     """
     matrix = load_tensors(file)
-    if not torch.is_tensor(matrix) or matrix.ndim != 2:
+    if not torch.is_tensor(matrix) or matrix.ndim != 2 or not len(matrix):
         shape = tuple(matrix.shape) if torch.is_tensor(matrix) else type(matrix).__name__
         raise UserError(f"--bank {file} holds {shape}; one matrix of M x D is needed")
     if matrix.shape[1] != width:
         raise UserError(f"--bank {file} has D = {matrix.shape[1]}, and the representations have D = {width}; make the "
                         "bank in the space of these representations" + (" (it looks transposed)"
                                                                        if matrix.shape[0] == width else ""))
-    if not torch.isfinite(matrix).all():
-        raise UserError(f"--bank {file} holds values that are not finite")
+    vectors_MD = matrix.to(torch.float32)
+    if not torch.isfinite(vectors_MD).all():
+        raise UserError(f"--bank {file} holds values that are not finite, or beyond float32")
+    if not vectors_MD.any():
+        raise UserError(f"--bank {file} is all zero; a concept needs a direction")
     lines = [f"concept {m}" for m in range(len(matrix))]
     if names is not None:
         if not names.is_file():
@@ -48,4 +51,5 @@ def file_bank(file: Path, width: int, names: Path | None = None) -> Bank:
         lines = [line.strip() for line in names.read_text(encoding="utf-8").splitlines() if line.strip()]
         if len(lines) != len(matrix):
             raise UserError(f"{names} has {len(lines)} names for the {len(matrix)} concepts of {file}")
-    return Bank("Own", unit_rows(matrix), [[line] for line in lines])
+    unit = (vectors_MD.norm(dim=1, keepdim=True) - 1).abs() <= 1e-6  # scaling these again would only round them
+    return Bank("Own", torch.where(unit, vectors_MD, unit_rows(vectors_MD)), [[line] for line in lines])
