@@ -24,6 +24,7 @@ from IP_training.text_inputs import add_text_flags
 def parser() -> DoorParser:
     """The flags of this door."""
     door = add_text_flags(training_parser(__doc__.splitlines()[0]))
+    door.flags()["num_concepts"].help = "keep the M concepts of largest validation similarity (default: all that pass)"
     final = door.add_argument_group("final layer (published flags)")
     final.add_argument("--sparsity_ratio", action="store_true", help="sparsify activations, without a weight penalty; "
                        "left out, the elastic-net layer")

@@ -97,7 +97,8 @@ def _elements(args: argparse.Namespace, train: Embeddings) -> Embeddings:
 def _representations(args: argparse.Namespace, split: str) -> Path:
     folder = EMBEDDINGS / args.model_name
     pattern = f"{args.dataset}_{split}_{args.model_name}_{args.feature_layer or '*'}.pt"
-    found = sorted(folder.glob(pattern))
+    own = getattr(args, "activation_dir", None)  # of the Text bank: where the textual door wrote them
+    found = (sorted(own.glob(pattern)) if own else []) or sorted(folder.glob(pattern))
     if len(found) == 1:
         return found[0]
     if found:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from pathlib import Path
 
 from iis.config import DoorParser, path
 from iis.embedding_file import Embeddings, differing, load_embeddings
 from iis.names import EMBEDDINGS, clip_label, clip_pictures_file, clip_words_file
 from iis.runtime import ROOT, UserError
 from IP_training.concept_banks import Bank
-from IP_training.inputs import Inputs
+from IP_training.inputs import Inputs, check_features
 from IP_training.stacks import MakeBank, Seed
 
 
@@ -47,15 +46,15 @@ def load_text_inputs(args: argparse.Namespace, inputs: Inputs) -> TextInputs:
     folder = args.activation_dir or EMBEDDINGS / args.model_name
     concept_set = args.concept_set or ROOT / "concept_library" / "textual" / f"{args.dataset}_filtered.txt"
     label = clip_label(args.clip_name, args.clip_weights)
-    words_file = clip_words_file(folder, concept_set, label)
-    if not words_file.is_file():
-        raise UserError(f"there are no embeddings of {Path(concept_set).name} at {words_file}; run "
-                        f"extractor/textual_emb_extractor.py --dataset {args.dataset} --concept_set {concept_set} "
-                        f"--backbone {args.model_name} first")
-    found = TextInputs(load_embeddings(words_file), *(load_embeddings(clip_pictures_file(folder, args.dataset, split,
-                                                                                        label))
-                                                      for split in ("train", "val")))
-    for split, clip in (("train", found.train), ("val", found.val)):
+    files = [clip_words_file(folder, concept_set, label),
+             *(clip_pictures_file(folder, args.dataset, split, label) for split in ("train", "val"))]
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"there are no CLIP embeddings {file}; run extractor/textual_emb_extractor.py --dataset "
+                            f"{args.dataset} --concept_set {concept_set} --backbone {args.model_name} --clip_name "
+                            f"{args.clip_name} first")
+    found = TextInputs(*map(load_embeddings, files))
+    for split, clip, file in (("train", found.train, files[1]), ("val", found.val, files[2])):
         difference = differing(found.words.provenance, clip.provenance, ("model", "weights_hash"))
         if difference:
             raise UserError(f"words and {split} pictures were embedded by different CLIPs: they differ in {difference}")
@@ -63,15 +62,16 @@ def load_text_inputs(args: argparse.Namespace, inputs: Inputs) -> TextInputs:
         if len(clip) != len(ours) or (ours.provenance and clip.image_paths != ours.image_paths):
             raise UserError(f"CLIP's {split} embeddings ({len(clip)} pictures) and the representations ({len(ours)}) "
                             "are not of the same pictures; embed both again from one data set")
+        check_features(f"CLIP {split}", clip, file)
     return found
 
 
 def text_settings(args: argparse.Namespace, text: TextInputs) -> dict[str, object]:
     """What identifies a Text bank in the ledger, beside the representations."""
     return {"clip": text.words.provenance.get("model"), "clip_weights_hash": text.words.provenance.get("weights_hash"),
-            "words_hash": text.words.content_hash, "clip_cutoff": args.clip_cutoff,
-            "interpretability_cutoff": args.interpretability_cutoff, "proj_steps": args.proj_steps,
-            "proj_batch_size": args.proj_batch_size}
+            "concept_set": text.words.provenance.get("concept_set"), "words_hash": text.words.content_hash,
+            "clip_cutoff": args.clip_cutoff, "interpretability_cutoff": args.interpretability_cutoff,
+            "proj_steps": args.proj_steps, "proj_batch_size": args.proj_batch_size}
 
 
 def make_text_bank(args: argparse.Namespace, text: TextInputs) -> MakeBank:
