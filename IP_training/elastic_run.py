@@ -9,11 +9,12 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from iis.runtime import choose_device, claim_folder, write_json, write_whole
+from iis.config import write_settings
+from iis.runtime import UserError, choose_device, write_json, write_whole
 from IP_training.inputs import Inputs
 from IP_training.rows import identity_of
 from IP_training.stacks import MakeBank, Seed
-from IP_training.training_run import default_folder, selection_of
+from IP_training.training_run import claimed, default_folder, selection_of
 
 
 def run_elastic_net(args: argparse.Namespace, kind: str, inputs: Inputs, make_bank: MakeBank,
@@ -26,32 +27,38 @@ def run_elastic_net(args: argparse.Namespace, kind: str, inputs: Inputs, make_ba
     from IP_training.normalise import fit_normaliser
     from IP_training.predictor import interpret
 
+    if args.lam < 0:
+        raise UserError(f"--lam {args.lam:g}: a penalty is at least 0")
     identity = {**identity_of(args, kind, num_concepts, inputs, bank_settings), "final_layer": "elastic net",
                 "lam": args.lam, "n_iters": args.n_iters, "saga_batch_size": args.saga_batch_size}
     usual = default_folder(args, kind, num_concepts, identity)
     folder = args.save_dir or usual.with_name(f"{usual.name}_elastic_lam{args.lam:g}")
-    claim_folder(folder, identity)
-    device, results = choose_device(args.device), []
-    for number in range(args.first_seed, args.first_seed + args.seeds):
-        started = time.monotonic()
-        seed = Seed(number, device, args.sparsifier, selection_of(args.holdout, len(inputs.train), number))
-        bank = make_bank(inputs, num_concepts, seed)
-        bank_MD = bank.vectors_MD.to(device)
-        normaliser = fit_normaliser([("standard", len(bank))], inputs.train.features_ND, bank_MD, seed.train_rows)
-        x_train, x_val = (interpret(split.features_ND, bank_MD, normaliser) for split in (inputs.train, inputs.val))
-        rows = slice(None) if seed.train_rows is None else seed.train_rows
-        fit = fit_elastic_net(x_train[rows], inputs.train.labels_N[rows].to(device), inputs.num_classes, args.lam,
-                              n_iters=args.n_iters, batch_size=args.saga_batch_size, seed=number)
-        right = (x_val @ fit.W_CM.T + fit.b_C).argmax(1) == inputs.val.labels_N.to(device)
-        nonzero = int((fit.W_CM != 0).sum())
-        results.append({"seed": number, "top1": float(right.double().mean()), "bank_size": len(bank),
-                        "nonzero": nonzero, "nec": nonzero / inputs.num_classes, "objective": float(fit.objective),
-                        "epochs": fit.epochs, "seconds": round(time.monotonic() - started, 2)})
-        tensors = {"bank": bank.vectors_MD.contiguous(), "weight": fit.W_CM.cpu().contiguous(),
-                   "bias": fit.b_C.cpu().contiguous(), "mean": normaliser.mean_M.cpu(), "std": normaliser.std_M.cpu()}
-        write_whole(folder / f"elastic_net_seed{number}.safetensors", lambda file, t=tensors: save_file(t, file))
-        print(f"elastic net, seed {number}: top-1 {100 * results[-1]['top1']:.2f} %, {nonzero} non-zero weights "
-              f"({results[-1]['nec']:.1f} a class) of {len(bank)} concepts, {fit.epochs} passes")
-    write_json(folder / "elastic_net.json", {"identity": identity, "results": results})
+    with claimed(folder, identity, "elastic_net.json"):
+        write_settings(args, folder / "settings.yaml")
+        device, results = choose_device(args.device), []
+        for number in range(args.first_seed, args.first_seed + args.seeds):
+            started = time.monotonic()
+            seed = Seed(number, device, args.sparsifier, selection_of(args.holdout, len(inputs.train), number))
+            bank = make_bank(inputs, num_concepts, seed)
+            bank_MD = bank.vectors_MD.to(device)
+            normaliser = fit_normaliser([("standard", len(bank))], inputs.train.features_ND, bank_MD, seed.train_rows)
+            x_train, x_val = (interpret(split.features_ND, bank_MD, normaliser) for split in (inputs.train, inputs.val))
+            rows = slice(None) if seed.train_rows is None else seed.train_rows
+            fit = fit_elastic_net(x_train[rows], inputs.train.labels_N[rows].to(device), inputs.num_classes, args.lam,
+                                  n_iters=args.n_iters, batch_size=args.saga_batch_size, seed=number)
+            right = (x_val @ fit.W_CM.T + fit.b_C).argmax(1) == inputs.val.labels_N.to(device)
+            nonzero = int((fit.W_CM != 0).sum())
+            results.append({"seed": number, "top1": float(right.double().mean()), "bank_size": len(bank),
+                            "nonzero": nonzero, "nec": nonzero / inputs.num_classes, "objective": float(fit.objective),
+                            "epochs": fit.epochs, "seconds": round(time.monotonic() - started, 2)})
+            tensors = {"bank": bank.vectors_MD.contiguous(), "weight": fit.W_CM.cpu().contiguous(),
+                       "bias": fit.b_C.cpu().contiguous(), "mean": normaliser.mean_M.cpu(),
+                       "std": normaliser.std_M.cpu()}
+            file = folder / f"elastic_net_seed{number}.safetensors"
+            write_whole(file, lambda temporary, tensors=tensors: save_file(tensors, temporary))
+            file.chmod(0o644)  # safetensors writes 0600
+            print(f"elastic net, seed {number}: top-1 {100 * results[-1]['top1']:.2f} %, {nonzero} non-zero weights "
+                  f"({results[-1]['nec']:.1f} a class) of {len(bank)} concepts, {fit.epochs} passes")
+        write_json(folder / "elastic_net.json", {"identity": identity, "results": results})
     print(f"written: {folder}/elastic_net.json")
     return folder

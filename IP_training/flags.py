@@ -72,9 +72,11 @@ def settle(args: argparse.Namespace) -> argparse.Namespace:
     args.learning_rates = tuple(sorted(set(args.learning_rates)))
     if min(args.learning_rates) <= 0:
         raise UserError("--learning_rates must all be above 0")
-    for name in ("seeds", "n_epoch", "batch_size"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: at least 1 is needed")
+    for name in ("seeds", "n_epoch", "batch_size", "num_concepts", "proj_steps", "proj_batch_size", "n_iters",
+                 "saga_batch_size"):
+        value = getattr(args, name, None)  # a door has some of them
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value}: at least 1 is needed")
     if not 0 <= args.holdout < 1:
         raise UserError(f"--holdout {args.holdout:g} is outside [0, 1): it is the fraction of train to select on")
     return args

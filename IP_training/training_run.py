@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from iis.config import write_settings
 from iis.grid import DENSE, Cell
 from iis.ledger import LEDGER, add_rows, cell_of, read_ledger
 from iis.names import slug
-from iis.runtime import ROOT, choose_device, claim_folder, torch_rng
+from iis.runtime import ROOT, UserError, choose_device, claim_folder, torch_rng
 from IP_training.flags import PROTOCOLS, settle
 from IP_training.grid_training import Recipe, train_stacks
 from IP_training.inputs import Inputs
@@ -41,13 +43,13 @@ def run(args: argparse.Namespace, kind: str, inputs: Inputs, plan: Plan, num_con
     args, started = settle(args), time.monotonic()
     identity = identity_of(args, kind, num_concepts, inputs, bank_settings)
     folder = args.save_dir or default_folder(args, kind, num_concepts, identity)
-    claim_folder(folder, identity)
-    device = choose_device(args.device)
-    write_settings(args, folder / "settings.yaml")
-    trained = 0
-    for number in range(args.first_seed, args.first_seed + args.seeds):
-        seed = Seed(number, device, args.sparsifier, selection_of(args.holdout, len(inputs.train), number))
-        trained += _train_seed(args, inputs, plan, num_concepts, seed, folder, identity)
+    with claimed(folder, identity, LEDGER):
+        device = choose_device(args.device)
+        write_settings(args, folder / "settings.yaml")
+        trained = 0
+        for number in range(args.first_seed, args.first_seed + args.seeds):
+            seed = Seed(number, device, args.sparsifier, selection_of(args.holdout, len(inputs.train), number))
+            trained += _train_seed(args, inputs, plan, num_concepts, seed, folder, identity)
     rows = read_ledger(folder / LEDGER)
     for line in advice(rows):
         print(line)
@@ -55,6 +57,21 @@ def run(args: argparse.Namespace, kind: str, inputs: Inputs, plan: Plan, num_con
     print(f"stage 3: {trained} heads trained, {len(rows)} in {folder / LEDGER}, {seconds:.1f} s on {device}"
           + (f" ({seconds / trained:.2f} s a head)" if trained else " (all were done already)"))
     return folder
+
+
+@contextmanager
+def claimed(folder: Path, identity: dict[str, Any], results: str) -> Iterator[None]:
+    """`claim_folder`, given back where a new run is refused before it has written `results`: who then does as the
+    sentence says, for example lowers a cut-off, finds the folder free."""
+    manifest = folder / "manifest.json"
+    new = not manifest.exists()
+    claim_folder(folder, identity)
+    try:
+        yield
+    except UserError:
+        if new and not (folder / results).exists():
+            manifest.unlink(missing_ok=True)
+        raise
 
 
 def _train_seed(args: argparse.Namespace, inputs: Inputs, plan: Plan, num_concepts: int | None, seed: Seed,
@@ -108,9 +125,10 @@ def _dense_folder(args: argparse.Namespace, inputs: Inputs) -> Path:
 
 def default_folder(args: argparse.Namespace, kind: str, num_concepts: int | None, identity: dict[str, Any]) -> Path:
     """IP_training/IP_KIND/MODEL/… with what tells this setting from others."""
+    words = identity.get("concept_set")  # named where it is not the data set's own list
     parts = [args.dataset, *([args.element_kind] if identity["elements_hash"] else []),
              *identity.get("parts", []), *([identity["bank_name"]] if "bank_name" in identity else []),
-             f"M{num_concepts or 'all'}"]
+             *([words] if words not in (None, f"{args.dataset}_filtered") else []), f"M{num_concepts or 'all'}"]
     parts += [args.protocol] if args.protocol != "paper" else []
     parts += [str(getattr(args, name)) for name, value in PROTOCOLS[args.protocol].items()
               if getattr(args, name, value) != value]
