@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from conftest import PROVENANCE, clusters, prototype_flags
+from conftest import clusters, prototype_flags
 from safetensors.torch import load_file
 
 from iis.embedding_file import Embeddings, save_embeddings
@@ -94,11 +94,12 @@ def save_clip(folder: Path, clip_name: str = "ViT-B/16", weights_hash: str = "c1
     A picture is e_class + e_4 · noise, small noise elsewhere; class word k is e_k, the noise word e_4, and the
     unseen word is opposite to all pictures. So which cut-off must drop what is known.
     """
-    label, provenance = clip_label(clip_name), {**PROVENANCE, "model": "toy CLIP", "weights_hash": weights_hash}
+    label, provenance = clip_label(clip_name), {"model": "toy CLIP", "weights_hash": weights_hash}
     texts = torch.cat([torch.eye(6)[:5], torch.tensor([[-1.0] * 4 + [0.0, 0.0]])])
     texts_Md = torch.stack([texts[WORDS.index(word)] for word in words])
     save_embeddings(clip_words_file(folder, Path("words.txt"), label),
-                    Embeddings(texts_Md, torch.zeros(len(words), dtype=torch.int64), ["concept"], words, provenance))
+                    Embeddings(texts_Md, torch.zeros(len(words), dtype=torch.int64), ["concept"], words,
+                               {**provenance, "concept_set": "words"}))
     for split, count in (("train", 300), ("val", 200)):
         pictures = clusters(count, split)
         generator = torch.Generator().manual_seed(count)

@@ -2,7 +2,17 @@
 
 import pytest
 import torch
-from bank_runs import GRID, assert_plain, ledger, own_caches, predictors, refusal, run, save_clip, text_flags  # noqa: F401,E501
+from bank_runs import (  # noqa: F401
+    GRID,
+    assert_plain,
+    ledger,
+    own_caches,
+    predictors,
+    refusal,
+    run,
+    save_clip,
+    text_flags,
+)
 
 from IP_training import IP_Bank_training, IP_Cluster_training
 from IP_training.combined import shares

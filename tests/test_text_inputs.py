@@ -147,6 +147,18 @@ def test_pictures_of_another_order_number_or_no_numbers(toy):
     assert "row 7" in refused(toy) and "not finite" in refused(toy)
 
 
+def test_a_refused_run_does_not_hold_the_folder(toy):
+    """Who does as the sentence says (lower the cut-off) starts the same command again, into the same folder."""
+    save_clip(toy)
+    with pytest.raises(UserError, match="--clip_cutoff"):
+        text(toy, clip_cutoff=0.999999, ratios="0.5")
+    rows = ledger(text(toy, ratios="0.5"))
+    assert {row["clip_cutoff"] for row in rows} == {0.25}
+    with pytest.raises(UserError, match="clip_cutoff = 0.25"):  # now there are results
+        text(toy, clip_cutoff=0.999999, ratios="0.5")
+    assert len(ledger(text(toy, ratios="0.5,0.9"))) == 9
+
+
 def test_another_list_never_shares_a_folder(toy):
     save_clip(toy)
     text(toy, ratios="0.5")
