@@ -21,11 +21,11 @@ from demo.pretrain_backbones import turned
 
 CONFIG = {
     "embed_dim": 64,
-    "vision_cfg": {"image_size": 64, "timm_model_name": "test_resnet", "timm_pool": "max", "timm_proj": "linear"},
+    "vision_cfg": {"image_size": 64, "timm_model_name": "iis_small_convnet", "timm_pool": "max", "timm_proj": ""},
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1},
     "init_logit_scale": 2.3, "init_logit_bias": -2.0,
 }
-BATCH, PEAK_RATE, DECAY = 32, 0.005, 0.05  # AdamW, one cycle
+BATCH, PEAK_RATES = 32, (0.005, 0.001)  # Adam, one cycle; of the image tower and of the rest
 PHRASES = 7  # texts of several words in a batch, beside all the single words
 # Words that say nothing about what is in the picture.
 FILLERS = {"a", "an", "the", "is", "on", "there", "in", "and", "this", "of", "its", "before", "picture", "background",
@@ -72,15 +72,16 @@ def train(net: nn.Module, tokenizer: Callable[[list[str]], torch.Tensor], images
           epochs: int, rng: np.random.Generator, say: Callable[[int, float], Any]) -> None:
     """Train `net` in place on normalised pictures; `say(epoch, loss)` after every epoch.
 
-    The token vectors stay as they were drawn: they need only differ, and moving all 49,408 takes a third of the time.
+    The token vectors stay as they were drawn: they need only differ, and moving all 49,408 takes time. The text tower
+    goes slower than the image tower: at one rate its words never come to rest, and the pictures' embeddings with them
+    (14 instead of 18 words above AUROC 0.93 after 16 epochs).
     """
     net.token_embedding.requires_grad_(False)
-    parameters = [value for value in net.parameters() if value.requires_grad]
-    optimizer = torch.optim.AdamW([{"params": [value for value in parameters if value.ndim > 1]},
-                                   {"params": [value for value in parameters if value.ndim <= 1], "weight_decay": 0}],
-                                  weight_decay=DECAY, fused=True)
+    towers = [list(net.visual.parameters()), [value for name, value in net.named_parameters()
+                                              if value.requires_grad and not name.startswith("visual.")]]
+    optimizer = torch.optim.Adam([{"params": tower} for tower in towers], fused=True)
     steps = len(images_NCHW) // BATCH  # a last small batch would upset the batch norms
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=epochs * steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, list(PEAK_RATES), total_steps=epochs * steps)
     device = images_NCHW.device
     for epoch in range(1, epochs + 1):
         net.train()

@@ -90,10 +90,14 @@ def _known(clip_name: str, weights: str | None, file: Path | None) -> Plan:
 
 
 def register(config: Path) -> str:
+    """Make a config of one's own known to open_clip; the name it has there."""
     import open_clip
 
-    if not {"embed_dim", "vision_cfg", "text_cfg"} <= set(read_json(config)):
+    settings = read_json(config)
+    if not {"embed_dim", "vision_cfg", "text_cfg"} <= set(settings):
         raise UserError(f"{config} is no model config of open_clip: it needs embed_dim, vision_cfg and text_cfg")
+    if settings["vision_cfg"].get("timm_model_name") == "iis_small_convnet":
+        import extractor.small_convnet  # noqa: F401 (timm knows it from here on)
     open_clip.add_model_config(config)
     return config.stem
 
