@@ -34,7 +34,8 @@ def plot_arr(panels: dict[str, Sequence[dict[str, Any]]], file: Path) -> None:
         for index, curve in enumerate(curves):
             _draw(axes, curve, COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)])
         axes.axhline(100, color="0.6", linewidth=0.8, linestyle=":")
-        axes.set(title=title, xlim=(-0.02, 1.0), xticks=np.arange(0, 1, 0.2), xlabel="sparsity ratio s (fraction of concepts set to zero)")
+        axes.set(title=title, xlim=(-0.02, 1.0), xticks=np.arange(0, 1, 0.2),
+                 xlabel="sparsity ratio s (fraction of concepts set to zero)")
         axes.xaxis.label.set_size(10 if columns == 1 else 8)
         axes.grid(alpha=0.25)
         # Below the axes, so that it never covers data however many runs there are.
