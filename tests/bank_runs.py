@@ -31,15 +31,15 @@ def own_caches(monkeypatch, tmp_path):
     monkeypatch.setattr(IP_Cluster_training, "CENTRES", tmp_path / "centres")
 
 
-def flags_of(toy: Path, out: str, *switches: str, **changes: object) -> list[str]:
-    """Flags of a short run of any door on the `toy` files, into toy / out."""
-    return [str(flag) for flag in (*prototype_flags(toy, toy / out, **changes), *switches)]
+def flags_of(toy: Path, out: str | None, *switches: str, **changes: object) -> list[str]:
+    """Flags of a short run of any door on the `toy` files, into toy / out (None: no --save_dir)."""
+    return [str(flag) for flag in (*prototype_flags(toy, toy / out if out else None, **changes), *switches)]
 
 
-def run(door: ModuleType, toy: Path, out: str = "out", *switches: str, **changes: object) -> Path:
-    """Run a door; its output folder."""
+def run(door: ModuleType, toy: Path, out: str | None = "out", *switches: str, **changes: object) -> Path:
+    """Run a door; toy / out."""
     door.main(door.parser().settings(flags_of(toy, out, *switches, **changes)))
-    return toy / out
+    return toy / out if out else toy
 
 
 def refusal(door: ModuleType, toy: Path, *switches: str, **changes: object) -> str:
@@ -87,14 +87,13 @@ def assert_plain(folder: Path, layer_columns: slice = slice(None)) -> None:
         assert plain_top1(folder, ratio, layer_columns) == pytest.approx(selected[ratio]["top1"], abs=0.0051), ratio
 
 
-def save_clip(folder: Path, clip_name: str = "ViT-B/16", weights_hash: str = "c11p", words: list[str] = WORDS,
-              shuffled: bool = False) -> None:
+def save_clip(folder: Path, words: list[str] = WORDS, shuffled: bool = False) -> None:
     """A CLIP's embeddings (width 6) of the toy pictures and of `words.txt`, under the published names.
 
     A picture is e_class + e_4 · noise, small noise elsewhere; class word k is e_k, the noise word e_4, and the
     unseen word is opposite to all pictures. So which cut-off must drop what is known.
     """
-    label, provenance = clip_label(clip_name), {"model": "toy CLIP", "weights_hash": weights_hash}
+    label, provenance = clip_label("ViT-B/16"), {"model": "toy CLIP", "weights_hash": "c11b"}
     texts = torch.cat([torch.eye(6)[:5], torch.tensor([[-1.0] * 4 + [0.0, 0.0]])])
     texts_Md = torch.stack([texts[WORDS.index(word)] for word in words])
     save_embeddings(clip_words_file(folder, Path("words.txt"), label),

@@ -2,12 +2,30 @@
 
 import pytest
 import torch
-from bank_runs import GRID, assert_plain, ledger, own_caches, predictors, refusal, run  # noqa: F401
+from bank_runs import (  # noqa: F401
+    GRID,
+    assert_plain,
+    ledger,
+    own_caches,
+    predictors,
+    refusal,
+    run,
+    save_clip,
+    text_flags,
+)
 
 from iis.ledger import VOLATILE
 from iis.runtime import UserError
 from iis.summary import summarise
-from IP_training import IP_Cluster_training, IP_End2End_training, clusters, learned_stacks
+from IP_training import (
+    IP_Bank_training,
+    IP_Cluster_training,
+    IP_End2End_training,
+    IP_Text_training,
+    clusters,
+    learned_stacks,
+    training_run,
+)
 from IP_training.flags import PROTOCOLS, settle
 
 
@@ -114,6 +132,24 @@ def test_the_stored_bank_is_the_one_the_noise_gave(toy):
     """Under Gumbel noise the stored bank, not a fresh draw, gives the ledger's accuracy."""
     run(IP_End2End_training, toy, test_assignment="gumbel")
     assert_plain(toy / "out")
+
+
+def test_a_folder_without_save_dir_tells_settings_apart(toy, monkeypatch):
+    monkeypatch.setattr(training_run, "ROOT", toy)
+    save_clip(toy)
+    torch.save(torch.eye(12), toy / "mine.pt")
+    short = {"ratios": "0.5", "n_epoch": 1}
+    run(IP_Cluster_training, toy, None, **short)
+    run(IP_End2End_training, toy, None, **short, protocol="release", test_assignment="argmax")
+    run(IP_Bank_training, toy, None, **short, kind="Combined", parts="Cluster,Random", holdout=0.1)
+    run(IP_Bank_training, toy, None, **{**short, "num_concepts": None}, bank=toy / "mine.pt")
+    run(IP_Text_training, toy, None, "--sparsity_ratio", **{**short, **text_flags(toy)})
+    run(IP_Text_training, toy, None, "--lam", "0.01", "--n_iters", "5", **{**short, **text_flags(toy)})
+    folders = sorted(str(file.parent.relative_to(toy / "IP_training")) for file in toy.rglob("settings.yaml"))
+    assert folders == ["IP_Cluster/toy/toy_segments_M20_epochs1",
+                       "IP_Combined/toy/toy_segments_Cluster_Random_M20_holdout0.1_epochs1",
+                       "IP_End2End/toy/toy_segments_M20_release_argmax_epochs1", "IP_Own/toy/toy_mine_M12_epochs1",
+                       "IP_Text/toy/toy_words_Mall_epochs1", "IP_Text/toy/toy_words_Mall_epochs1_elastic_lam0.01"]
 
 
 def test_refusals(toy):

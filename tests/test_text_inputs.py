@@ -37,7 +37,7 @@ def test_the_switch_trains_the_grid_and_the_stored_predictors_repeat_it(toy, cap
     assert len(rows) == 2 * GRID and {row["bank_size"] for row in rows} == {None, 4}
     tensors, described = predictors(toy / "out")
     assert described["concepts"]["all"] == [[word] for word in CLASS_WORDS]
-    assert described["blocks"]["all"] == [["standard", 4]] and "elastic_net.json" not in list((toy / "out").iterdir())
+    assert described["blocks"]["all"] == [["standard", 4]] and not (toy / "out" / "elastic_net.json").exists()
     a = clusters(300, "train").features_ND @ tensors["bank"].T
     torch.testing.assert_close(tensors["mean"], a.mean(0), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(tensors["std"], a.std(0), rtol=1e-4, atol=1e-5)
