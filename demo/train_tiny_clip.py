@@ -1,10 +1,11 @@
-"""Train the tiny CLIP of the built-in data set on its captions, in about two minutes on two CPU cores.
+"""Train the tiny CLIP of the built-in data set on its captions, in about two minutes on a CPU.
 
-    python demo/train_tiny_clip.py              # after demo/paint_shapes.py; demo/weights/tiny_clip.{json,pt}
+    python demo/train_tiny_clip.py       # after demo/paint_shapes.py; 107 s of one core; demo/weights/tiny_clip.*
 
 Everywhere in the suite it is then a CLIP like any other: --clip_name demo/weights/tiny_clip.json. Beside it,
 tiny_clip_auroc.json says how well the cosine of a picture and a word tells val pictures that have the attribute from
-those that have not, for all 22 attribute words. Its cosines are not OpenAI's, so it needs a --clip_cutoff of its own.
+those that have not: 21 of the 22 attribute words reach 0.93 with seed 0 (square 0.85), 18 after 16 epochs. Its cosines
+are not OpenAI's: --clip_cutoff 0.2 keeps all 22 and drops 22 of the other 61 words of the list.
 """
 
 from __future__ import annotations
