@@ -62,3 +62,11 @@ def saturated(accuracies: np.ndarray, dense: float, count: int) -> bool:
     retention = accuracies / dense
     relative = (1 - accuracies) / (np.maximum(accuracies, 1e-12) * count) + (1 - dense) / (dense * count)
     return bool(np.all(np.abs(retention - 1) <= retention * np.sqrt(relative)))
+
+
+def near_ceiling(score: float, length: float, dense: float, count: int) -> bool:
+    """True where the IIS is within one standard error of its ceiling, though a single ratio may still fall.
+
+    The standard error is that of an ARR of 1 over `count` pictures, times the span.
+    """
+    return length - score <= length * np.sqrt(2) * standard_error(dense, count) / dense

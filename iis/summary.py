@@ -15,6 +15,7 @@ from iis.score import (
     accuracy_retention,
     area,
     chance_corrected,
+    near_ceiling,
     require_ratios,
     saturated,
     span,
@@ -116,9 +117,14 @@ def _verdicts(result: dict[str, Any]) -> list[str]:
         remarks.append(f"warning: the dense head reaches {dense:.4f} where always naming the largest class gives "
                        f"{result['chance']:.4f}; this close to chance ARR and IIS mean nothing")
     accuracies = np.mean(result["curves"]["best"]["accuracy"], axis=0)
+    reason = None
     if saturated(accuracies, dense, count):
-        remarks.append("warning: every ARR is within one standard error of 1, so the IIS has saturated and cannot tell "
-                       "representations apart; use a smaller --num_concepts or a harder data set")
+        reason = "every ARR is within one standard error of 1"
+    elif near_ceiling(result["iis"]["mean"], result["span"], dense, count):
+        reason = f"the IIS is within one standard error of its ceiling {result['span']:g}"
+    if reason:
+        remarks.append(f"warning: {reason}, so it has saturated and cannot tell representations apart; use a smaller "
+                       "--num_concepts or a harder data set")
     if not result["holdout"]:
         remarks.append("note: epoch and learning rate were selected on the validation pictures themselves, as the "
                        "release does; --holdout 0.1 in stage 3 selects on a slice of train")

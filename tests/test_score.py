@@ -9,6 +9,7 @@ from iis.score import (
     accuracy_retention,
     area,
     chance_corrected,
+    near_ceiling,
     require_ratios,
     saturated,
     span,
@@ -70,3 +71,9 @@ def test_chance_guard_uses_the_larger_margin():
 def test_saturation_needs_every_ratio_near_one():
     assert saturated(np.full(8, 0.915), 0.917, 10_000)  # 0.2 points: standard error of a difference is 0.4
     assert not saturated(np.array([0.915] * 7 + [0.90]), 0.917, 10_000)
+
+
+def test_near_the_ceiling_by_hand():
+    # dense 0.917 over 10,000: standard error 0.00276, of a ratio of two 0.00425, times 0.98: 0.0042
+    assert near_ceiling(0.9781, 0.98, 0.917, 10_000)
+    assert not near_ceiling(0.9742, 0.98, 0.917, 10_000)
