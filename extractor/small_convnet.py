@@ -2,8 +2,9 @@
 
     "vision_cfg": {"image_size": 64, "timm_model_name": "iis_small_convnet", "timm_pool": "max", "timm_proj": ""}
 
-Every small tower that open_clip and timm bring shrinks 64 pixels to 2 x 2 before it pools. On `shapes` the words for
-shape and texture then stayed near chance after 30 epochs (three minutes); with 4 x 4 and the maximum they take 8.
+The small towers that timm brings shrink 64 pixels to 2 x 2 before they pool; this one takes the maximum over 4 x 4. On
+`shapes`, after 16 epochs of `demo/train_tiny_clip.py` (seed 0, one run each), 18 of 22 words reach AUROC 0.93 with it
+and 15 with `test_byobnet`, whose epochs take as long.
 """
 
 from __future__ import annotations
