@@ -13,10 +13,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from iis.config import DoorParser
-from iis.runtime import ROOT, run_door
+from iis.runtime import run_door
 from IP_training.flags import add_element_choice, settle, training_parser
-
-CENTRES = ROOT / "IP_training" / "cluster_centres"  # fitted centres, by elements, M and seed
 
 
 def parser() -> DoorParser:
@@ -26,7 +24,7 @@ def parser() -> DoorParser:
 
 def main(args: argparse.Namespace) -> None:
     """Fit the centres of each seed and train the grid."""
-    from IP_training.clusters import cluster_bank
+    from IP_training import clusters
     from IP_training.concept_banks import check_enough
     from IP_training.inputs import concepts_wanted, load_inputs
     from IP_training.stacks import fixed
@@ -35,8 +33,8 @@ def main(args: argparse.Namespace) -> None:
     settle(args)
     inputs, num_concepts = load_inputs(args), concepts_wanted(args)
     check_enough(inputs.elements, num_concepts)
-    plan = fixed(lambda inputs, count, seed: cluster_bank(inputs.elements, count, seed.number, args.element_choice,
-                                                          CENTRES))
+    plan = fixed(lambda inputs, count, seed: clusters.cluster_bank(inputs.elements, count, seed.number,
+                                                                   args.element_choice, clusters.CENTRES))
     run(args, "Cluster", inputs, plan, num_concepts, {"element_choice": args.element_choice})
 
 

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 
 from iis.embedding_file import Embeddings
-from iis.runtime import UserError, seed_of, write_whole
+from iis.runtime import ROOT, UserError, seed_of, write_whole
 from IP_training.concept_banks import Bank, balanced_choice, check_enough, unit_rows
 
+CENTRES = ROOT / "IP_training" / "cluster_centres"  # where doors keep fitted centres, by elements, M and seed
 MAX_ELEMENTS = 20_000  # release
 NEAREST = 9  # elements shown for a centre
 

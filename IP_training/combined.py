@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from iis.runtime import UserError
-from IP_training.clusters import cluster_bank
+from IP_training import clusters
 from IP_training.concept_banks import Bank, check_enough, prototype_bank
 from IP_training.inputs import Inputs
 from IP_training.other_banks import combined_bank, random_bank
@@ -37,7 +37,8 @@ def plan_combined(args: argparse.Namespace, inputs: Inputs, parts: Sequence[str]
 
     def make(inputs: Inputs, total: int | None, seed: Seed) -> Bank:
         kinds = {"Prototype": lambda m: prototype_bank(inputs.elements, m, seed.number, args.prototypes),
-                 "Cluster": lambda m: cluster_bank(inputs.elements, m, seed.number, args.element_choice),
+                 "Cluster": lambda m: clusters.cluster_bank(inputs.elements, m, seed.number, args.element_choice,
+                                                           clusters.CENTRES),
                  "Random": lambda m: random_bank(m, inputs.train.width, seed.number),
                  "Text": lambda m: make_text(inputs, m, seed)}
         return combined_bank([kinds[part](count) for part, count in zip(parts, counts, strict=True)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from iis.runtime import UserError, nearest
 TRAIN_AND_VAL = ("model", "weights_hash", "node", "preprocessing", "precision", "dataset")
 
 
-@dataclass
+@dataclass(eq=False)
 class Inputs:
     """Representations of train and val, and the visual elements (None where a bank needs none)."""
 
@@ -29,6 +30,11 @@ class Inputs:
     def num_classes(self) -> int:
         """C."""
         return len(self.train.class_names)
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019 - one run has one Inputs; on a GPU a second copy would be 10 GB
+    def resident(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """The representations of train (N, D) and val (V, D) on the device, as float32; all heads share them."""
+        return tuple(split.features_ND.to(device, torch.float32) for split in (self.train, self.val))
 
 
 def load_inputs(args: argparse.Namespace, with_elements: bool = True) -> Inputs:

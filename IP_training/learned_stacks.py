@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
 from iis.grid import Cell
 from iis.runtime import torch_rng
 from IP_training.clusters import chosen_elements
@@ -24,7 +22,7 @@ def learned(choice: str = "balanced", test_assignment: str = "argmax") -> Plan:
         check_enough(inputs.elements, num_concepts)
         rows = chosen_elements(inputs.elements, seed.number, choice)
         elements_ED = unit_rows(inputs.elements.features_ND[rows]).to(seed.device)
-        h_train, h_val = (split.features_ND.to(seed.device, torch.float32) for split in (inputs.train, inputs.val))
+        h_train, h_val = inputs.resident(seed.device)
         noise = GumbelNoise(seed.number, seed.device)
         most = chunk_cells(len(rows), num_concepts, available_bytes(seed.device))
 

@@ -69,7 +69,7 @@ def dense_stacks(inputs: Inputs, seed: Seed, cells: list[Cell]) -> list[Stack]:
     """The dense heads, on the raw representation."""
     if not cells:
         return []
-    h_train, h_val = (split.features_ND.to(seed.device, torch.float32) for split in (inputs.train, inputs.val))
+    h_train, h_val = inputs.resident(seed.device)
     return [Stack(DenseHeads(len(same_rate), inputs.train.width, inputs.num_classes,
                              torch_rng(seed.number, "dense head")).to(seed.device), same_rate, h_train, h_val)
             for same_rate in by_learning_rate(cells)]

@@ -16,7 +16,8 @@ from iis.embedding_file import Embeddings, save_embeddings
 from iis.ledger import read_ledger
 from iis.names import clip_label, clip_pictures_file, clip_words_file
 from iis.runtime import UserError
-from IP_training import IP_Cluster_training, training_run
+from IP_training import clusters as cluster_rooms
+from IP_training import training_run
 
 CLASS_WORDS = [f"class word {k}" for k in range(4)]
 WORDS = [*CLASS_WORDS, "noise word", "unseen word"]  # the last two are what either cut-off is for
@@ -28,7 +29,7 @@ GRID = 8 * 3 + 3  # heads of a seed
 def own_caches(monkeypatch, tmp_path):
     """Dense heads and k-means centres are kept between runs; a test keeps its own."""
     monkeypatch.setattr(training_run, "DENSE_HEADS", tmp_path / "dense_heads")
-    monkeypatch.setattr(IP_Cluster_training, "CENTRES", tmp_path / "centres")
+    monkeypatch.setattr(cluster_rooms, "CENTRES", tmp_path / "centres")
 
 
 def flags_of(toy: Path, out: str | None, *switches: str, **changes: object) -> list[str]:
