@@ -26,12 +26,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from demo import small_backbones
+from demo.shapes_world import ATTRIBUTES
 from extractor.stage1_flags import available_cores
 from iis.config import DoorParser, path
 from iis.datasets import PictureSet, folder_pictures
 from iis.runtime import ROOT, UserError, choose_device, nearest, read_json, run_door, seed_of, write_json, write_whole
 
 EPOCHS = {"shapes_small": 12, "shapes_medium": 14, "shapes_large": 14}
+# These are taught every attribute beside the class, through heads that are thrown away: a class needs only warm or
+# cool, and without this the representation keeps little of which colour it was.
+TAUGHT_ATTRIBUTES = ("shapes_large",)
 KEPT = (1, 2, 4, 8)  # and the last
 BATCH, PEAK_RATE = 32, 0.005  # Adam, one cycle
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -60,7 +64,8 @@ def main(settings: argparse.Namespace | None = None) -> None:
     if not (settings.root / "captions.json").exists():
         raise UserError(f"{settings.root} holds no finished `shapes`: run python demo/paint_shapes.py first")
     data = read_json(settings.root / "manifest.json")
-    plans = {name: {"seed": settings.seed, "epochs": settings.epochs or EPOCHS[name], "data": data}
+    plans = {name: {"seed": settings.seed, "epochs": settings.epochs or EPOCHS[name], "data": data,
+                    "attributes": name in TAUGHT_ATTRIBUTES}
              for name in reversed(EPOCHS) if name in settings.models}  # the slowest first
     missing = [name for name in plans if not is_done(name, plans[name], settings.out)]
     if not missing:
@@ -81,7 +86,7 @@ def is_done(name: str, plan: dict, out: Path) -> bool:
         return False
     before = read_json(out / f"{name}.json")
     for key, value in plan.items():
-        if before[key] != value:
+        if before.get(key) != value:
             raise UserError(f"{out} holds {name} trained with {key} = {before[key]}, and this run has {key} = {value}; "
                             f"choose another --out, or delete {name}.json there")
     if not all((out / file).exists() for file in [f"{name}.pth", *before["checkpoints"]]):
@@ -113,13 +118,21 @@ def pretrain(name: str, plan: dict, root: Path, out: Path, device: torch.device)
                                     for split in ("train", "val"))
     net = getattr(small_backbones, name)().to(images_NCHW.device, memory_format=torch.channels_last)
     epochs, steps = plan["epochs"], -(-len(labels_N) // BATCH)
-    optimizer = torch.optim.Adam(net.parameters())
+    extra, targets_NK = nn.ModuleList(), None
+    if plan["attributes"]:
+        extra.extend(nn.Linear(net.fc.in_features, len(words)) for words in ATTRIBUTES.values())
+        extra, targets_NK = extra.to(device), attribute_targets(root).to(device)
+    optimizer = torch.optim.Adam([*net.parameters(), *extra.parameters()])
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=epochs * steps)
     top1 = {}
     for epoch in range(1, epochs + 1):
         net.train()
         for rows_B in torch.randperm(len(labels_N)).to(labels_N.device).split(BATCH):
-            loss = F.cross_entropy(net(turned(images_NCHW[rows_B])), labels_N[rows_B])
+            h_BD = net[:-1](turned(images_NCHW[rows_B]))  # (B, D)
+            loss = F.cross_entropy(net.fc(h_BD), labels_N[rows_B])
+            if extra:
+                loss = loss + torch.stack([F.cross_entropy(head(h_BD), targets_NK[rows_B, k])
+                                           for k, head in enumerate(extra)]).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -133,6 +146,15 @@ def pretrain(name: str, plan: dict, root: Path, out: Path, device: torch.device)
     save(net, out / f"{name}.pth")
     write_json(out / f"{name}.json", {**plan, "val_top1": top1[file], "checkpoints": top1,
                                       "seconds": round(time.perf_counter() - start, 1)})
+
+
+def attribute_targets(root: Path) -> torch.Tensor:
+    """Of every training picture, in the order of the class folders, the word of each attribute group: (N, K) int64."""
+    images = read_json(root / "captions.json")["images"]
+    names = folder_pictures(root / "train", "shapes", "train").names
+    true = [images[f"train/{name}"]["concepts"] for name in names]
+    return torch.tensor([[group.index(word) for group, word in zip(ATTRIBUTES.values(), words, strict=True)]
+                         for words in true])
 
 
 def turned(images_BCHW: torch.Tensor) -> torch.Tensor:
