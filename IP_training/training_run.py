@@ -19,7 +19,7 @@ import torch
 from iis.advice import advice
 from iis.config import write_settings
 from iis.grid import DENSE, Cell
-from iis.ledger import LEDGER, add_rows, cell_of, read_ledger
+from iis.ledger import LEDGER, add_rows, cell_of, merged, read_ledger
 from iis.names import slug
 from iis.runtime import ROOT, UserError, choose_device, claim_folder, torch_rng
 from IP_training.flags import PROTOCOLS, settle
@@ -100,8 +100,10 @@ def _train_seed(args: argparse.Namespace, inputs: Inputs, plan: Plan, num_concep
         rows = [row_of(head, bank, args.sparsifier, seconds) for head, (bank, _) in zip(heads, banks, strict=True)]
         if of_dense := [row for row in rows if row["ratio"] == DENSE]:
             add_rows(shared, of_dense)
-        rows = add_rows(ledger, [{**identity, **row} for row in rows])
-        save_predictors(folder, heads, banks, rows, inputs.train.class_names, identity)
+        rows = [{**identity, **row} for row in rows]
+        # The ledger last: what it names as done has its predictors, whenever a run is killed.
+        save_predictors(folder, heads, banks, merged(read_ledger(ledger), rows), inputs.train.class_names, identity)
+        add_rows(ledger, rows)
         resume_file.unlink(missing_ok=True)
         stacks, trained = [], trained + len(heads)
     return trained

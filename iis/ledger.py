@@ -46,10 +46,15 @@ def read_ledger(file: Path) -> list[dict[str, Any]]:
 
 def add_rows(file: Path, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Add rows, replacing those of the same cell, and write the ledger whole. Returns all rows, sorted by cell."""
-    merged = {cell_of(row): row for row in [*read_ledger(file), *rows]}
-    merged = [merged[cell] for cell in sorted(merged)]
-    write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in merged))
-    return merged
+    rows = merged(read_ledger(file), rows)
+    write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return rows
+
+
+def merged(old: Iterable[dict[str, Any]], new: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Old and new rows, sorted by cell; a new row replaces the old one of its cell."""
+    by_cell = {cell_of(row): row for row in [*old, *new]}
+    return [by_cell[cell] for cell in sorted(by_cell)]
 
 
 def pack_hits(hits_N: np.ndarray) -> str:
