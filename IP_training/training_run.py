@@ -110,10 +110,16 @@ def _train_seed(args: argparse.Namespace, inputs: Inputs, plan: Plan, num_concep
 
 
 def selection_of(holdout: float, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """`--holdout F`: a seeded split of train into rows to train on and rows to select on."""
+    """`--holdout F`: a seeded split of train into rows to train on and rows to select on; None for F = 0.
+
+    Raises `UserError` where either part would be empty.
+    """
     held = int(round(count * holdout))
-    if not held:
+    if not holdout:
         return None
+    if not 0 < held < count:
+        raise UserError(f"--holdout {holdout:g} leaves {held} of {count} training rows to select on and {count - held} "
+                        "to train on; choose a fraction that leaves both some")
     order = torch.randperm(count, generator=torch_rng(seed, "holdout"))
     return order[held:].sort().values, order[:held].sort().values
 

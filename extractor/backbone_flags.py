@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from iis.config import DoorParser, numbers, path
+from iis.config import DoorParser, count, numbers, path, positive
 from iis.names import EMBEDDINGS
 from iis.runtime import UserError, choose_device
 
@@ -29,14 +29,14 @@ def backbone_parser(description: str) -> DoorParser:
                         "checkpoint; left out, IMAGENET1K_V1")
     parser.add_argument("--resume", metavar="PATH", help="a local checkpoint: the same as --weights PATH, and wins")
     parser.add_argument("--device", help="cpu, cuda or cuda:N; left out, cuda where there is one")
-    parser.add_argument("-b", "--batch_size", type=_positive, default=32, help="pictures at a time")
-    parser.add_argument("-j", "--workers", type=_count, default=16, help="processes that read pictures, one per core "
+    parser.add_argument("-b", "--batch_size", type=positive, default=32, help="pictures at a time")
+    parser.add_argument("-j", "--workers", type=count, default=16, help="processes that read pictures, one per core "
                         "at most; 0 reads in the main process")
     parser.add_argument("--interpolation", help="of resizing: bilinear, bicubic …; left out, the weights' own "
                         "(published: bilinear)")
-    parser.add_argument("--val_resize_size", type=_positive, help="pixels of the shorter side; left out, the weights' "
+    parser.add_argument("--val_resize_size", type=positive, help="pixels of the shorter side; left out, the weights' "
                         "own (published: 256)")
-    parser.add_argument("--val_crop_size", type=_positive, help="pixels of the central square; left out, the weights' "
+    parser.add_argument("--val_crop_size", type=positive, help="pixels of the central square; left out, the weights' "
                         "own (published: 224)")
     parser.add_argument("--mean", type=numbers, help="red,green,blue mean of pictures in [0, 1]; left out, the "
                         "weights' own")
@@ -77,18 +77,6 @@ def backbone_of(args: argparse.Namespace) -> tuple[Backbone, torch.device]:
     if args.published_top1 is not None:
         backbone.published_top1 = args.published_top1
     return backbone, device
-
-
-def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if int(text) < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return int(text)
 
 
 def need_dataset(args: argparse.Namespace, why: str) -> str:

@@ -13,7 +13,7 @@ import torch
 
 from extractor.embed import Target, embed, is_done
 from iis.backbones import Backbone
-from iis.datasets import PictureSet
+from iis.datasets import UNNAMED, PictureSet
 from iis.layers import HEAD_INPUT, Node, resolve
 from iis.names import elements_file, model_label, representations_file, slug
 from iis.runtime import make_output_folder
@@ -57,7 +57,7 @@ def plan(pictures: PictureSet, backbone: Backbone, layer: str, folder: str, root
     if elements is None:
         file = representations_file(folder, pictures.dataset, pictures.split, layer, root)
     else:  # an unnamed data set is the published one
-        dataset = "imagenet" if pictures.dataset == "unnamed" else pictures.dataset
+        dataset = "imagenet" if pictures.dataset == UNNAMED else pictures.dataset
         file = elements_file(folder, dataset, elements["kind"], elements.get("protocol", "paper"), root)
         if node.name != HEAD_INPUT:
             file = file.with_name(f"{slug(node.name)}_{file.name}")

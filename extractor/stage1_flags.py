@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from iis.config import DoorParser, path
+from iis.config import DoorParser, path, positive
 from iis.datasets import UNNAMED, PictureSet, folder_pictures, is_synset, load_dataset
 from iis.names import elements_folder
 from iis.runtime import UserError
@@ -24,14 +24,14 @@ def stage1_parser(kind: str, description: str) -> DoorParser:
                         "the name that is recorded (left out: imagenet where all folders are synsets, else unnamed)")
     parser.add_argument("--save_root", type=path, help=f"folder for the {kind}; left out, the data set's own below "
                         "concept_library/visual/")
-    parser.add_argument("--image_per_class", type=_positive, default=10, help="pictures per class: the first readable "
+    parser.add_argument("--image_per_class", type=positive, default=10, help="pictures per class: the first readable "
                         "ones by name")
     parser.add_argument("--protocol", choices=PROTOCOLS, default="paper", help="as the paper says, or as the "
                         "authors' published code does (README, fidelity)")
     parser.add_argument("--seed", type=int, default=0, help="seed of whatever is drawn at random")
     parser.add_argument("--format", choices=("jpeg", "png"), default="jpeg", help="of the saved pictures: jpeg is "
                         "quality 95 without chroma subsampling, png is exact")
-    parser.add_argument("--workers", type=_positive, default=available_cores(), help="processes; changes only the time")
+    parser.add_argument("--workers", type=positive, default=available_cores(), help="processes; changes only the time")
     return parser
 
 
@@ -59,9 +59,3 @@ def save_root_of(args: argparse.Namespace, pictures: PictureSet, kind: str) -> P
 def available_cores() -> int:
     """Cores this process may use: fewer than the machine's under a job scheduler."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
-    return int(text)

@@ -66,7 +66,7 @@ def _sources(args: argparse.Namespace) -> list[tuple[Any, str, dict[str, Any] | 
     """What to embed: (pictures, layer, stage-1 settings or None for the data set's own)."""
     from extractor.backbone_flags import need_dataset
     from extractor.picture_walk import read_stage1
-    from iis.datasets import folder_pictures, load_dataset, same_classes
+    from iis.datasets import UNNAMED, folder_pictures, load_dataset, same_classes
 
     sources = []
     if args.data_path is not None:
@@ -78,7 +78,7 @@ def _sources(args: argparse.Namespace) -> list[tuple[Any, str, dict[str, Any] | 
             if args.element_kind not in (None, elements["kind"]):
                 raise UserError(f"{args.data_path} holds {elements['kind']}, not {args.element_kind}: leave "
                                 "--element_kind out, or give the folder of the others")
-        pictures = folder_pictures(args.data_path, _dataset(args, elements) or "unnamed", "elements")
+        pictures = folder_pictures(args.data_path, _dataset(args, elements) or UNNAMED, "elements")
         sources.append((pictures, args.target_layer_name, elements))
     if args.representations:
         dataset = load_dataset(need_dataset(args, "--representations"))
@@ -94,10 +94,10 @@ def _sources(args: argparse.Namespace) -> list[tuple[Any, str, dict[str, Any] | 
 
 def _dataset(args: argparse.Namespace, elements: dict[str, Any]) -> str | None:
     """The data set the elements come from: as stage 1 recorded it, else --dataset, else unknown."""
-    from iis.datasets import load_dataset
+    from iis.datasets import UNNAMED, load_dataset
 
     recorded = elements.get("dataset")
-    if recorded not in (None, "unnamed"):
+    if recorded not in (None, UNNAMED):
         return recorded
     return load_dataset(args.dataset).name if args.dataset and args.dataset.endswith(".yaml") else args.dataset
 

@@ -1,4 +1,4 @@
-"""Settings: defaults <- YAML <- command line. One parser class and one parent parser for every door."""
+"""Settings: defaults <- YAML <- command line. One parser class for every door, and the types of its flags."""
 
 from __future__ import annotations
 
@@ -31,6 +31,20 @@ def numbers(text: str) -> tuple[float, ...]:
     return values
 
 
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return int(text)
+
+
+def count(text: str) -> int:
+    """A whole number, 0 or more."""
+    if not text.strip().isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number, 0 or more")
+    return int(text)
+
+
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Defaults in the help, but not where there is none to tell."""
 
@@ -42,7 +56,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 class DoorParser(argparse.ArgumentParser):
     """argparse with what all doors share: both `--flag_name` and `--flag-name`, no abbreviations, defaults
-    in `--help`, errors in one sentence that name the nearest flag, and `--config_yaml`."""
+    in `--help`, errors in one sentence that name the nearest flag, and `--config_yaml` where a door adds it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", _Help)

@@ -15,7 +15,7 @@ import torch
 
 from iis.runtime import UserError, write_whole
 
-# What decides the numbers in a file. `images_match` and `claim` compare these; `record` is only for people.
+# What decides the numbers in a file, and is compared when it is found again; `record` is only for people.
 PROVENANCE = ("model", "weights", "weights_hash", "node", "preprocessing", "precision",
               "dataset", "split", "elements")
 # What elements and images must share, so that a concept bank lives in the space of the images.
@@ -120,13 +120,18 @@ def _bare(file: Path, data: Any, labels: Path | None) -> Embeddings:
         raise UserError(f"{file} is neither an embedding file of this suite nor a bare N x D tensor")
     if labels is None:
         raise UserError(f"{file} holds a bare tensor: name the file with its labels too (--train_labels, --val_labels)")
+    if not Path(labels).is_file():
+        raise UserError(f"there is no file {labels} with the labels of {file}")
     if Path(labels).suffix == ".txt":
         words = Path(labels).read_text(encoding="utf-8").split("\n")
         words = [word.strip() for word in words if word.strip()]
         classes = sorted(set(words))
         labels_N = torch.tensor([classes.index(word) for word in words])
     else:
-        labels_N = load_tensors(labels).to(torch.int64).flatten()
+        labels_N = load_tensors(labels)
+        if not torch.is_tensor(labels_N) or not labels_N.numel():
+            raise UserError(f"{labels} holds no labels: one tensor of N class numbers is needed")
+        labels_N = labels_N.to(torch.int64).flatten()
         classes = [f"class {label:03d}" for label in range(int(labels_N.max()) + 1)]
     features_ND = data.float() if data.dtype == torch.float64 else data
     found = Embeddings(features_ND, labels_N, classes, [f"row {row}" for row in range(len(features_ND))])

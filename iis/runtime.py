@@ -22,6 +22,11 @@ if TYPE_CHECKING:  # imported where it is used: stage 1 and --help do without it
 ROOT = Path(__file__).resolve().parents[1]  # the repository: defaults resolve against it
 
 
+# Errors of the disk that the user can mend; the last three are a file where a folder should be, or the reverse.
+CANNOT_WRITE = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EEXIST, errno.ENOTDIR,
+                errno.EISDIR)
+
+
 class UserError(Exception):
     """Something the user can mend. The message is one sentence that says what to do; exit status 2."""
 
@@ -29,8 +34,8 @@ class UserError(Exception):
 def run_door(main: Callable[[], None]) -> None:
     """Run a door and turn what the user can mend into one sentence and a non-zero exit status.
 
-    2 for a `UserError`, 1 for a full or read-only disk, 130 for Ctrl-C. Anything else is a bug of ours
-    and keeps its traceback.
+    2 for a `UserError`, 1 for a full or read-only disk or a file in a folder's place, 130 for Ctrl-C. Anything else
+    is a bug of ours and keeps its traceback.
     """
     try:
         main()
@@ -39,7 +44,7 @@ def run_door(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         sys.exit(_say("stopped; start the same command again and it goes on where it was", 130))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT):
+        if error.errno not in CANNOT_WRITE:
             raise
         place = f" at {error.filename}" if error.filename else ""
         sys.exit(_say(f"error: cannot write{place}: {error.strerror}; free some space or choose another "

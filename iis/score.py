@@ -38,7 +38,8 @@ def require_ratios(found: Sequence[float], needed: Sequence[float] = RATIOS, whe
     missing = [ratio for ratio in needed if not any(np.isclose(ratio, have) for have in found)]
     if missing:
         raise UserError(f"{where} lacks the sparsity ratio(s) {', '.join(f'{ratio:g}' for ratio in missing)}, so there "
-                        "is no IIS: start the same stage-3 command again, it trains what is missing")
+                        "is no IIS: start the same stage-3 command again without --ratios (or "
+                        "--sparsity_ratio_value), it trains what is missing")
 
 
 def chance_corrected(accuracies: np.ndarray, dense: np.ndarray | float, chance: float) -> np.ndarray:

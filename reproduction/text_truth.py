@@ -32,8 +32,12 @@ def main(args: argparse.Namespace) -> None:
     ledgers = sorted((ROOT / "IP_training" / "IP_Text" / args.model_name).glob("shapes_*/results.jsonl"))
     if not ledgers:
         raise UserError(f"there is no Text bank of {args.model_name} on shapes; run make demo first")
-    val_file = next((ROOT / "extractor" / "embs" / args.model_name).glob("shapes_val_*_fc.pt"))
-    val, captions = load_embeddings(val_file), read_json(ROOT / "datasets" / "shapes" / "captions.json")
+    val_file = ROOT / "extractor" / "embs" / args.model_name / f"shapes_val_{args.model_name}_fc.pt"
+    captions_file = ROOT / "datasets" / "shapes" / "captions.json"
+    for file in (val_file, captions_file):
+        if not file.is_file():
+            raise UserError(f"there is no file {file}; run make demo first")
+    val, captions = load_embeddings(val_file), read_json(captions_file)
     for ledger in ledgers:
         lines = []
         for file in sorted((ledger.parent / "predictors").glob("seed_*.safetensors")):

@@ -1,0 +1,16 @@
+import pytest
+
+from iis.runtime import run_door, write_text
+
+
+def test_a_file_where_a_folder_should_be_is_one_sentence_and_status_1(tmp_path, capsys):
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(SystemExit) as stopped:
+        run_door(lambda: write_text(tmp_path / "taken" / "out.txt", "text"))
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err.startswith(f"error: cannot write at {tmp_path / 'taken'}")
+
+
+def test_a_missing_input_that_nobody_foresaw_keeps_its_traceback():
+    with pytest.raises(FileNotFoundError):
+        run_door(lambda: open("/no/such/file"))
