@@ -1,4 +1,4 @@
-"""The Cluster bank: centres of k-means on normalised element embeddings (DESIGN §2), fitted once per (bank, seed).
+"""The Cluster bank: centres of k-means on normalised element embeddings (paper, section 3), fitted once per seed.
 
 scikit-learn's KMeans with k-means++ and a single start (n_init=1): seeds are the repeats here, and their spread is
 what the IIS reports. One thread, because with several the order of its sums, and so the centres, changes from run

@@ -1,4 +1,4 @@
-"""End2End: concept banks that are learned together with their heads (DESIGN §2, End2End).
+"""End2End: concept banks that are learned together with their heads (paper, section 3).
 
     q (E, M)  →  LayerNorm over M, with affine  →  ÷ 0.1  →  hard straight-through Gumbel-softmax (τ = 1) over M
     each element joins one slot; a slot's concept is the sum of its elements (length 1 each), scaled to length 1
@@ -27,7 +27,6 @@ from IP_training.sparsify import sparsify
 
 TEMPERATURE = 0.1  # what the normalised q is divided by (release); τ of the softmax is 1
 FLOATS_PER_ENTRY = 8  # of q: itself, two Adam moments, normalised, logits, soft assignment and two gradients
-TEST_ASSIGNMENTS = ("argmax", "gumbel")  # paper, release
 
 
 class GumbelNoise:

@@ -1,4 +1,4 @@
-"""How activations a = h · bankᵀ are normalised before they are sparsified (DESIGN §2), column block by column block.
+"""How activations a = h · bankᵀ are normalised before they are sparsified, column block by column block.
 
     layer      LayerNorm over the block's columns of each sample; scale and shift are learned with the head
     standard   minus the training mean, over the training standard deviation of each column; nothing is learned

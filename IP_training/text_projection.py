@@ -1,4 +1,4 @@
-"""From words to directions in representation space (LF-CBM's route; DESIGN §2, Text).
+"""From words to directions in representation space (LF-CBM's route; Oikarinen et al., ICLR 2023).
 
 P (N, M) = cosine of CLIP's image and text embeddings says how much of every word is in every image. A bias-free
 projection W (M, D) is learned so that column m of h·Wᵀ rises and falls over the images as column m of P does; its
