@@ -40,9 +40,15 @@ def main(args: argparse.Namespace) -> None:
     ledgers = sorted(args.root.glob(f"IP_*/*/{args.dataset}_*/{LEDGER}"))
     if not ledgers:
         raise UserError(f"there is no ledger of {args.dataset} below {args.root}; run ip_train.sh first")
-    lines = sorted((line_of(file, args.kept) for file in ledgers),
-                   key=lambda line: (line["model"], str(line["protocol"]), line["M"], ORDER.index(line["bank"])
-                                     if line["bank"] in ORDER else len(ORDER), line["elements"]))
+    lines, failed = [], []
+    for file in ledgers:
+        try:
+            lines.append(line_of(file, args.kept))
+        except UserError as error:  # one unfinished run does not hide the others
+            failed.append(str(error))
+    if not lines:
+        raise UserError("; ".join(failed))
+    lines.sort(key=_place)
     folder = make_output_folder(args.save_dir)
     write_text(folder / "banks.csv", as_csv(lines))
     print(as_markdown([
@@ -51,6 +57,13 @@ def main(args: argparse.Namespace) -> None:
          f"top-1 at {args.kept} kept, %": plus_minus(line["top1_at_kept"], line["top1_at_kept_std"], 2),
          "effective rank": f"{line['effective_rank']:.1f}", "empty": f"{line['empty']:.1f}"} for line in lines]))
     print(f"written: {folder}/banks.csv")
+    if failed:
+        raise UserError(f"left out {len(failed)} of {len(ledgers)} ledgers: {'; '.join(failed)}")
+
+
+def _place(line: dict[str, Any]) -> tuple:
+    bank = ORDER.index(line["bank"]) if line["bank"] in ORDER else len(ORDER)
+    return line["model"], line["protocol"], str(line["M"]).rjust(9), bank, line["elements"]
 
 
 def line_of(file: Path, kept: int) -> dict[str, Any]:
