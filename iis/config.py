@@ -49,7 +49,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Defaults in the help, but not where there is none to tell."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default is None or action.default is False or action.default == () or "(default" in (action.help or ""):
+        default = action.default  # 0 is told, and equals False: hence `is`
+        if default is None or default is False or default == () or "(default" in (action.help or ""):
             return action.help
         return super()._get_help_string(action)
 
