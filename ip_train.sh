@@ -11,7 +11,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 
 DATASET=${DATASET:-imagenet}
-MODELS=${MODELS:-resnet50}
+MODELS=${MODELS:-resnet50}               # folders of extractor/embs/
 BANKS=${BANKS:-Prototype}                # of Prototype Cluster End2End Text Combined Random
 ELEMENTS=${ELEMENTS:-segments}           # and/or patches
 PROTOCOL=${PROTOCOL:-paper}              # or release

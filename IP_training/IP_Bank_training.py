@@ -5,7 +5,8 @@
     python IP_Bank_training.py --kind Combined --parts Prototype,Text --model_name resnet50
     python IP_Bank_training.py --bank my_concepts.npy --bank_names my_concepts.txt --model_name resnet50
 
-A Combined bank shares --num_concepts evenly between its parts. --bank takes any M x D matrix (.npy, .pt, .safetensors).
+A Combined bank shares --num_concepts evenly between its parts; one of your own (part Own, with --bank) goes in whole.
+--bank takes any M x D matrix (.npy, .pt, .safetensors).
 """
 
 import argparse
@@ -19,7 +20,7 @@ from iis.runtime import UserError, nearest, run_door
 from IP_training.flags import add_element_choice, settle, training_parser
 from IP_training.text_inputs import add_text_flags
 
-PARTS = ("Prototype", "Cluster", "Text", "Random")
+PARTS = ("Prototype", "Cluster", "Text", "Random", "Own")
 
 
 def parser() -> DoorParser:
@@ -27,7 +28,8 @@ def parser() -> DoorParser:
     door = add_text_flags(add_element_choice(training_parser(__doc__.splitlines()[0])))
     door.add_argument("--kind", choices=("Random", "Combined", "Own"), default="Random", help="which bank")
     door.add_argument("--parts", default="Prototype,Text", help=f"of a Combined bank, from {', '.join(PARTS)}")
-    door.add_argument("--bank", type=path, metavar="FILE", help="an M x D matrix of your own (--kind Own)")
+    door.add_argument("--bank", type=path, metavar="FILE", help="an M x D matrix of your own (--kind Own, or the "
+                      "part Own of a Combined bank)")
     door.add_argument("--bank_names", type=path, metavar="FILE", help="its concepts' names, one a line")
     door.add_argument("--prototypes", choices=("balanced", "first"), help="of a Prototype part (default: protocol)")
     return door
@@ -35,21 +37,19 @@ def parser() -> DoorParser:
 
 def main(args: argparse.Namespace) -> None:
     """Build the bank of each seed and train the grid."""
-    import torch
-
-    from iis.embedding_file import content_hash
     from IP_training.inputs import concepts_wanted, load_inputs
-    from IP_training.other_banks import file_bank, random_bank
+    from IP_training.other_banks import file_bank, own_settings, random_bank
     from IP_training.stacks import fixed
     from IP_training.training_run import run
 
     settle(args)
-    if args.bank and args.kind == "Combined":
-        raise UserError(f"--bank goes with --kind Own alone; a Combined bank's parts are from {', '.join(PARTS)}")
     if args.bank_names and not args.bank:
         raise UserError(f"--bank_names {args.bank_names} names the concepts of --bank FILE: give that too")
-    kind = "Own" if args.bank else args.kind
+    kind = "Own" if args.bank and args.kind == "Random" else args.kind
     parts = _parts(args.parts) if kind == "Combined" else []
+    if kind == "Combined" and bool(args.bank) != ("Own" in parts):
+        raise UserError("a bank of your own in a Combined one needs both --bank FILE and Own among the --parts "
+                        f"(--parts {args.parts})")
     inputs = load_inputs(args, with_elements=bool({"Prototype", "Cluster"} & set(parts)))
     if kind == "Own":
         if args.bank is None:
@@ -57,8 +57,7 @@ def main(args: argparse.Namespace) -> None:
         bank = file_bank(args.bank, inputs.train.width, args.bank_names)
         if args.num_concepts not in (None, len(bank)):
             raise UserError(f"--num_concepts {args.num_concepts}, but {args.bank} has {len(bank)}; leave it out")
-        run(args, kind, inputs, fixed(lambda inputs, count, seed: bank), len(bank),
-            {"bank_name": args.bank.stem, "bank_hash": content_hash(bank.vectors_MD, torch.arange(len(bank)))})
+        run(args, kind, inputs, fixed(lambda inputs, count, seed: bank), len(bank), own_settings(args.bank, bank))
     elif kind == "Random":
         make = lambda inputs, count, seed: random_bank(count, inputs.train.width, seed.number)  # noqa: E731
         run(args, kind, inputs, fixed(make), concepts_wanted(args), {})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from iis.embedding_file import load_tensors
+from iis.embedding_file import content_hash, load_tensors
 from iis.runtime import UserError, torch_rng
 from IP_training.concept_banks import Bank, unit_rows
 
@@ -53,3 +53,8 @@ def file_bank(file: Path, width: int, names: Path | None = None) -> Bank:
             raise UserError(f"{names} has {len(lines)} names for the {len(matrix)} concepts of {file}")
     unit = (vectors_MD.norm(dim=1, keepdim=True) - 1).abs() <= 1e-6  # scaling these again would only round them
     return Bank("Own", torch.where(unit, vectors_MD, unit_rows(vectors_MD)), [[line] for line in lines])
+
+
+def own_settings(file: Path, bank: Bank) -> dict[str, str]:
+    """What identifies a bank of one's own in the ledger: the file's name and a hash of the matrix."""
+    return {"bank_name": file.stem, "bank_hash": content_hash(bank.vectors_MD, torch.arange(len(bank)))}

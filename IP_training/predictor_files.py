@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from iis.ledger import cell_of
-from iis.runtime import read_json, write_json, write_whole
+from iis.runtime import UserError, read_json, write_json, write_whole
 from iis.selection import select
 from IP_training.concept_banks import Bank
 from IP_training.grid_training import Trained
@@ -33,7 +34,11 @@ def save_predictors(folder: Path, trained: Sequence[Trained], banks: Sequence[tu
     described = file.with_suffix(".json")
     tensors, text = ({}, {"selected": {}, "concepts": {}, "blocks": {}})
     if file.exists() and described.exists():
-        tensors, text = load_file(file), read_json(described)
+        try:
+            tensors, text = load_file(file), read_json(described)
+        except SafetensorError:
+            message = f"{file} is damaged; delete it and start again: its heads are lost, the ledger is not"
+            raise UserError(message) from None
     best = {cell_of(row): row for row in select([row for row in rows if row["seed"] == seed]).values()}
     for head, (bank, normaliser) in zip(trained, banks, strict=True):
         if head.cell not in best:

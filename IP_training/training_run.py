@@ -18,6 +18,7 @@ import torch
 
 from iis.advice import advice
 from iis.config import write_settings
+from iis.datasets import readable_class_names
 from iis.grid import DENSE, Cell
 from iis.ledger import LEDGER, add_rows, cell_of, merged, read_ledger
 from iis.names import slug
@@ -102,7 +103,8 @@ def _train_seed(args: argparse.Namespace, inputs: Inputs, plan: Plan, num_concep
             add_rows(shared, of_dense)
         rows = [{**identity, **row} for row in rows]
         # The ledger last: what it names as done has its predictors, whenever a run is killed.
-        save_predictors(folder, heads, banks, merged(read_ledger(ledger), rows), inputs.train.class_names, identity)
+        save_predictors(folder, heads, banks, merged(read_ledger(ledger), rows),
+                        readable_class_names(args.dataset, inputs.train.class_names), identity)
         add_rows(ledger, rows)
         resume_file.unlink(missing_ok=True)
         stacks, trained = [], trained + len(heads)

@@ -145,21 +145,25 @@ def same_classes(train: list[str], val: list[str]) -> None:
                     f"{only_val[:5]}; both need the same class folders")
 
 
-def readable_class_names(dataset: Dataset, folders: list[str]) -> list[str]:
-    """Names for people: `class_names` of the YAML (a text file, a name a line), ImageNet's synsets by their
+def readable_class_names(dataset: str, folders: list[str]) -> list[str]:
+    """Names for people: `class_names` of the data set's YAML (a text file, a name a line), ImageNet's synsets by their
     words (`class_names: imagenet`, through timm's list), else the folder names."""
-    if dataset.class_names == "imagenet":
+    try:
+        names = load_dataset(dataset).class_names
+    except UserError:  # features made elsewhere need no configuration
+        return folders
+    if names == "imagenet":
         from timm.data import ImageNetInfo
 
         info = ImageNetInfo("imagenet-1k")
         words = {synset: info.index_to_description(i).split(",")[0] for i, synset in enumerate(info.label_names())}
         return [words.get(folder, folder) for folder in folders]
-    if dataset.class_names:
-        names = (ROOT / dataset.class_names).read_text(encoding="utf-8").splitlines()
-        if len(names) != len(folders):
-            raise UserError(f"{dataset.class_names} has {len(names)} lines for {len(folders)} classes")
-        return names
-    return folders
+    if names is None:
+        return folders
+    lines = (ROOT / names).read_text(encoding="utf-8").splitlines()
+    if len(lines) != len(folders):
+        raise UserError(f"{names} has {len(lines)} lines for {len(folders)} classes")
+    return lines
 
 
 def _torchvision_pictures(dataset: Dataset, split: str) -> TorchvisionPictureSet:

@@ -16,6 +16,7 @@ from bank_runs import (  # noqa: F401
 
 from IP_training import IP_Bank_training, IP_Cluster_training
 from IP_training.combined import shares
+from IP_training.concept_banks import unit_rows
 
 
 def combined(toy, out="out", **changes):
@@ -64,6 +65,16 @@ def test_refusals(toy):
     assert "did you mean Prototype" in refused(toy, parts="Prototyp,Random")
     assert "at least two" in refused(toy, parts="Random")
     assert "twice" in refused(toy, parts="Random,Cluster,Random")
-    assert "too few for 3 parts" in refused(toy, parts="Random,Cluster,Prototype", num_concepts=2)
+    assert "too few for the parts Random, Cluster, Prototype" in refused(toy, parts="Random,Cluster,Prototype", num_concepts=2)
     assert "80 visual elements" in refused(toy, parts="Cluster,Random", num_concepts=200)
     assert "textual_emb_extractor.py" in refused(toy, **text_flags(toy, num_concepts=8))
+
+
+def test_a_bank_of_ones_own_goes_in_whole(toy, tmp_path):
+    own = unit_rows(torch.randn(5, 12, generator=torch.Generator().manual_seed(0)))
+    torch.save(own, tmp_path / "own.pt")
+    flags = {"parts": "Prototype,Own", "num_concepts": 12, "bank": tmp_path / "own.pt"}
+    tensors, _ = predictors(combined(toy, **flags))
+    assert tensors["bank"].shape == (12, 12) and torch.equal(tensors["bank"][7:], own)
+    assert "Own among the --parts" in refused(toy, **{**flags, "parts": "Prototype,Random"})
+    assert "the bank of your own has 5" in refused(toy, **{**flags, "num_concepts": 5})

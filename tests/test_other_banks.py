@@ -114,7 +114,7 @@ def test_flags_that_contradict_the_file(toy):
     assert "has 12" in refused(toy, bank=toy / "bank.npy", num_concepts=200)
     assert "no file" in refused(toy, bank=toy / "none.npy")
     assert "needs --bank" in refused(toy, kind="Own")
-    assert "--kind Own" in refused(toy, bank=toy / "bank.npy", kind="Combined")
+    assert "both --bank FILE and Own" in refused(toy, bank=toy / "bank.npy", kind="Combined")
     assert "--bank FILE" in refused(toy, bank_names=toy / "names.txt")
     save_file({"a": torch.eye(12), "b": torch.eye(12)}, toy / "two.safetensors")
     assert "M x D" in refused(toy, bank=toy / "two.safetensors")
