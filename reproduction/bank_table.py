@@ -69,7 +69,7 @@ def _place(line: dict[str, Any]) -> tuple:
 def line_of(file: Path, kept: int) -> dict[str, Any]:
     """One ledger as one line: means over seeds, standard deviations with ddof 1."""
     rows = read_ledger(file)
-    result = summarise(rows, 2, str(file))
+    result = summarise(rows, where=str(file))
     curves = np.array(result["curves"]["best"]["accuracy"])  # (R, S)
     at_kept = [100 * accuracy_at(kept, result["kept"], curve) for curve in curves]
     predictors = [file.parent / "predictors" / f"seed_{seed}.safetensors" for seed in result["seeds"]]

@@ -65,7 +65,8 @@ def test_refusals(toy):
     assert "did you mean Prototype" in refused(toy, parts="Prototyp,Random")
     assert "at least two" in refused(toy, parts="Random")
     assert "twice" in refused(toy, parts="Random,Cluster,Random")
-    assert "too few for the parts Random, Cluster, Prototype" in refused(toy, parts="Random,Cluster,Prototype", num_concepts=2)
+    too_few = refused(toy, parts="Random,Cluster,Prototype", num_concepts=2)
+    assert "too few for the parts Random, Cluster, Prototype" in too_few
     assert "80 visual elements" in refused(toy, parts="Cluster,Random", num_concepts=200)
     assert "textual_emb_extractor.py" in refused(toy, **text_flags(toy, num_concepts=8))
 
