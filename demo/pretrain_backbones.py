@@ -108,7 +108,7 @@ def load(pictures: PictureSet, device: torch.device) -> tuple[torch.Tensor, torc
 def pretrain(name: str, plan: dict, root: Path, out: Path, device: torch.device) -> None:
     """Train one backbone and write its checkpoints and, last, its JSON.
 
-    One thread: on busy cores two threads wait for each other at every layer (ten times slower: measured), and the
+    One thread: on busy cores two threads wait for each other at every layer (several times slower), and the
     weights do not depend on the number of cores.
     """
     torch.set_num_threads(1)

@@ -64,7 +64,7 @@ def batches(pictures: PictureSet, preprocessing: dict[str, Any], rows: Sequence[
     """One `Batch` for each range of `rows`, in order, on `device`; at most `workers` processes and one per core.
 
     Where the model runs on the CPU too, a quarter of the cores read and the rest compute until the last batch is
-    taken: with as many threads as cores beside the workers, ResNet-20 took 4 times as long on two busy cores.
+    taken: with as many threads as cores beside the workers, they wait for one another.
     """
     prepared, cores = _Prepared(pictures, [preprocessing, *others], rows), available_cores()
     threads = torch.get_num_threads()
