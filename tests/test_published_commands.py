@@ -1,4 +1,7 @@
-"""The published commands, verbatim but for the data and the numbers that describe it, in a copy of the tree."""
+"""The published commands, verbatim but for the data and the numbers that describe it, in a copy of the tree.
+
+The textual one needs a stand-in for CLIP and is run in test_textual_emb_extractor.py.
+"""
 
 import os
 import subprocess
