@@ -16,7 +16,7 @@ from iis.config import DoorParser, path
 from iis.ledger import LEDGER, read_ledger
 from iis.plots import plot_arr
 from iis.release_checkpoints import is_release_folder, release_summary
-from iis.runtime import ROOT, UserError, make_output_folder, run_door, write_json, write_text
+from iis.runtime import ROOT, UserError, each, make_output_folder, run_door, write_json, write_text
 from iis.summary import TITLE, summarise
 from iis.tables import as_csv, plus_minus
 
@@ -43,12 +43,7 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"there is no ledger ({LEDGER}) at or below {', '.join(map(str, roots))}; run stage 3 first")
     for root in release:
         report_release(root)
-    results, failed = [], []
-    for file in ledgers:
-        try:
-            results.append(report(file, args.bootstrap))
-        except UserError as error:  # one unfinished run does not hide the others
-            failed.append(str(error))
+    results, failed = each(lambda file: report(file, args.bootstrap), ledgers)
     if len(results) > 1:
         compare(results, make_output_folder(args.save_dir or roots[0]))
     if failed:

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from iis.embedding_file import Embeddings
-from iis.runtime import ROOT, UserError, seed_of, write_whole
+from iis.embedding_file import Embeddings, save_tensors
+from iis.runtime import ROOT, UserError, seed_of
 from IP_training.concept_banks import Bank, balanced_choice, check_enough, unit_rows
 
 CENTRES = ROOT / "IP_training" / "cluster_centres"  # where doors keep fitted centres, by elements, M and seed
@@ -55,7 +55,7 @@ def cluster_centres(elements_ED: torch.Tensor, num_concepts: int, seed: int, cou
 
 def cached_centres(folder: Path, key: object, make: Callable[[], Centres]) -> Centres:
     """What `make` returns, kept in `folder` under `key` (anything JSON takes) and read from there the next time."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     file = Path(folder) / f"centres_{name}.safetensors"
@@ -63,9 +63,8 @@ def cached_centres(folder: Path, key: object, make: Callable[[], Centres]) -> Ce
         kept = load_file(file)
         return kept["centres"], kept["nearest"].tolist()
     centres_MD, nearest = make()
-    tensors = {"centres": centres_MD.contiguous(), "nearest": torch.tensor(nearest)}
-    write_whole(file, lambda temporary: save_file(tensors, temporary, {"key": json.dumps(key, sort_keys=True)}))
-    file.chmod(0o644)  # safetensors writes 0600
+    save_tensors(file, {"centres": centres_MD, "nearest": torch.tensor(nearest)},
+                 {"key": json.dumps(key, sort_keys=True)})
     return centres_MD, nearest
 
 

@@ -7,10 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from iis.config import write_settings
-from iis.runtime import UserError, choose_device, write_json, write_whole
+from iis.embedding_file import save_tensors
+from iis.runtime import UserError, choose_device, write_json
 from IP_training.inputs import Inputs
 from IP_training.rows import identity_of
 from IP_training.stacks import MakeBank, Seed
@@ -51,12 +50,9 @@ def run_elastic_net(args: argparse.Namespace, kind: str, inputs: Inputs, make_ba
             results.append({"seed": number, "top1": float(right.double().mean()), "bank_size": len(bank),
                             "nonzero": nonzero, "nec": nonzero / inputs.num_classes, "objective": float(fit.objective),
                             "epochs": fit.epochs, "seconds": round(time.monotonic() - started, 2)})
-            tensors = {"bank": bank.vectors_MD.contiguous(), "weight": fit.W_CM.cpu().contiguous(),
-                       "bias": fit.b_C.cpu().contiguous(), "mean": normaliser.mean_M.cpu(),
-                       "std": normaliser.std_M.cpu()}
-            file = folder / f"elastic_net_seed{number}.safetensors"
-            write_whole(file, lambda temporary, tensors=tensors: save_file(tensors, temporary))
-            file.chmod(0o644)  # safetensors writes 0600
+            save_tensors(folder / f"elastic_net_seed{number}.safetensors", {
+                "bank": bank.vectors_MD, "weight": fit.W_CM, "bias": fit.b_C, "mean": normaliser.mean_M,
+                "std": normaliser.std_M})
             print(f"elastic net, seed {number}: top-1 {100 * results[-1]['top1']:.2f} %, {nonzero} non-zero weights "
                   f"({results[-1]['nec']:.1f} a class) of {len(bank)} concepts, {fit.epochs} passes")
         write_json(folder / "elastic_net.json", {"identity": identity, "results": results})

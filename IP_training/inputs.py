@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from iis.datasets import UNNAMED, load_dataset, same_classes
+from iis.datasets import UNNAMED, load_dataset, readable_class_names, same_classes
 from iis.embedding_file import Embeddings, check_same_space, differing, load_embeddings
 from iis.names import EMBEDDINGS, elements_file
 from iis.runtime import UserError, nearest
@@ -25,6 +25,7 @@ class Inputs:
     train: Embeddings
     val: Embeddings
     elements: Embeddings | None
+    class_labels: list[str]  # of the classes, for people
 
     @property
     def num_classes(self) -> int:
@@ -56,7 +57,7 @@ def load_inputs(args: argparse.Namespace, with_elements: bool = True) -> Inputs:
     for name, embeddings in (("train", train), ("val", val)):
         check_features(name, embeddings, Path(train_file if name == "train" else val_file))
     elements = _elements(args, train) if with_elements else None
-    return Inputs(train, val, elements)
+    return Inputs(train, val, elements, readable_class_names(args.dataset, train.class_names))
 
 
 def check_features(name: str, embeddings: Embeddings, file: Path, rows: int = 65536) -> None:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from iis.embedding_file import save_tensors
 from iis.ledger import cell_of
-from iis.runtime import UserError, read_json, write_json, write_whole
+from iis.runtime import UserError, read_json, write_json
 from iis.selection import select
 from IP_training.concept_banks import Bank
 from IP_training.grid_training import Trained
@@ -44,17 +45,13 @@ def save_predictors(folder: Path, trained: Sequence[Trained], banks: Sequence[tu
         if head.cell not in best:
             continue
         name = "dense" if head.cell.dense else f"{head.cell.ratio:g}"
-        state = {key: value.cpu().contiguous() for key, value in head.state.items()}
-        own = f"{name}/" if "bank" in state else ""  # a learned bank belongs to its cell
-        tensors |= {f"{name}/{key}": value for key, value in state.items()}
+        own = f"{name}/" if "bank" in head.state else ""  # a learned bank belongs to its cell
+        tensors |= {f"{name}/{key}": value for key, value in head.state.items()}
         if bank is not None:
-            tensors |= {f"{own}bank": bank.vectors_MD.cpu().contiguous(),
-                        f"{own}mean": normaliser.mean_M.cpu().contiguous(),
-                        f"{own}std": normaliser.std_M.cpu().contiguous()}
+            tensors |= {f"{own}bank": bank.vectors_MD, f"{own}mean": normaliser.mean_M, f"{own}std": normaliser.std_M}
             text["concepts"][own.rstrip("/") or "all"] = bank.evidence
             text["blocks"][own.rstrip("/") or "all"] = [list(block) for block in bank.blocks]
         row = best[head.cell]
         text["selected"][name] = {key: row[key] for key in ("learning_rate", "best_epoch", "kept", "top1", "top5")}
-    write_whole(file, lambda temporary: save_file(tensors, temporary))
-    file.chmod(0o644)  # safetensors writes 0600, which colleagues on a shared disk cannot read
+    save_tensors(file, tensors)
     write_json(described, {"identity": identity, "seed": seed, "class_names": list(class_names), **text})

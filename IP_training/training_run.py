@@ -18,12 +18,11 @@ import torch
 
 from iis.advice import advice
 from iis.config import write_settings
-from iis.datasets import readable_class_names
 from iis.grid import DENSE, Cell
 from iis.ledger import LEDGER, add_rows, cell_of, merged, read_ledger
 from iis.names import slug
 from iis.runtime import ROOT, UserError, choose_device, claim_folder, torch_rng
-from IP_training.flags import PROTOCOLS, settle
+from IP_training.flags import PROTOCOLS
 from IP_training.grid_training import Recipe, train_stacks
 from IP_training.inputs import Inputs
 from IP_training.predictor_files import save_predictors
@@ -40,8 +39,9 @@ def run(args: argparse.Namespace, kind: str, inputs: Inputs, plan: Plan, num_con
 
     kind: the bank's name in paths and ledger. bank_settings: what else decides the bank; it becomes part of every
     row and of the folder's manifest. num_concepts: M, or None where the bank itself decides.
+    args: as `settle` leaves them.
     """
-    args, started = settle(args), time.monotonic()
+    started = time.monotonic()
     identity = identity_of(args, kind, num_concepts, inputs, bank_settings)
     folder = args.save_dir or default_folder(args, kind, num_concepts, identity)
     with claimed(folder, identity, LEDGER):
@@ -84,8 +84,9 @@ def _train_seed(args: argparse.Namespace, inputs: Inputs, plan: Plan, num_concep
     cells = [Cell(seed.number, ratio, rate) for ratio in args.ratios for rate in args.learning_rates]
     dense = [Cell(seed.number, DENSE, rate) for rate in args.learning_rates]
     cells, dense = ([cell for cell in some if cell not in done] for some in (cells, dense))
-    if copied := [{**identity, **known[cell]} for cell in dense if cell in known]:
-        add_rows(ledger, copied)
+    # Copied only together with the first results, or alone where nothing else is missing: a bank that is refused
+    # must leave no ledger behind.
+    copied = [{**identity, **known[cell]} for cell in dense if cell in known]
     stacks = dense_stacks(inputs, seed, [cell for cell in dense if cell not in known])
     labels = [split.labels_N.to(seed.device) for split in (inputs.train, inputs.val)]
     recipe, trained = Recipe(args.n_epoch, args.batch_size), 0
@@ -94,20 +95,21 @@ def _train_seed(args: argparse.Namespace, inputs: Inputs, plan: Plan, num_concep
         started = time.monotonic()
         stacks = [*(group.stacks if group else []), *stacks]  # the dense heads go along with the first group
         if not stacks:
-            continue
+            if copied:
+                add_rows(ledger, copied)
+            break
         heads = train_stacks(stacks, *labels, recipe, seed.number, seed.selection, resume_file)
         banks = [(None, None) if head.cell.dense else group.bank_of(head) for head in heads]
         seconds = (time.monotonic() - started) / len(heads)
         rows = [row_of(head, bank, args.sparsifier, seconds) for head, (bank, _) in zip(heads, banks, strict=True)]
         if of_dense := [row for row in rows if row["ratio"] == DENSE]:
             add_rows(shared, of_dense)
-        rows = [{**identity, **row} for row in rows]
+        rows = [*copied, *({**identity, **row} for row in rows)]
         # The ledger last: what it names as done has its predictors, whenever a run is killed.
-        save_predictors(folder, heads, banks, merged(read_ledger(ledger), rows),
-                        readable_class_names(args.dataset, inputs.train.class_names), identity)
+        save_predictors(folder, heads, banks, merged(read_ledger(ledger), rows), inputs.class_labels, identity)
         add_rows(ledger, rows)
         resume_file.unlink(missing_ok=True)
-        stacks, trained = [], trained + len(heads)
+        stacks, copied, trained = [], [], trained + len(heads)
     return trained
 
 

@@ -115,6 +115,15 @@ def load_tensors(file: Path) -> Any:
                         f"({reason[:160]}); make it again") from None
 
 
+def save_tensors(file: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a `.safetensors` file whole or not at all, readable by colleagues (the library itself writes 0600)."""
+    from safetensors.torch import save_file
+
+    plain = {name: value.cpu().contiguous() for name, value in tensors.items()}
+    write_whole(file, lambda temporary: save_file(plain, temporary, metadata))
+    Path(file).chmod(0o644)
+
+
 def _bare(file: Path, data: Any, labels: Path | None) -> Embeddings:
     if not torch.is_tensor(data):
         raise UserError(f"{file} is neither an embedding file of this suite nor a bare N x D tensor")

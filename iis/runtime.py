@@ -145,6 +145,18 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not readable JSON ({error}); delete it and run the stage again") from None
 
 
+def each(function: Callable[[Any], Any], items: Iterable[Any]) -> tuple[list[Any], list[str]]:
+    """The results of all items that worked, and the `UserError` sentences of the others: one unfinished run does
+    not hide the rest."""
+    results, failed = [], []
+    for item in items:
+        try:
+            results.append(function(item))
+        except UserError as error:
+            failed.append(str(error))
+    return results, failed
+
+
 def make_output_folder(folder: Path) -> Path:
     """Create `folder` and prove that it can be written to, before hours are spent."""
     folder = Path(folder)

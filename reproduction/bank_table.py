@@ -18,7 +18,7 @@ import numpy as np
 
 from iis.config import DoorParser, path
 from iis.ledger import LEDGER, read_ledger
-from iis.runtime import ROOT, UserError, make_output_folder, run_door, write_text
+from iis.runtime import ROOT, UserError, each, make_output_folder, run_door, write_text
 from iis.summary import summarise
 from iis.tables import as_csv, as_markdown, plus_minus
 
@@ -40,12 +40,7 @@ def main(args: argparse.Namespace) -> None:
     ledgers = sorted(args.root.glob(f"IP_*/*/{args.dataset}_*/{LEDGER}"))
     if not ledgers:
         raise UserError(f"there is no ledger of {args.dataset} below {args.root}; run ip_train.sh first")
-    lines, failed = [], []
-    for file in ledgers:
-        try:
-            lines.append(line_of(file, args.kept))
-        except UserError as error:  # one unfinished run does not hide the others
-            failed.append(str(error))
+    lines, failed = each(lambda file: line_of(file, args.kept), ledgers)
     if not lines:
         raise UserError("; ".join(failed))
     lines.sort(key=_place)

@@ -159,6 +159,16 @@ def test_a_refused_run_does_not_hold_the_folder(toy):
     assert len(ledger(text(toy, ratios="0.5,0.9"))) == 9
 
 
+def test_a_refused_run_leaves_no_ledger_though_its_dense_heads_are_known(toy):
+    """Another bank of the same features has trained them before."""
+    save_clip(toy)
+    text(toy, out="before", ratios="0.5")
+    with pytest.raises(UserError, match="--clip_cutoff"):
+        text(toy, clip_cutoff=0.999999, ratios="0.5")
+    assert not (toy / "out" / "results.jsonl").exists()
+    assert len(ledger(text(toy, ratios="0.5"))) == 6  # and the folder is free
+
+
 def test_another_list_never_shares_a_folder(toy):
     save_clip(toy)
     text(toy, ratios="0.5")
