@@ -35,8 +35,8 @@ def parser() -> DoorParser:
     return door
 
 
-def main(args: argparse.Namespace) -> None:
-    """Build the bank of each seed and train the grid."""
+def main(args: argparse.Namespace) -> Path:
+    """Build the bank of each seed and train the grid. Returns the folder of the ledger."""
     from IP_training.inputs import concepts_wanted, load_inputs
     from IP_training.other_banks import file_bank, own_settings, random_bank
     from IP_training.stacks import fixed
@@ -57,16 +57,16 @@ def main(args: argparse.Namespace) -> None:
         bank = file_bank(args.bank, inputs.train.width, args.bank_names)
         if args.num_concepts not in (None, len(bank)):
             raise UserError(f"--num_concepts {args.num_concepts}, but {args.bank} has {len(bank)}; leave it out")
-        run(args, kind, inputs, fixed(lambda inputs, count, seed: bank), len(bank), own_settings(args.bank, bank))
-    elif kind == "Random":
+        make = lambda inputs, count, seed: bank  # noqa: E731
+        return run(args, kind, inputs, fixed(make), len(bank), own_settings(args.bank, bank))
+    if kind == "Random":
         make = lambda inputs, count, seed: random_bank(count, inputs.train.width, seed.number)  # noqa: E731
-        run(args, kind, inputs, fixed(make), concepts_wanted(args), {})
-    else:
-        from IP_training.combined import plan_combined
+        return run(args, kind, inputs, fixed(make), concepts_wanted(args), {})
+    from IP_training.combined import plan_combined
 
-        num_concepts = concepts_wanted(args)
-        make, settings = plan_combined(args, inputs, parts, num_concepts)
-        run(args, kind, inputs, fixed(make), num_concepts, {"parts": parts, **settings})
+    num_concepts = concepts_wanted(args)
+    make, settings = plan_combined(args, inputs, parts, num_concepts)
+    return run(args, kind, inputs, fixed(make), num_concepts, {"parts": parts, **settings})
 
 
 def _parts(text: str) -> list[str]:

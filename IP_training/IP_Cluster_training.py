@@ -22,8 +22,8 @@ def parser() -> DoorParser:
     return add_element_choice(training_parser(__doc__.splitlines()[0]))
 
 
-def main(args: argparse.Namespace) -> None:
-    """Fit the centres of each seed and train the grid."""
+def main(args: argparse.Namespace) -> Path:
+    """Fit the centres of each seed and train the grid. Returns the folder of the ledger."""
     from IP_training import clusters
     from IP_training.concept_banks import check_enough
     from IP_training.inputs import concepts_wanted, load_inputs
@@ -35,7 +35,7 @@ def main(args: argparse.Namespace) -> None:
     check_enough(inputs.elements, num_concepts)
     plan = fixed(lambda inputs, count, seed: clusters.cluster_bank(inputs.elements, count, seed.number,
                                                                    args.element_choice, clusters.CENTRES))
-    run(args, "Cluster", inputs, plan, num_concepts, {"element_choice": args.element_choice})
+    return run(args, "Cluster", inputs, plan, num_concepts, {"element_choice": args.element_choice})
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ def parser() -> DoorParser:
     return door
 
 
-def main(args: argparse.Namespace) -> None:
-    """Train the grid; banks are learned on the way."""
+def main(args: argparse.Namespace) -> Path:
+    """Train the grid; banks are learned on the way. Returns the folder of the ledger."""
     from IP_training.concept_banks import check_enough
     from IP_training.inputs import concepts_wanted, load_inputs
     from IP_training.learned_stacks import learned
@@ -36,8 +36,8 @@ def main(args: argparse.Namespace) -> None:
     settle(args)
     inputs, num_concepts = load_inputs(args), concepts_wanted(args)
     check_enough(inputs.elements, num_concepts)
-    run(args, "End2End", inputs, learned(args.element_choice, args.test_assignment), num_concepts,
-        {"element_choice": args.element_choice, "test_assignment": args.test_assignment})
+    return run(args, "End2End", inputs, learned(args.element_choice, args.test_assignment), num_concepts,
+               {"element_choice": args.element_choice, "test_assignment": args.test_assignment})
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ def parser() -> DoorParser:
     return door
 
 
-def main(args: argparse.Namespace) -> None:
-    """Build the bank of each seed and train the grid."""
+def main(args: argparse.Namespace) -> Path:
+    """Build the bank of each seed and train the grid. Returns the folder of the ledger."""
     from IP_training.concept_banks import check_enough, prototype_bank
     from IP_training.inputs import concepts_wanted, load_inputs
     from IP_training.stacks import fixed
@@ -39,7 +39,7 @@ def main(args: argparse.Namespace) -> None:
     inputs, num_concepts = load_inputs(args), concepts_wanted(args)
     check_enough(inputs.elements, num_concepts)
     plan = fixed(lambda inputs, count, seed: prototype_bank(inputs.elements, count, seed.number, args.prototypes))
-    run(args, "Prototype", inputs, plan, num_concepts, {"prototypes": args.prototypes})
+    return run(args, "Prototype", inputs, plan, num_concepts, {"prototypes": args.prototypes})
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ def parser() -> DoorParser:
     return door
 
 
-def main(args: argparse.Namespace) -> None:
-    """Build the bank of each seed and train the grid, or the elastic-net layer."""
+def main(args: argparse.Namespace) -> Path:
+    """Build the bank of each seed and train the grid, or the elastic-net layer. Returns the folder of the results."""
     from IP_training.elastic_run import run_elastic_net
     from IP_training.inputs import load_inputs
     from IP_training.stacks import fixed
@@ -50,9 +50,8 @@ def main(args: argparse.Namespace) -> None:
     text = load_text_inputs(args, inputs)
     make, settings = make_text_bank(args, text), text_settings(args, text)
     if args.sparsity_ratio or args.sparsity_ratio_value is not None:
-        run(args, "Text", inputs, fixed(make), args.num_concepts, settings)
-    else:
-        run_elastic_net(args, "Text", inputs, make, args.num_concepts, settings)
+        return run(args, "Text", inputs, fixed(make), args.num_concepts, settings)
+    return run_elastic_net(args, "Text", inputs, make, args.num_concepts, settings)
 
 
 if __name__ == "__main__":
