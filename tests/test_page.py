@@ -1,0 +1,80 @@
+"""HTML pages: what is written is escaped, closed, and needs nothing from outside."""
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reproduction.page import anchor, contents, data_uri, escape, html_figure, html_list, html_table, page, section
+
+
+def picture_of(uri):
+    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+
+
+class Closed(HTMLParser):
+    """Fails on a tag that is closed out of turn."""
+
+    def __init__(self):
+        super().__init__()
+        self.open = []
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_a_page_is_whole_and_names_nothing_outside():
+    body = section("One", html_table([{"a": 1, "b": "x"}], "a < b") + html_list(["c"]))
+    document = page("A & B", "<h1>A</h1>" + contents(["One"]) + body)
+    reader = Closed()
+    reader.feed(document)
+    assert reader.open == []
+    assert "<title>A &amp; B</title>" in document and 'href="#one"' in document and 'id="one"' in document
+    assert not re.search(r'(src|href)="(?!data:|#)', document) and "url(" not in document
+
+
+def test_text_is_escaped_wherever_it_goes():
+    evil = '<script>"x" & \'y\'</script>'
+    tile = Image.new("RGB", (2, 2))
+    for made in (html_table([{evil: evil}], evil), html_list([evil]), html_figure(tile, evil, evil),
+                 section(evil, "."), contents([evil]), page(evil, "")):
+        assert "<script" not in made
+    assert escape('"&<') == "&quot;&amp;&lt;"
+
+
+@pytest.mark.parametrize(("value", "kind"), [
+    ("0.9315 ± 0.0048", "number"), (-3, "number"), ("1e-03", "number"), ("91.73 %", "number"),
+    ("resnet20", "short"), ("3 seeds", "short"), ("a sentence that is longer than a cell", ""), (None, "short")])
+def test_cells_know_numbers(value, kind):
+    expected = f' class="{kind}"' if kind else ""
+    assert f"<td{expected}>" in html_table([{"x": value}])
+
+
+def test_no_lines_and_no_items_give_nothing():
+    assert html_table([]) == html_list([]) == section("x", "") == ""
+
+
+def test_pictures_are_shrunk_and_keep_their_shape(tmp_path):
+    Image.new("L", (300, 100), 7).save(tmp_path / "wide.png")
+    shown = picture_of(data_uri(tmp_path / "wide.png", 60))
+    assert shown.size == (60, 20) and shown.mode == "RGB" and shown.getpixel((3, 3)) == (7, 7, 7)
+    assert picture_of(data_uri(Image.new("RGB", (5, 4)), 60)).size == (5, 4)
+
+
+def test_transparent_is_white_and_noise_becomes_jpeg():
+    assert picture_of(data_uri(Image.new("RGBA", (4, 4), (0, 0, 0, 0)))).getpixel((0, 0)) == (255, 255, 255)
+    smooth = np.random.default_rng(0).normal(128, 30, (12, 12, 3)).clip(0, 255).astype("uint8")
+    assert data_uri(Image.fromarray(smooth).resize((200, 200))).startswith("data:image/jpeg")
+    assert data_uri(Image.new("RGB", (200, 200), "red")).startswith("data:image/png")
+
+
+def test_anchors():
+    assert anchor("Example concepts: M = 64") == "example-concepts-m-64"
