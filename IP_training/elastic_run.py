@@ -37,8 +37,9 @@ def run_elastic_net(args: argparse.Namespace, kind: str, inputs: Inputs, make_ba
         device, results = choose_device(args.device), []
         for number in range(args.first_seed, args.first_seed + args.seeds):
             started = time.monotonic()
-            seed = Seed(number, device, args.sparsifier, selection_of(args.holdout, len(inputs.train), number))
-            bank = make_bank(inputs, num_concepts, seed)
+            seed = Seed(number, device, args.sparsifier, selection_of(args.holdout, len(inputs.train), number),
+                        args.bank_seed)
+            bank = make_bank(inputs, num_concepts, seed.of_bank)
             bank_MD = bank.vectors_MD.to(device)
             normaliser = fit_normaliser([("standard", len(bank))], inputs.train.features_ND, bank_MD, seed.train_rows)
             x_train, x_val = (interpret(split.features_ND, bank_MD, normaliser) for split in (inputs.train, inputs.val))

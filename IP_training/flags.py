@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from iis.config import DoorParser, numbers, path
+from iis.config import DoorParser, count, numbers, path
 from iis.grid import LEARNING_RATES, RATIOS, check_ratios
 from iis.runtime import UserError
 from IP_training.sparsify import RULES
@@ -44,6 +44,8 @@ def training_parser(description: str) -> DoorParser:
     grid.add_argument("--learning_rates", type=numbers, default=LEARNING_RATES, help="learning rates of Adam")
     grid.add_argument("--seeds", type=int, default=3, help="how many seeds, counted from --first_seed")
     grid.add_argument("--first_seed", type=int, default=0, help="first seed")
+    grid.add_argument("--bank_seed", type=count, metavar="N", help="draw every seed's bank as seed N does, so that the "
+                      "seeds vary the heads alone (default: each seed has its own bank)")
     grid.add_argument("--n_epoch", type=int, default=30, help="epochs per head")
     grid.add_argument("--batch_size", type=int, default=1024, help="samples per step")
     grid.add_argument("--holdout", type=float, default=0.0, metavar="F",

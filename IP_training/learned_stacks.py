@@ -16,11 +16,14 @@ from IP_training.stacks import Group, Plan, Seed, by_learning_rate
 
 
 def learned(choice: str = "balanced", test_assignment: str = "argmax") -> Plan:
-    """choice: which elements, "balanced" over classes or the "first"; test_assignment: "argmax" or "gumbel"."""
+    """choice: which elements, "balanced" over classes or the "first"; test_assignment: "argmax" or "gumbel".
+
+    Under --bank_seed the elements and the first q are the bank's; noise and batches stay the seed's own.
+    """
 
     def plan(inputs: Inputs, num_concepts: int | None, seed: Seed, cells: list[Cell]) -> Iterator[Group]:
         check_enough(inputs.elements, num_concepts)
-        rows = chosen_elements(inputs.elements, seed.number, choice)
+        rows = chosen_elements(inputs.elements, seed.of_bank.number, choice)
         elements_ED = unit_rows(inputs.elements.features_ND[rows]).to(seed.device)
         h_train, h_val = inputs.resident(seed.device)
         noise = GumbelNoise(seed.number, seed.device)
@@ -35,8 +38,8 @@ def learned(choice: str = "balanced", test_assignment: str = "argmax") -> Plan:
             stacks = []
             for same_rate in by_learning_rate(cells[start:start + most]):
                 heads = End2EndHeads([cell.ratio for cell in same_rate], elements_ED, num_concepts, inputs.num_classes,
-                                     seed.number, torch_rng(seed.number, "head"), seed.sparsifier, test_assignment,
-                                     noise)
+                                     seed.of_bank.number, torch_rng(seed.number, "head"), seed.sparsifier,
+                                     test_assignment, noise)
                 stacks.append(Stack(heads.to(seed.device), same_rate, h_train, h_val))
             yield Group(stacks, bank_of)
 

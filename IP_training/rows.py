@@ -29,7 +29,8 @@ def identity_of(args: argparse.Namespace, kind: str, num_concepts: int | None, i
             "train_hash": inputs.train.content_hash, "val_hash": inputs.val.content_hash, **source,
             "width": inputs.train.width, "num_classes": inputs.num_classes, "n_train": len(inputs.train),
             "n_val": len(inputs.val), "chance": float(labels.max() / labels.sum()), "epochs": args.n_epoch,
-            "batch_size": args.batch_size, "holdout": args.holdout}
+            "batch_size": args.batch_size, "holdout": args.holdout,
+            **({} if args.bank_seed is None else {"bank_seed": args.bank_seed})}
 
 
 def row_of(head: Trained, bank: Bank | None, sparsifier: str, seconds: float) -> dict[str, Any]:

@@ -7,7 +7,7 @@ stacks that train together, and the bank of each trained head.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -22,12 +22,19 @@ from IP_training.predictor import DenseHeads, InterpretationHeads, interpret
 
 @dataclass
 class Seed:
-    """One seed's run: its number, where it runs, how it sparsifies, and (under --holdout) which rows train."""
+    """One seed's run: its number, where it runs, how it sparsifies, (under --holdout) which rows train, and (under
+    --bank_seed) the number its bank is drawn with instead of its own."""
 
     number: int
     device: torch.device
     sparsifier: str
     selection: tuple[torch.Tensor, torch.Tensor] | None = None
+    bank_seed: int | None = None
+
+    @property
+    def of_bank(self) -> Seed:
+        """The seed that whatever draws a bank is given."""
+        return self if self.bank_seed is None else replace(self, number=self.bank_seed)
 
     @property
     def train_rows(self) -> torch.Tensor | None:
@@ -51,7 +58,7 @@ def fixed(make_bank: MakeBank) -> Plan:
     """The plan of a bank that is made once per seed and does not change while heads train."""
 
     def plan(inputs: Inputs, num_concepts: int | None, seed: Seed, cells: list[Cell]) -> Iterator[Group]:
-        bank = make_bank(inputs, num_concepts, seed)
+        bank = make_bank(inputs, num_concepts, seed.of_bank)
         bank_MD = bank.vectors_MD.to(seed.device)
         normaliser = fit_normaliser(bank.blocks, inputs.train.features_ND, bank_MD, seed.train_rows)
         z_train, z_val = (interpret(split.features_ND, bank_MD, normaliser) for split in (inputs.train, inputs.val))

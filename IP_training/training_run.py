@@ -49,7 +49,8 @@ def run(args: argparse.Namespace, kind: str, inputs: Inputs, plan: Plan, num_con
         write_settings(args, folder / "settings.yaml")
         trained = 0
         for number in range(args.first_seed, args.first_seed + args.seeds):
-            seed = Seed(number, device, args.sparsifier, selection_of(args.holdout, len(inputs.train), number))
+            seed = Seed(number, device, args.sparsifier, selection_of(args.holdout, len(inputs.train), number),
+                        args.bank_seed)
             trained += _train_seed(args, inputs, plan, num_concepts, seed, folder, identity)
     rows = read_ledger(folder / LEDGER)
     for line in advice(rows):
@@ -146,4 +147,5 @@ def default_folder(args: argparse.Namespace, kind: str, num_concepts: int | None
               if getattr(args, name, value) != value]
     parts += [f"holdout{args.holdout:g}"] if args.holdout else []
     parts += [f"epochs{args.n_epoch}"] if args.n_epoch != 30 else []
+    parts += [f"bank{args.bank_seed}"] if args.bank_seed is not None else []
     return ROOT / "IP_training" / f"IP_{kind}" / slug(args.model_name) / slug("_".join(parts))
