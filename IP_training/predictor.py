@@ -60,18 +60,20 @@ class MaskedLinear(torch.autograd.Function):
         x_GBM = torch.addcmul(shift_GM[:, None], z_BM, scale_GM[:, None])  # (G, B, M)
         keep_GBM = keep_mask(x_GBM, ratios, rule)
         x_GBM = x_GBM if keep_GBM is None else x_GBM.mul_(keep_GBM)
-        ctx.save_for_backward(z_BM, x_GBM, keep_GBM, weight_GCM)
+        ctx.save_for_backward(z_BM, x_GBM, keep_GBM, weight_GCM, scale_GM)
         return torch.baddbmm(bias_GC[:, None], x_GBM, weight_GCM.mT)  # (G, B, C)
 
     @staticmethod
     def backward(ctx, grad_GBC) -> tuple[torch.Tensor | None, ...]:
-        z_BM, x_GBM, keep_GBM, weight_GCM = ctx.saved_tensors
+        z_BM, x_GBM, keep_GBM, weight_GCM, scale_GM = ctx.saved_tensors
         grad_weight = torch.bmm(grad_GBC.mT, x_GBM)  # (G, C, M)
         grad_x = torch.bmm(grad_GBC, weight_GCM)  # (G, B, M)
         if keep_GBM is not None:
             grad_x.mul_(keep_GBM)
         grad_shift = grad_x.sum(1)
-        return None, grad_x.mul_(z_BM).sum(1), grad_shift, grad_weight, grad_GBC.sum(1), None, None
+        # Only fine-tuning asks for it: elsewhere the backbone is frozen.
+        grad_z = (grad_x * scale_GM[:, None]).sum(0) if ctx.needs_input_grad[0] else None  # (B, M)
+        return grad_z, grad_x.mul_(z_BM).sum(1), grad_shift, grad_weight, grad_GBC.sum(1), None, None
 
 
 class InterpretationHeads(nn.Module):

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -82,7 +82,8 @@ def walk(pictures: PictureSet, cut: Cut, folder: Path, settings: dict[str, Any],
         _write_log(folder, list(log.values()))
         with open(folder / "pictures.jsonl", "a", encoding="utf-8") as handle:
             while todo := _next_round(pictures, by_class, log, image_per_class):
-                task = Task(_only(pictures, todo), _stems(pictures, by_class, todo), cut, folder, format)
+                # A worker need not hold the names of a million others.
+                task = Task(pictures.only(todo), _stems(pictures, by_class, todo), cut, folder, format)
                 for row in tqdm(_run(task, workers), total=len(todo), unit="picture", desc=str(settings["kind"])):
                     handle.write(json.dumps(row) + "\n")
                     handle.flush()
@@ -174,13 +175,6 @@ def _next_round(pictures: PictureSet, by_class: list[list[int]], log: dict[str, 
                 todo.append(index)
             taken += row is None or "files" in row
     return todo
-
-
-def _only(pictures: PictureSet, indices: list[int]) -> PictureSet:
-    """The same set with these pictures alone: a worker need not hold the names of a million others."""
-    lists = ("labels", "names", "order")  # `order` is a torchvision set's
-    return replace(pictures, **{key: [getattr(pictures, key)[index] for index in indices]
-                                for key in lists if hasattr(pictures, key)})
 
 
 def _stems(pictures: PictureSet, by_class: list[list[int]], todo: list[int]) -> dict[str, str]:

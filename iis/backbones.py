@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from iis import preprocessing
+from iis.config import find_config, numbers, read_yaml
 from iis.layers import find_head
 from iis.recipes import default_weights, recipe_for
-from iis.runtime import seed_of
+from iis.runtime import UserError, seed_of
 from iis.weights import fit, weights_hash
 
-__all__ = ["Backbone", "default_weights", "load_backbone"]
+__all__ = ["Backbone", "configured_backbone", "default_weights", "load_backbone"]
 
 
 @dataclass
@@ -68,6 +69,23 @@ def load_backbone(model: str, weights: str | None = None, device: torch.device |
     return Backbone(recipe.model, module.to(device), head, linear.in_features, linear.out_features, settings,
                     recipe.weights, weights_hash(module), recipe.published_top1, recipe.categories,
                     recipe.default_weights)
+
+
+def configured_backbone(name: str, weights: str | None = None, device: torch.device | str = "cpu") -> Backbone:
+    """The backbone of a YAML of `model_configs/` (a file or a name); `weights` replaces the YAML's.
+
+    Raises `UserError` as `load_backbone` does, and for a YAML without `model`.
+    """
+    file = find_config(name, "model_configs")
+    settings = read_yaml(file)
+    if "model" not in settings:
+        raise UserError(f"{file} names no backbone: it needs a line `model: NAME`")
+    channels = {key: numbers(",".join(map(str, value)) if isinstance(value, list) else value)
+                for key, value in settings.items() if key in ("mean", "std") and value is not None}
+    sizes = {ours: settings.get(key) for ours, key in
+             (("resize", "val_resize_size"), ("crop", "val_crop_size"), ("interpolation", "interpolation"))}
+    return load_backbone(settings["model"], weights or settings.get("weights"), device, settings.get("seed", 0),
+                         **sizes, **channels)
 
 
 def _seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:

@@ -80,14 +80,15 @@ class DoorParser(argparse.ArgumentParser):
         first.add_argument("--config_yaml")
         config = first.parse_known_args(argv)[0].config_yaml
         if config is not None and "config_yaml" in self.flags():
-            self._take_yaml(find_config(config, "model_configs"))
+            self.take_yaml(find_config(config, "model_configs"))
         settings, unknown = self.parse_known_args(argv)
         if unknown:
             known = [option for action in self._actions for option in action.option_strings]
             raise UserError(f"unknown argument {unknown[0]}{nearest(unknown[0], known)}")
         return settings
 
-    def _take_yaml(self, file: Path) -> None:
+    def take_yaml(self, file: Path) -> None:
+        """Let the keys of a YAML be the defaults. Raises `UserError` for an unknown key or a bad value."""
         flags, defaults = self.flags(), {}
         for key, value in read_yaml(file).items():
             if key.replace("-", "_") not in flags:

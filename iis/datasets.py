@@ -6,7 +6,8 @@ stage opens pictures through `PictureSet.open`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -48,6 +49,12 @@ class PictureSet:
                 return picture.convert("RGB")
         except Exception as error:  # a broken file can raise almost anything: OSError, struct.error, zlib.error …
             raise UnreadablePicture(f"{self.root / self.names[index]}: {error}") from None
+
+    def only(self, indices: Sequence[int]) -> PictureSet:
+        """The same set with these pictures alone, in this order."""
+        lists = ("labels", "names", "order")  # `order` is a torchvision set's
+        return replace(self, **{key: [getattr(self, key)[index] for index in indices]
+                                for key in lists if hasattr(self, key)})
 
 
 @dataclass
