@@ -3,7 +3,8 @@
     python extractor/check_backbone.py --config_yaml resnet20 --dataset cifar10
 
 Catches wrong preprocessing, label order and weights. 10,000 pictures of 32 pixels take about half a minute on two
-cores with ResNet-20 (91.73 %); the 50,000 of ImageNet take minutes on a GPU. Exit status 0 when the two agree.
+cores with ResNet-20 (91.73 %); the 50,000 of ImageNet take minutes on a GPU. Exit status 0 when the two agree. The
+figure is kept beside the backbone's embeddings, in embs/MODEL/own_head_DATASET.json, agree or not.
 """
 
 import argparse
@@ -13,7 +14,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from iis.config import DoorParser
-from iis.runtime import UserError, run_door
+from iis.names import own_head_file
+from iis.runtime import UserError, run_door, write_json
 
 
 def tolerance(published: float, count: int) -> float:
@@ -31,6 +33,7 @@ def check(args: argparse.Namespace) -> float:
 
     from extractor.backbone_flags import backbone_of, need_dataset
     from extractor.batches import batches, precise
+    from extractor.jobs import folder_name
     from iis.datasets import load_dataset
     from iis.preprocessing import normalise
 
@@ -53,6 +56,11 @@ def check(args: argparse.Namespace) -> float:
     if not count:
         raise UserError(f"none of the {len(pictures)} val pictures of {pictures.dataset} could be read")
     top1 = 100 * right / count
+    folder = folder_name(args.model, backbone, args.precision, args.model_name)
+    write_json(own_head_file(folder, pictures.dataset, args.save_root), {
+        "model": folder, "weights": backbone.weights, "weights_hash": backbone.weights_hash,
+        "dataset": pictures.dataset, "precision": args.precision, "top1": top1, "pictures": count,
+        "published_top1": backbone.published_top1})
     skipped = f" ({unreadable} unreadable left out)" if unreadable else ""
     print(f"{backbone.model} ({backbone.weights}) on {pictures.dataset} val: own head {top1:.2f} % top-1 of "
           f"{count:,} pictures{skipped}")

@@ -46,6 +46,11 @@ def representations_file(model: str, dataset: str, split: str, layer: str, root:
     return root / model / f"{dataset}_{split}_{model}_{slug(layer)}.pt"
 
 
+def own_head_file(model: str, dataset: str, root: Path = EMBEDDINGS) -> Path:
+    """What check_backbone.py measured: `own_head_DATASET.json`."""
+    return root / model / f"own_head_{slug(dataset)}.json"
+
+
 def clip_label(clip_name: str, clip_weights: str | None = None) -> str:
     """How a CLIP is called in file names: `ViT-B16` for `ViT-B/16`, `ViT-B-32_laion2b_e16` for another's weights.
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from extractor.check_backbone import main, parser, tolerance
-from iis.runtime import UserError
+from iis.runtime import UserError, read_json
 
 # Tells dark pictures (class 0) from light ones (class 1).
 OWN = '''
@@ -45,7 +45,7 @@ def place(tmp_path):
 
 def run(place, *more, function="net"):
     main(parser().settings(["--model", f"{place}/net.py:{function}", "--dataset", str(place / "toy.yaml"), "-j", "0",
-                            "--device", "cpu", *more]))
+                            "--device", "cpu", "--save_root", str(place / "embs"), *more]))
 
 
 def test_tolerance_is_three_standard_errors_and_at_least_0_3_points():
@@ -62,7 +62,9 @@ def test_agrees(place, capsys):
 
 def test_off_is_an_error(place):
     with pytest.raises(UserError, match="90.00 % where 40.00 % is published"):
-        run(place, "--published_top1", "40")
+        run(place, "--published_top1", "40", "--model_name", "mine")
+    kept = read_json(place / "embs" / "mine" / "own_head_toy.json")
+    assert kept["top1"] == 90 and kept["pictures"] == 40 and kept["published_top1"] == 40 and kept["weights_hash"]
 
 
 def test_wrong_order_of_classes_is_off(place, capsys):
@@ -86,7 +88,8 @@ def test_visual_door_reaches_it(place, capsys):
     from extractor.visual_element_emb_extractor import main as visual
 
     visual(parser().settings(["--model", f"{place}/net.py:net", "--dataset", str(place / "toy.yaml"), "-j", "0",
-                              "--device", "cpu", "--published_top1", "90", "--check"]))
+                              "--device", "cpu", "--published_top1", "90", "--check", "--save_root",
+                              str(place / "embs")]))
     assert "own head 90.00 %" in capsys.readouterr().out
 
 
@@ -107,5 +110,5 @@ def test_resnet20_on_400_real_pictures(tmp_path, capsys):
             archive.extractall(tmp_path, names[:40])
     (tmp_path / "c.yaml").write_text(f"name: cifar10\nroot: {tmp_path}\nval: test\n")
     main(parser().settings(["--config_yaml", "resnet20", "--dataset", str(tmp_path / "c.yaml"), "-j", "0",
-                            "--device", "cpu"]))
+                            "--device", "cpu", "--save_root", str(tmp_path / "embs")]))
     assert "published 91.73 %" in capsys.readouterr().out
