@@ -40,8 +40,9 @@ class Inputs:
 
 def load_inputs(args: argparse.Namespace, with_elements: bool = True) -> Inputs:
     """Load and check; every `UserError` comes before training starts."""
-    train_file = args.train_pt or _representations(args, "train")
-    val_file = args.val_pt or _representations(args, "val")
+    where = args.feature_layer, getattr(args, "activation_dir", None)
+    train_file = args.train_pt or representations_of(args.model_name, args.dataset, "train", *where)
+    val_file = args.val_pt or representations_of(args.model_name, args.dataset, "val", *where)
     train, val = load_embeddings(train_file, args.train_labels), load_embeddings(val_file, args.val_labels)
     same_classes(train.class_names, val.class_names)
     difference = differing(train.provenance, val.provenance, TRAIN_AND_VAL)
@@ -101,19 +102,23 @@ def _elements(args: argparse.Namespace, train: Embeddings) -> Embeddings:
     return elements
 
 
-def _representations(args: argparse.Namespace, split: str) -> Path:
-    folder = EMBEDDINGS / args.model_name
-    pattern = f"{args.dataset}_{split}_{args.model_name}_{args.feature_layer or '*'}.pt"
-    own = getattr(args, "activation_dir", None)  # of the Text bank: where the textual door wrote them
+def representations_of(model_name: str, dataset: str, split: str, feature_layer: str | None = None,
+                       own: Path | None = None) -> Path:
+    """Stage 2's file of a split. own: a folder to look in first, where the textual door of the Text bank wrote.
+
+    Raises `UserError` where there is none, or several layers fit.
+    """
+    folder = EMBEDDINGS / model_name
+    pattern = f"{dataset}_{split}_{model_name}_{feature_layer or '*'}.pt"
     found = (sorted(own.glob(pattern)) if own else []) or sorted(folder.glob(pattern))
     if len(found) == 1:
         return found[0]
     if found:
         raise UserError(f"several layers fit: {', '.join(file.name for file in found)}; choose with --feature_layer")
     models = [entry.name for entry in EMBEDDINGS.glob("*") if entry.is_dir()]
-    hint = nearest(args.model_name, models) if not folder.is_dir() else ""
+    hint = nearest(model_name, models) if not folder.is_dir() else ""
     raise UserError(f"there are no {split} representations {folder / pattern}{hint}; run emb_extractor.sh with "
-                    f"DATASET={args.dataset}, or name the file with --{split}_pt")
+                    f"DATASET={dataset}, or name the file with --{split}_pt")
 
 
 def concepts_wanted(args: argparse.Namespace) -> int:
