@@ -43,11 +43,11 @@ def escape(text: Any) -> str:
     return html.escape(str(text), quote=True)
 
 
-def page(title: str, body: str) -> str:
-    """A whole document. body: HTML; it should start with its own <h1>."""
+def page(title: str, body: str, style: str = "") -> str:
+    """A whole document. body: HTML; it should start with its own <h1>. style: CSS beside that of all pages."""
     return ('<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
+            f"<title>{escape(title)}</title>\n<style>{STYLE}{style}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
             "</body>\n</html>\n")
 
 

@@ -1,0 +1,107 @@
+"""What a person is shown of a concept: words, or the pictures of its visual elements, which lie in stage 1's folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from iis.config import read_yaml
+from iis.embedding_file import Embeddings, load_embeddings
+from iis.names import EMBEDDINGS, elements_file, elements_folder
+from iis.runtime import UserError
+
+PICTURED = ("Prototype", "Cluster", "End2End")  # banks whose evidence is pictures of visual elements
+
+
+@dataclass(frozen=True)
+class Concept:
+    """label: its words, or what its pictures are; pictures: RGB, the nearest to the concept first."""
+
+    number: int
+    label: str
+    pictures: list[Image.Image]
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """The settings a training door wrote beside its ledger; {} where they are gone."""
+    file = Path(folder) / "settings.yaml"
+    return read_yaml(file) if file.is_file() else {}
+
+
+def validation_of(folder: Path, identity: dict[str, Any], given: Path | None = None) -> tuple[Embeddings, Path]:
+    """The validation features a run was measured on, and their file: `given`, else what its settings say, else those
+    under `extractor/embs/`. They are known by their content; raises `UserError` where none is found."""
+    settings = settings_of(folder)
+    named, labels = given or settings.get("val_pt"), settings.get("val_labels")
+    places = [Path(named)] if named else [
+        file for place in (settings.get("activation_dir"), EMBEDDINGS / identity["model"]) if place
+        for file in sorted(Path(place).glob(f"{identity['dataset']}_val_{identity['model']}_*.pt"))]
+    for file in places:
+        if file.is_file():
+            found = load_embeddings(file, Path(labels) if labels else None)
+            if found.content_hash == identity["val_hash"]:
+                return found, file
+    looked = ", ".join(map(str, places)) or EMBEDDINGS / identity["model"]
+    raise UserError(f"the validation features that {folder} was measured on are not at hand (looked at {looked}); run "
+                    f"emb_extractor.sh with DATASET={identity['dataset']}, or name them with --val_pt")
+
+
+def elements_root(folder: Path, identity: dict[str, Any], given: Path | None = None) -> Path | None:
+    """Stage 1's folder with the pictures of the elements a bank was made of; None for a bank of words or directions.
+
+    `given`, else where the element embeddings say they lie, else the usual place. Raises `UserError` where it is gone.
+    """
+    elements = identity.get("elements")
+    if elements is None:
+        return None
+    source = (elements.get("dataset", identity["dataset"]), elements["kind"], elements.get("protocol", "paper"))
+    candidates = [given]
+    if given is None:
+        embedded = settings_of(folder).get("concept_path") or elements_file(identity["model"], *source)
+        candidates = [*_root_of(Path(embedded), identity["elements_hash"]), elements_folder(*source)]
+    found = next((place for place in candidates if place.is_dir()), None)
+    if found is None:
+        raise UserError(f"the pictures of the concepts are not at {candidates[0]}; run concept_extract.sh again with "
+                        f"DATASET={source[0]}, or name their folder with --elements")
+    return found
+
+
+def _root_of(file: Path, content_hash: str) -> list[Path]:
+    """Where the elements of an embedding file lay, if it is the one meant."""
+    if not file.is_file():
+        return []
+    embeddings = load_embeddings(file)
+    root = embeddings.record.get("root")
+    return [Path(root)] if root and embeddings.content_hash == content_hash else []
+
+
+def concept_of(number: int, evidence: list[str], bank: str, root: Path | None, most: int = 4) -> Concept:
+    """Concept `number` with at most `most` pictures. evidence: its line in the predictor's JSON; bank: the run's.
+
+    In a Combined bank every line begins with its part ("Prototype: …"). Raises `UserError` for a missing picture.
+    """
+    kind, lines = bank, evidence
+    if bank == "Combined" and lines:
+        kind = lines[0].partition(": ")[0]
+        lines = [line.partition(": ")[2] for line in lines]
+    if not lines:
+        return Concept(number, f"concept {number}: an empty slot, no element joined it", [])
+    if kind not in PICTURED or root is None:
+        return Concept(number, ", ".join(lines), [])
+    pictures = [open_picture(root / line, "name the folder of the elements with --elements") for line in lines[:most]]
+    classes = list(dict.fromkeys(line.rpartition("/")[0] for line in lines[:most] if "/" in line))
+    return Concept(number, f"concept {number}" + (f", cut from {', '.join(classes)}" if classes else ""), pictures)
+
+
+def open_picture(file: Path, advice: str) -> Image.Image:
+    """A picture as RGB, as `iis.datasets` opens them. Raises `UserError` where it is missing or damaged."""
+    if not file.is_file():
+        raise UserError(f"there is no picture {file}; {advice}")
+    try:
+        with Image.open(file) as picture:
+            return picture.convert("RGB")
+    except Exception as error:  # a broken file can raise almost anything
+        raise UserError(f"{file} cannot be read as a picture ({error}); {advice}") from None

@@ -1,0 +1,128 @@
+"""Which concepts made a prediction, and what it would be without each: one HTML page, PNG, JSON and CSV.
+
+    python reproduction/explain.py --run IP_training/IP_Prototype/shapes_large/shapes_segments_M64
+    python reproduction/explain.py --run IP_training/IP_Text/shapes_large/shapes_M64 --class striped_star
+    python reproduction/explain.py --run IP_training/IP_Cluster/resnet50/imagenet_segments_M200 --images cat.jpg dog.jpg
+
+--run is a folder that a training door wrote. Nothing is trained; a few seconds.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from iis.config import DoorParser, path, positive
+from iis.runtime import ROOT, UserError, make_output_folder, run_door, write_json, write_text
+
+
+def parser() -> DoorParser:
+    """The flags of this door."""
+    door = DoorParser(description=__doc__.splitlines()[0])
+    door.add_argument("--run", type=path, required=True, help="a ledger's folder, with its predictors/")
+    door.add_argument("--seed", type=int, default=0, help="whose predictor is explained")
+    door.add_argument("--ratio", type=float, help="sparsity ratio s (default: the sparsest that keeps at least 5 "
+                      "concepts)")
+    which = door.add_mutually_exclusive_group()
+    which.add_argument("--images", nargs="+", metavar="PATH", help="picture files, or names in the validation split")
+    which.add_argument("--class", dest="class_name", metavar="NAME", help="validation pictures of one class, and what "
+                       "makes the class as a whole")
+    which.add_argument("--rows", type=_rows, metavar="0,5,7", help="rows of the validation features (default: "
+                       "--num_images spread over all)")
+    door.add_argument("--num_images", type=positive, default=8, help="how many, without --images or --rows")
+    door.add_argument("--top", type=positive, default=5, help="concepts shown of each picture")
+    door.add_argument("--out", type=path, help="output folder (default: results/explanations/…)")
+    door.add_argument("--val_pt", type=path, help="the run's validation features, where they are not found")
+    door.add_argument("--elements", type=path, help="folder with the concepts' pictures, likewise")
+    door.add_argument("--config_yaml", dest="config", help="YAML of the backbone, for --images outside the data set")
+    door.add_argument("--device", help="for the same: cpu, cuda or cuda:N")
+    return door
+
+
+def main(args: argparse.Namespace) -> Path:
+    """Explain, write explanation.html, .png, .pdf, .json and .csv; returns their folder."""
+    import torch
+
+    from iis.tables import as_csv
+    from reproduction.concept_pictures import concept_of, elements_root, validation_of
+    from reproduction.explanation import explain, load_predictor
+    from reproduction.explanation_figure import explanation_figure
+    from reproduction.explanation_page import explanation_page
+    from reproduction.outputs import write_figure
+    from reproduction.stories import csv_lines, stories
+
+    predictor = load_predictor(args.run, args.seed, args.ratio)
+    identity = predictor.identity
+    val, val_file = validation_of(args.run, identity, args.val_pt)
+    root = elements_root(args.run, identity, args.elements)
+    folder = make_output_folder(args.out or default_folder(args, predictor))
+    subjects, of_class = chosen(args, predictor, val, val_file)
+    told = stories(predictor, explain(predictor, torch.stack([one.features_D for one in subjects]).float()), subjects)
+    shown = {concept["concept"] for story in told for concept in story["concepts"][:args.top]}
+    shown |= {line["concept"] for line in of_class["lines"][:args.top]} if of_class else set()
+    concepts = {m: concept_of(m, predictor.evidence[m], identity["bank"], root) for m in sorted(shown)}
+    title, about = f"Why {identity['model']} says so: {identity['bank']} concepts", described(predictor, args.ratio)
+    write_json(folder / "explanation.json", {"run": str(args.run), "seed": args.seed, "ratio": predictor.ratio,
+                                             "kept": predictor.kept, "top1": predictor.top1, "identity": identity,
+                                             "class": of_class, "pictures": told})
+    write_text(folder / "explanation.csv", as_csv(csv_lines(told)))
+    made = explanation_page(title, about, told, subjects, concepts, args.top, of_class)
+    write_text(folder / "explanation.html", made)
+    write_figure(folder, "explanation", explanation_figure(told, subjects, concepts, args.top))
+    print("\n".join(about))
+    print(f"written: {folder}/explanation.html, .png, .pdf, .json, .csv ({len(told)} pictures)")
+    return folder
+
+
+def chosen(args: argparse.Namespace, predictor: Any, val: Any,
+           val_file: Path) -> tuple[list[Any], dict[str, Any] | None]:
+    """The subjects the flags name, and, with --class, the explanation of the class."""
+    from reproduction.explanation import explain_class
+    from reproduction.subjects import class_label, from_files, from_rows, spread
+
+    dataset = predictor.identity["dataset"]
+    if args.images:
+        return from_files(args.images, val, val_file, dataset, args.config, args.device), None
+    if args.class_name is None:
+        return from_rows(args.rows or spread(range(len(val)), args.num_images), val, dataset), None
+    label = class_label(args.class_name, predictor.class_names, val.class_names)
+    rows = (val.labels_N == label).nonzero().flatten().tolist()
+    if not rows:
+        raise UserError(f"the validation split has no picture of the class {args.class_name!r}; choose another one")
+    lines = explain_class(predictor, val.features_ND[rows].float(), label)
+    for line in lines:
+        line["evidence"] = predictor.evidence[line["concept"]]
+    of_class = {"name": predictor.class_names[label], "count": len(rows), "lines": lines}
+    return from_rows(spread(rows, args.num_images), val, dataset), of_class
+
+
+def described(predictor: Any, asked: float | None) -> list[str]:
+    """What was explained, in sentences."""
+    identity, total = predictor.identity, len(predictor.bank_MD)
+    why = "" if asked is not None else " (chosen: the sparsest that keeps at least 5 concepts)"
+    return [f"Backbone {identity['model']}, data set {identity['dataset']}, bank {identity['bank']} of {total} "
+            f"concepts, seed {predictor.seed}.",
+            f"Sparsity ratio {predictor.ratio:g}{why}: {predictor.kept} of {total} concepts stay in each prediction; "
+            f"top-1 {100 * predictor.top1:.2f} % on the validation split."]
+
+
+def default_folder(args: argparse.Namespace, predictor: Any) -> Path:
+    """results/explanations/IP_BANK_MODEL_SETTING_seedR_sS[_what]."""
+    from iis.names import slug
+
+    parts = [f"IP_{predictor.identity['bank']}", predictor.identity["model"], args.run.name, f"seed{args.seed}",
+             f"s{predictor.ratio:g}", *([args.class_name] if args.class_name else []),
+             *(["images"] if args.images else []), *(["rows"] if args.rows else [])]
+    return ROOT / "results" / "explanations" / slug("_".join(parts))
+
+
+def _rows(text: str) -> list[int]:
+    if not all(part.strip().isdecimal() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a comma-separated list of row numbers")
+    return [int(part) for part in text.split(",")]
+
+
+if __name__ == "__main__":
+    run_door(lambda: main(parser().settings()))
