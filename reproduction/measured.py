@@ -1,0 +1,125 @@
+"""What was computed here, as the lines of ours.csv: read from ledgers, own-head checks and elastic nets, never typed.
+
+A line's `method, model, dataset, setting, measure` are spelt as in published.csv, so that the two can be joined.
+`variant` tells every way in which a run is not the plain one; only plain runs are compared with published values.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from iis.names import EMBEDDINGS
+from iis.runtime import ROOT, UserError, read_json
+from iis.statistics import mean_std
+from IP_training.flags import PROTOCOLS
+from reproduction.runs import Run
+
+KEY = ("method", "model", "dataset", "setting", "measure")
+OURS = (*KEY, "value", "std", "unit", "seeds", "protocol", "variant", "made_from")
+EPOCHS = 30  # of the paper's recipe
+
+
+def read_lines(file: Path, numbers: Sequence[str], columns: Sequence[str]) -> list[dict[str, Any]]:
+    """The lines of a CSV; `numbers` become floats, None where empty.
+
+    Raises `UserError` for a missing file or column, and for what should be a number and is not.
+    """
+    if not file.is_file():
+        raise UserError(f"there is no file {file}; name another one, or collect it first (compare.py --collect)")
+    with open(file, newline="", encoding="utf-8") as handle:
+        reader = csv.DictReader(handle)
+        missing = [name for name in columns if name not in (reader.fieldnames or ())]
+        if missing:
+            raise UserError(f"{file} lacks the column {missing[0]}; its first line should be {','.join(columns)}")
+        lines = list(reader)
+    for number, line in enumerate(lines, start=2):
+        for name in numbers:
+            try:
+                line[name] = float(line[name]) if line[name] else None
+            except ValueError:
+                raise UserError(f"{file}, line {number}: {name} = {line[name]!r} is not a number") from None
+    return lines
+
+
+def variant_of(run: Run) -> str:
+    """How the run differs from the plain one of its protocol (mask, balanced prototypes, segments, no holdout, the
+    paper's epochs, …), and the sweep's word for it; "" for the plain one."""
+    identity = run.identity
+    usual = PROTOCOLS[identity["protocol"]]
+    words = [f"{name} {identity[name]}" for name, value in usual.items() if identity.get(name, value) != value]
+    words += [run.elements] if run.elements not in ("-", "segments") else []
+    of = (identity["elements"] or {}).get("dataset")
+    words += [f"elements of {of}"] if of not in (None, identity["dataset"], "unnamed") else []
+    words += [f"holdout {identity['holdout']:g}"] if identity["holdout"] else []
+    words += [f"{identity['epochs']} epochs"] if identity["epochs"] != EPOCHS else []
+    words += [f"bank seed {identity['bank_seed']}"] if "bank_seed" in identity else []
+    words += ["+".join(identity["parts"])] if identity.get("parts") else []
+    return "; ".join(words) or run.variant
+
+
+def lines_of_runs(runs: Iterable[Run]) -> list[dict[str, Any]]:
+    """IIS (plain and chance-corrected) of every ledger, and the dense head's top-1 of every data set."""
+    lines = []
+    for run in runs:
+        summary, variant = run.summary, variant_of(run)
+        common = {"model": run.model, "dataset": summary["dataset"], "seeds": len(summary["seeds"]),
+                  "made_from": _place(run.folder)}
+        bank = {**common, "method": summary["bank"], "setting": f"M = {summary['num_concepts']}",
+                "protocol": summary["protocol"], "variant": variant, "unit": "area"}
+        lines += [{**bank, "measure": measure, "value": round(score["mean"], 5), "std": _rounded(score["std"], 5)}
+                  for measure, score in (("IIS", summary["iis"]),
+                                         ("chance-corrected IIS", summary["iis_chance_corrected"]))]
+        own = [word for word in variant.split("; ") if word.startswith("holdout") or word.endswith(" epochs")]
+        dense = summary["dense"]
+        lines.append({**common, "method": "dense head", "setting": "", "protocol": "", "variant": "; ".join(own),
+                      "measure": "top-1", "value": round(100 * dense["mean"], 3), "unit": "%",
+                      "std": None if dense["std"] is None else round(100 * dense["std"], 3)})
+    return lines
+
+
+def lines_of_own_heads(root: Path = EMBEDDINGS) -> list[dict[str, Any]]:
+    """Top-1 of backbones' own heads, as extractor/check_backbone.py kept it."""
+    lines = []
+    for file in sorted(root.glob("*/own_head_*.json")):
+        found = read_json(file)
+        lines.append({"method": "own head", "model": found["model"], "dataset": found["dataset"],
+                      "setting": found["weights"], "measure": "top-1", "value": round(found["top1"], 3), "std": None,
+                      "unit": "%", "seeds": 1, "protocol": "", "made_from": _place(file),
+                      "variant": "" if found["precision"] == "fp32" else found["precision"]})
+    return lines
+
+
+def lines_of_elastic_nets(folders: Iterable[Path]) -> list[dict[str, Any]]:
+    """Top-1 of LF-CBM's final layer on the Text bank (elastic_net.json at or below the folders)."""
+    lines = []
+    for file in sorted({file for folder in folders for file in folder.rglob("elastic_net.json")}):
+        found = read_json(file)
+        identity, results = found["identity"], found["results"]
+        top1, std = mean_std([100 * one["top1"] for one in results])
+        weights, _ = mean_std([one["nec"] for one in results])
+        lines.append({"method": "LF-CBM" if identity["bank"] == "Text" else f"{identity['bank']}, elastic net",
+                      "model": identity["model"], "dataset": identity["dataset"], "setting": "elastic net",
+                      "measure": "top-1", "value": round(top1, 3), "std": _rounded(std, 3), "unit": "%",
+                      "seeds": len(results), "variant": "", "made_from": _place(file),
+                      "protocol": f"λ = {identity['lam']:g}: {weights:.1f} weights a class"})
+    return lines
+
+
+def merged(old: Iterable[dict[str, Any]], new: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Old and new lines, sorted; a new line replaces the old one of the same key, protocol and variant."""
+    def place(line: dict[str, Any]) -> tuple[str, ...]:
+        return tuple(str(line[name]) for name in (*KEY, "protocol", "variant"))
+
+    by_place = {place(line): {name: line[name] for name in OURS} for line in [*old, *new]}
+    return [by_place[one] for one in sorted(by_place)]
+
+
+def _place(file: Path) -> str:
+    return str(file.relative_to(ROOT) if file.is_relative_to(ROOT) else file.name)
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
