@@ -1,7 +1,7 @@
 """Visual elements of the kind `segments`: SLIC superpixels of one picture, each cut out on grey.
 
 Rules and their order: the paper's superpixels at three scales; `release` marks what the authors' published code
-does instead. SLIC itself takes four fifths of the time of a picture.
+does instead. SLIC itself takes four fifths of the time of a picture (bench/segments.py).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from extractor.shared_slic import labels as superpixel_labels
 from iis.runtime import numpy_rng
 
 SCALES = (10, 20, 30)  # n_segments of SLIC, coarse to fine
@@ -33,8 +34,7 @@ def segments(picture: Image.Image, name: str, choice: str = "sample", box: str =
     picture_HW3 = np.asarray(picture)
     earlier: list[tuple[np.ndarray, np.ndarray]] = []  # (label map, labels kept) of the coarser scales
     elements = []
-    for scale in SCALES:
-        labels_HW = superpixel_labels(picture_HW3, scale)
+    for scale, labels_HW in zip(SCALES, superpixel_labels(picture_HW3, SCALES, COMPACTNESS, SIGMA), strict=True):
         passing = passing_labels(labels_HW, earlier)
         if choice == "first":
             kept = passing[passing < labels_HW.max()][:PER_SCALE]
@@ -47,13 +47,6 @@ def segments(picture: Image.Image, name: str, choice: str = "sample", box: str =
             element = Image.fromarray(cut_HW3).resize(picture.size, Image.Resampling.BICUBIC)  # (H, W, 3)
             elements.append((f"{scale}_{label:03d}", element))
     return elements
-
-
-def superpixel_labels(picture_HW3: np.ndarray, scale: int) -> np.ndarray:
-    """SLIC's label map (H, W), int64, labels 1 to at most about `scale`."""
-    from skimage.segmentation import slic
-
-    return slic(picture_HW3, n_segments=scale, compactness=COMPACTNESS, sigma=SIGMA, start_label=1)
 
 
 def passing_labels(labels_HW: np.ndarray, earlier: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
