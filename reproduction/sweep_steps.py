@@ -6,9 +6,9 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from iis.config import DoorParser
 from iis.names import elements_file, elements_folder, slug
 from iis.runtime import ROOT, UserError, nearest
+from reproduction.doors import call_door
 from reproduction.sweep_cells import DOORS, Sweep, SweepCell
 
 WITH_WORDS = ("Text", "Combined")
@@ -48,7 +48,8 @@ class Steps:
             extra = {**extra, "kind": cell.bank}
         known = door.parser().flags()
         flags = {key: value for key, value in cell.flags.items() if key in known}
-        return _call(door, {"model_name": cell.model_name, "dataset": cell.dataset, **self.device, **flags, **extra})
+        whose = {"model_name": cell.model_name, "dataset": cell.dataset}
+        return call_door(door, {**whose, **self.device, **flags, **extra})
 
     def _once(self, prepare: Any, cell: SweepCell, *what: Any) -> None:
         """Run a preparation once per model in this process; one that failed fails every cell that needs it."""
@@ -69,21 +70,21 @@ class Steps:
         flags = {**self.sweep.stage2, **self.device, **cell.model, "dataset": dataset, "representations": "train,val"}
         if folders:
             flags["data_path"] = folders[0]
-        _call(_door("extractor", "visual_element_emb_extractor"), flags)
+        call_door(_door("extractor", "visual_element_emb_extractor"), flags)
 
     def _elements(self, cell: SweepCell, dataset: str, kind: str, protocol: str) -> None:
         """Stage 2: another data set's elements."""
         folder = elements_folder(dataset, kind, protocol)
         self._stage1(folder, dataset, cell)
-        _call(_door("extractor", "visual_element_emb_extractor"),
-              {**self.sweep.stage2, **self.device, **cell.model, "dataset": dataset, "data_path": folder})
+        call_door(_door("extractor", "visual_element_emb_extractor"),
+                  {**self.sweep.stage2, **self.device, **cell.model, "dataset": dataset, "data_path": folder})
 
     def _stage1(self, folder: Path, dataset: str, cell: SweepCell) -> None:
         if folder.is_dir():
             return
         kind, protocol = cell.flags.get("element_kind", "segments"), cell.flags.get("protocol", "paper")
-        _call(_door("extractor", {"segments": "segment_extractor", "patches": "patch_extractor"}[kind]),
-              {**self.sweep.stage1, "dataset": dataset, "protocol": protocol})
+        call_door(_door("extractor", {"segments": "segment_extractor", "patches": "patch_extractor"}[kind]),
+                  {**self.sweep.stage1, "dataset": dataset, "protocol": protocol})
 
     def _words(self, cell: SweepCell, dataset: str) -> None:
         """Stage 2: CLIP's embeddings of words and pictures."""
@@ -92,7 +93,7 @@ class Steps:
         words = {key: cell.flags[key] for key in ("concept_set", "clip_name", "clip_weights", "activation_dir")
                  if key in cell.flags}
         flags = {key: value for key, value in {**self.sweep.stage2, **cell.model}.items() if key in known}
-        _call(door, {**flags, **self.device, "dataset": dataset, **words})
+        call_door(door, {**flags, **self.device, "dataset": dataset, **words})
 
 
 def check_settings(sweep: Sweep) -> None:
@@ -108,17 +109,3 @@ def check_settings(sweep: Sweep) -> None:
 
 def _door(folder: str, name: str) -> Any:
     return importlib.import_module(f"{folder}.{name}")
-
-
-def _call(door: Any, flags: dict[str, Any]) -> Any:
-    """Run a door with these flags as its command line."""
-    settings: DoorParser = door.parser()
-    return door.main(settings.settings([word for key, value in flags.items() for word in _words_of(key, value)]))
-
-
-def _words_of(key: str, value: Any) -> list[str]:
-    if value is None or value is False:
-        return []
-    if value is True:
-        return [f"--{key}"]
-    return [f"--{key}", ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)]

@@ -6,6 +6,7 @@ import pytest
 
 from iis.runtime import UserError
 from reproduction import sweep, sweep_steps
+from reproduction.doors import words_of
 from reproduction.sweep_cells import read_sweep
 
 PLAIN = """
@@ -71,7 +72,7 @@ def test_a_setting_that_no_door_knows_is_told(tmp_path):
 
 
 def test_flags_become_words():
-    assert [sweep_steps._words_of("a", value) for value in (3, True, False, None, [0.1, 0.5])] == [
+    assert [words_of("a", value) for value in (3, True, False, None, [0.1, 0.5])] == [
         ["--a", "3"], ["--a"], [], [], ["--a", "0.1,0.5"]]
 
 
