@@ -23,7 +23,7 @@ from iis.config import DoorParser, path
 from iis.ledger import LEDGER
 from iis.runtime import ROOT, UserError, nearest, read_json, run_door, write_json
 from reproduction.runs import SWEEPS
-from reproduction.sweep_cells import Sweep, SweepCell, read_sweep
+from reproduction.sweep_cells import Sweep, read_sweep
 
 YAMLS = ROOT / "reproduction" / "sweeps"
 
@@ -61,8 +61,8 @@ def main(args: argparse.Namespace) -> None:
         write_json(index, entries)
     write_json(index, entries)
     failed = [(cell, entry) for cell, entry in wanted if entry["message"]]
-    print(f"\nsweep {sweep.name}: {len(wanted) - len(failed)} of {len(wanted)} cells finished, {len(todo) - len(failed)} "
-          f"of them now, in {time.monotonic() - started:.0f} s; index: {index}")
+    print(f"\nsweep {sweep.name}: {len(wanted) - len(failed)} of {len(wanted)} cells finished, "
+          f"{len(todo) - len(failed)} of them now, in {time.monotonic() - started:.0f} s; index: {index}")
     if failed:
         raise UserError(f"{len(failed)} of {len(wanted)} cells failed; mend them and start the same command again:\n"
                         + "\n".join(f"  {cell.name}: {entry['message']}" for cell, entry in failed))
