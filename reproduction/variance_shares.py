@@ -30,8 +30,8 @@ from reproduction.variance_components import components, share_intervals
 
 WITHOUT_ELEMENTS = ("Random",)
 CAPTION = ("Method of moments; a variance estimated below 0 is given as 0 and marked *. Ranges: parametric bootstrap, "
-           "what a design of this size would show if the estimates were true. Head: initial weights and batch order, of "
-           "the dense head too. Bank × head is what neither explains alone.")
+           "what a design of this size would show if the estimates were true. Head: initial weights and batch order, "
+           "of the dense head too. Bank × head is what neither explains alone.")
 
 
 def parser() -> DoorParser:
