@@ -1,0 +1,153 @@
+"""Fine-tune a backbone so that it can be told in concepts: interpretability maximisation (paper, section 4.1, Eq. 8).
+
+    cd IP_training
+    python IP_Finetuning.py --model_config resnet50 --dataset imagenet --objective interpretability --seed 0
+    python IP_Finetuning.py --model_config resnet50 --dataset imagenet --objective dense --seed 0      # its control
+
+after stage 1. All settings and their defaults: finetuning.yaml (another with --config_yaml). Writes into --save_dir:
+backbone.pth (a state dict that stage 2 takes as --weights), epochs.json, finetuning.json (accuracies before and
+after), predictor.safetensors, settings.yaml. A killed run goes on after its last epoch.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from iis.config import DoorParser, count, path, positive, write_settings
+from iis.names import elements_folder, slug
+from iis.runtime import ROOT, UserError, claim_folder, read_json, run_door, write_json
+
+DEFAULTS = ROOT / "IP_training" / "finetuning.yaml"
+OBJECTIVES = ("interpretability", "dense", "weight_decay")
+RESULTS, EPOCHS, CHECKPOINT = "finetuning.json", "epochs.json", "backbone.pth"
+NOT_IDENTITY = ("config_yaml", "model_config", "weights", "save_dir", "device", "workers", "cache_gb", "data_path")
+
+
+def parser() -> DoorParser:
+    """The flags of this door; the recipe's defaults are those of finetuning.yaml."""
+    door = DoorParser(description=__doc__.splitlines()[0])
+    door.add_argument("--config_yaml", help=f"YAML with any of these settings (default: {DEFAULTS.name})")
+    door.add_argument("--model_config", default="resnet50", help="the backbone: a YAML of model_configs/")
+    door.add_argument("--weights", help="other weights than that YAML's: a checkpoint, a tag, or none")
+    door.add_argument("--dataset", default="imagenet", help="data set to fine-tune on; the own head must know its "
+                      "classes")
+    door.add_argument("--element_kind", default="segments", choices=("segments", "patches"), help="the bank's elements")
+    door.add_argument("--data_path", type=path, help="stage 1's folder of elements (default: that of --dataset)")
+    door.add_argument("--save_dir", type=path, help="output folder (default IP_training/IP_Finetuning/MODEL/SETTING)")
+    door.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
+    door.add_argument("--workers", type=count, default=8, help="processes that read pictures, one per core at most")
+    door.add_argument("--cache_gb", type=float, default=4.0, help="pictures of a split stay in memory where they take "
+                      "no more than this")
+    door.add_argument("--seed", type=count, default=0, help="of pictures, elements, predictor, batch order and "
+                      "augmentation")
+    recipe = door.add_argument_group(f"recipe ({DEFAULTS.name} says what each means)")
+    recipe.add_argument("--objective", choices=OBJECTIVES)
+    recipe.add_argument("--optimizer", choices=("sgd", "adamw"))
+    for name in ("interpretability_weight", "sparsity", "learning_rate", "ip_learning_rate", "weight_decay"):
+        recipe.add_argument(f"--{name}", type=float)
+    for name in ("num_concepts", "epochs", "batch_size"):
+        recipe.add_argument(f"--{name}", type=positive)
+    for name in ("num_pictures", "shift"):
+        recipe.add_argument(f"--{name}", type=count)
+    recipe.add_argument("--mirror", action=argparse.BooleanOptionalAction)
+    door.take_yaml(DEFAULTS)
+    return door
+
+
+def main(args: argparse.Namespace) -> Path:
+    """Fine-tune, or find it done. Returns the output folder."""
+    check(args)
+    from dataclasses import fields
+
+    import torch
+
+    from iis.backbones import configured_backbone
+    from iis.datasets import folder_pictures, load_dataset, same_classes
+    from iis.runtime import choose_device, write_whole
+    from IP_training.finetune import FineTuning, Recipe
+    from IP_training.finetune_pictures import Feed, chosen_elements, chosen_pictures
+
+    dataset, device = load_dataset(args.dataset), choose_device(args.device)
+    train, val = dataset.pictures("train"), dataset.pictures("val")
+    same_classes(train.class_names, val.class_names)
+    place = args.data_path or elements_folder(dataset.name, args.element_kind)
+    if not place.is_dir():
+        raise UserError(f"there are no visual elements at {place}: run concept_extract.sh with DATASET={dataset.name} "
+                        "first, or name them with --data_path")
+    elements = folder_pictures(place, dataset.name, "elements")
+    backbone = configured_backbone(args.model_config, args.weights, device)
+    if backbone.num_classes != len(train.class_names):
+        raise UserError(f"the own head of {backbone.model} ({backbone.weights}) knows {backbone.num_classes} classes "
+                        f"and {dataset.name} has {len(train.class_names)}: fine-tune on the data set it was trained on")
+    train = chosen_pictures(train, args.num_pictures, args.seed)
+    pixels, names = chosen_elements(elements, backbone.preprocessing, args.num_concepts, args.seed)
+    if len(names) < args.num_concepts:
+        print(f"bank: {len(names)} concepts, all the elements there are, instead of {args.num_concepts}")
+    identity = {"model": backbone.model, "weights": backbone.weights, "weights_hash": backbone.weights_hash,
+                "preprocessing": backbone.preprocessing, "dataset": dataset.name, "element_kind": args.element_kind,
+                **{key: value for key, value in sorted(vars(args).items()) if key not in (*NOT_IDENTITY, "dataset")},
+                "num_concepts": len(names), "n_train": len(train), "n_val": len(val), "elements": names}
+    folder = args.save_dir or default_folder(args, dataset.name, len(names))
+    claim_folder(folder, identity, "a fine-tuned backbone")
+    if (folder / RESULTS).exists():
+        print(f"fine-tuning: done before, {sentence(read_json(folder / RESULTS))} ({folder})")
+        return folder
+    write_settings(args, folder / "settings.yaml")
+    started = time.monotonic()
+    feeds = [Feed(part, backbone.preprocessing, args.workers, args.cache_gb) for part in (train, val)]
+    recipe = Recipe(**{field.name: getattr(args, field.name) for field in fields(Recipe)})
+    run = FineTuning(backbone, *feeds, pixels, recipe, device, len(train.class_names))
+    run.run(folder / "state.pt", lambda log: write_json(folder / EPOCHS, log))
+    weights = {name: value.detach().cpu().contiguous() for name, value in run.module.state_dict().items()}
+    write_whole(folder / CHECKPOINT, lambda temporary: torch.save(weights, temporary))
+    save_predictor(folder, run)
+    results = {**identity, "before": run.log[0], "after": run.log[-1], "seconds": round(time.monotonic() - started, 1)}
+    write_json(folder / RESULTS, results)  # last: what it says is done is there
+    (folder / "state.pt").unlink(missing_ok=True)
+    print(f"fine-tuning: {sentence(results)}, {results['seconds']:.1f} s; written: {folder}")
+    return folder
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise `UserError` for settings that make no sense, before anything is read."""
+    from iis.grid import check_ratios
+
+    check_ratios([args.sparsity])
+    for name in ("learning_rate", "ip_learning_rate"):
+        if not getattr(args, name) > 0:
+            raise UserError(f"--{name} {getattr(args, name):g} must be above 0")
+    for name in ("interpretability_weight", "weight_decay", "cache_gb"):
+        if not getattr(args, name) >= 0:
+            raise UserError(f"--{name} {getattr(args, name):g} must be 0 or more")
+
+
+def save_predictor(folder: Path, run: Any) -> None:
+    """The predictor that trained along, with its bank: weight, bias, scale, shift and bank, as stage 3 names them."""
+    from iis.embedding_file import save_tensors
+
+    save_tensors(folder / "predictor.safetensors", {**run.predictor.state_of(0), "bank": run.bank()})
+
+
+def sentence(results: dict[str, Any]) -> str:
+    """What came of a run, in a line."""
+    before, after = results["before"], results["after"]
+    return (f"{results['objective']}, seed {results['seed']}: own head {100 * before['dense_top1']:.2f} -> "
+            f"{100 * after['dense_top1']:.2f} %, predictor {100 * before['ip_top1']:.2f} -> "
+            f"{100 * after['ip_top1']:.2f} % (M = {results['num_concepts']}, s = {results['sparsity']:g})")
+
+
+def default_folder(args: argparse.Namespace, dataset: str, num_concepts: int) -> Path:
+    """IP_training/IP_Finetuning/MODEL/… with what tells the usual settings apart; claim_folder refuses the rest."""
+    parts = [dataset, args.element_kind, args.objective, f"M{num_concepts}", f"s{args.sparsity:g}",
+             f"lambda{args.interpretability_weight:g}", *([f"n{args.num_pictures}"] if args.num_pictures else []),
+             f"epochs{args.epochs}", f"seed{args.seed}"]
+    name = Path(args.model_config).name.removesuffix(".yaml")
+    return ROOT / "IP_training" / "IP_Finetuning" / slug(name) / slug("_".join(parts))
+
+
+if __name__ == "__main__":
+    run_door(lambda: main(parser().settings()))

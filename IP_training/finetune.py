@@ -1,0 +1,208 @@
+"""Fine-tuning by interpretability maximisation (paper, section 4.1, Eq. 8):
+
+    loss = CE(own head on h) + λ · CE(interpretation predictor on h · bankᵀ, at ratio s)
+
+The backbone, its own head and the predictor train together. The bank is made of the same M visual elements all along,
+embedded anew before each epoch; no gradient goes through it. Under the other objectives the predictor sees h without
+its gradient: it follows the backbone, which then trains by CE(own head) alone. All else is the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from iis.backbones import Backbone
+from iis.grid import Cell
+from iis.layers import HEAD_INPUT, Node, represent
+from iis.preprocessing import normalise
+from iis.runtime import UserError, seed_of, torch_rng, write_whole
+from IP_training.concept_banks import unit_rows
+from IP_training.finetune_pictures import Feed, augmented
+from IP_training.grid_training import Recipe as HeadRecipe
+from IP_training.grid_training import Stack, train_stacks
+from IP_training.normalise import EPSILON
+from IP_training.predictor import InterpretationHeads, interpret
+
+MOMENTUM = 0.9
+EVAL_BATCH = 500  # pictures without gradients at a time
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of `finetuning.yaml` that decide a step."""
+
+    objective: str
+    interpretability_weight: float
+    sparsity: float
+    optimizer: str
+    learning_rate: float
+    ip_learning_rate: float
+    weight_decay: float
+    epochs: int
+    batch_size: int
+    mirror: bool
+    shift: int
+    seed: int
+
+
+def losses(module: nn.Module, node: Node, predictor: InterpretationHeads, bank_MD: torch.Tensor, x: torch.Tensor,
+           y_B: torch.Tensor, through: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The two cross-entropies of Eq. 8, and which pictures each head gets right, (B,) bool.
+
+    x: (B, 3, H, W), normalised. through: whether the predictor's gradient reaches the backbone.
+    """
+    h_BD = represent(module, node, x)
+    dense_BC = module.get_submodule(node.module)(h_BD)
+    z_BM = F.layer_norm((h_BD if through else h_BD.detach()) @ bank_MD.T, (len(bank_MD),), eps=EPSILON)
+    ip_BC = predictor(z_BM)[0]
+    return (F.cross_entropy(dense_BC, y_B), F.cross_entropy(ip_BC, y_B), dense_BC.argmax(1) == y_B,
+            ip_BC.argmax(1) == y_B)
+
+
+def _sums(dense: torch.Tensor, ip: torch.Tensor, dense_hits: torch.Tensor, ip_hits: torch.Tensor) -> torch.Tensor:
+    """What `losses` gave for a batch, summed over its pictures: (4,) float64."""
+    count = len(dense_hits)
+    return torch.stack([count * dense.detach(), count * ip.detach(), dense_hits.sum(), ip_hits.sum()]).double()
+
+
+class FineTuning:
+    """One run: a backbone, its predictor, their optimizers and the log of finished epochs."""
+
+    def __init__(self, backbone: Backbone, train: Feed, val: Feed, elements: torch.Tensor, recipe: Recipe,
+                 device: torch.device, num_classes: int) -> None:
+        self.recipe, self.train, self.val, self.elements, self.device = recipe, train, val, elements, device
+        self.settings, self.node = backbone.preprocessing, Node(HEAD_INPUT, backbone.head)
+        # Channels last is a quarter faster for convolutions on a CPU, and what a GPU's tensor cores want.
+        self.module = backbone.module.requires_grad_(True).to(memory_format=torch.channels_last)
+        self.predictor = InterpretationHeads([recipe.sparsity], len(elements), num_classes,
+                                             torch_rng(recipe.seed, "fine-tuning head")).to(device)
+        decay = recipe.weight_decay if recipe.objective == "weight_decay" else 0.0
+        weights = self.module.parameters()
+        own = (torch.optim.SGD(weights, recipe.learning_rate, MOMENTUM, weight_decay=decay)
+               if recipe.optimizer == "sgd" else torch.optim.AdamW(weights, recipe.learning_rate, weight_decay=decay))
+        self.optimizers = [own, torch.optim.Adam(self.predictor.parameters(), recipe.ip_learning_rate)]
+        self.steps = -(-len(train.rows) // recipe.batch_size)  # an epoch
+        self.log: list[dict[str, Any]] = []
+
+    def run(self, state_file: Path, finished: Callable[[list[dict[str, Any]]], None] = lambda log: None) -> None:
+        """All epochs, from the one after the last in `state_file`. `finished(log)` is called after each; the first
+        entry of the log, epoch 0, is the backbone as it came with the predictor fitted to it.
+
+        Raises `UserError` for a loss that is not finite.
+        """
+        self._restore(state_file)
+        if not self.log:
+            self._fit_predictor()
+            self._end_epoch({}, state_file, finished)
+        done = len(self.log) - 1
+        bar = tqdm(total=self.steps * self.recipe.epochs, initial=self.steps * done, unit="step",
+                   desc=f"{self.recipe.objective}, seed {self.recipe.seed}")
+        for epoch in range(done, self.recipe.epochs):
+            measured = self._epoch(epoch, bar)
+            self._end_epoch(measured, state_file, finished)
+            bar.set_postfix_str(f"val own head {self.log[-1]['dense_top1']:.4f} IP {self.log[-1]['ip_top1']:.4f}")
+        bar.close()
+
+    def _epoch(self, epoch: int, bar: tqdm) -> dict[str, float]:
+        recipe, bank_MD = self.recipe, self.bank()
+        rows, seed = self.train.rows, (recipe.seed, "fine-tuning", epoch)
+        order = rows[torch.randperm(len(rows), generator=torch_rng(*seed, "batch order"))]
+        generator = torch_rng(*seed, "augmentation")
+        sums, seen = 0.0, 0
+        self.module.train()  # batch norm learns on; what a layer draws (drop path) follows from seed and epoch
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seed_of(*seed, "layers"))
+            for step, (batch, pixels) in enumerate(self.train.batches(order, recipe.batch_size)):
+                self._set_rates((epoch * self.steps + step) / (recipe.epochs * self.steps))
+                x = self._input(augmented(pixels, recipe.mirror, recipe.shift, generator))
+                dense, ip, *hits = losses(self.module, self.node, self.predictor, bank_MD, x,
+                                          self.train.labels_N[batch].to(self.device),
+                                          recipe.objective == "interpretability")
+                loss = dense + recipe.interpretability_weight * ip
+                if not torch.isfinite(loss):
+                    raise UserError(f"the loss is {loss.item()} in epoch {epoch + 1}, step {step + 1}: choose another "
+                                    f"--save_dir and a smaller --learning_rate than {recipe.learning_rate:g} or "
+                                    f"--ip_learning_rate than {recipe.ip_learning_rate:g}")
+                for optimizer in self.optimizers:
+                    optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                for optimizer in self.optimizers:
+                    optimizer.step()
+                sums += _sums(dense, ip, *hits)
+                seen += len(batch)
+                bar.update()
+        return dict(zip(("train_dense_loss", "train_ip_loss", "train_dense_top1", "train_ip_top1"),
+                        (sums / seen).tolist(), strict=True))
+
+    def _set_rates(self, progress: float) -> None:
+        """Half a cosine from the first learning rate (progress 0) to 0 (1): a function of the step, so that a resumed
+        run needs no schedule's state."""
+        for optimizer, rate in zip(self.optimizers, (self.recipe.learning_rate, self.recipe.ip_learning_rate),
+                                   strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * (1 + math.cos(math.pi * progress)) / 2
+
+    def _input(self, pixels: torch.Tensor) -> torch.Tensor:
+        x = normalise(pixels.to(self.device), self.settings)
+        return x.contiguous(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def bank(self) -> torch.Tensor:
+        """The M elements as the backbone sees them now: unit vectors (M, D)."""
+        self.module.eval()
+        return unit_rows(torch.cat([represent(self.module, self.node, self._input(part))
+                                    for part in self.elements.split(EVAL_BATCH)]))
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Top-1 and mean cross-entropy of both heads on the validation pictures, with the bank as it is now."""
+        bank_MD, sums, seen = self.bank(), 0.0, 0
+        for rows, pixels in self.val.batches(self.val.rows, EVAL_BATCH):
+            sums += _sums(*losses(self.module, self.node, self.predictor, bank_MD, self._input(pixels),
+                                  self.val.labels_N[rows].to(self.device), False))
+            seen += len(rows)
+        return dict(zip(("dense_loss", "ip_loss", "dense_top1", "ip_top1"), (sums / seen).tolist(), strict=True))
+
+    def _fit_predictor(self) -> None:
+        """Fit the predictor to the frozen backbone by stage 3's recipe: from random weights its first gradients would
+        move the backbone for nothing."""
+        labels, parts = [], []
+        self.module.eval()
+        with torch.no_grad():
+            for rows, pixels in self.train.batches(self.train.rows, EVAL_BATCH):
+                parts.append(represent(self.module, self.node, self._input(pixels)))
+                labels.append(self.train.labels_N[rows])
+        z_NM, y_N = interpret(torch.cat(parts), self.bank()), torch.cat(labels).to(self.device)
+        cell = Cell(self.recipe.seed, self.recipe.sparsity, self.recipe.ip_learning_rate)
+        # Its last epoch is used, so what it is "validated" on decides nothing.
+        train_stacks([Stack(self.predictor, [cell], z_NM, z_NM[:1])], y_N, y_N[:1], HeadRecipe(), self.recipe.seed,
+                     progress=False)
+
+    def _end_epoch(self, measured: dict[str, float], file: Path, finished: Callable) -> None:
+        self.log.append({"epoch": len(self.log), **self.evaluate(), **measured})
+        state = {"log": self.log, "module": self.module.state_dict(), "predictor": self.predictor.state_dict(),
+                 "optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
+        write_whole(file, lambda temporary: torch.save(state, temporary))
+        finished(self.log)
+
+    def _restore(self, file: Path) -> None:
+        if not file.exists():
+            return
+        try:
+            state = torch.load(file, map_location=self.device, weights_only=True)
+        except Exception:
+            raise UserError(f"{file} cannot be read; delete it and start again") from None
+        self.module.load_state_dict(state["module"])
+        self.predictor.load_state_dict(state["predictor"])
+        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
+        self.log = state["log"]

@@ -1,0 +1,179 @@
+"""Fine-tune and measure all that the fine-tuning table needs: objectives × seeds, and ablations of M and s.
+
+    python reproduction/finetuning.py finetuning_shapes      # reproduction/sweeps/finetuning_shapes.yaml; or a file
+    python reproduction/finetuning_table.py --sweep finetuning_shapes
+
+For each cell: IP_training/IP_Finetuning.py, then the IIS of the fine-tuned backbone, with fresh embeddings, a fresh
+bank and fresh heads (stages 2 and 3), on the very pictures it was fine-tuned on. The backbone as it came is measured
+the same way. Finished cells are skipped; a cell that fails does not stop the others: it is reported at the end with
+its message, and the exit status is not zero. results/finetuning/NAME/runs.json is the index.
+"""
+
+import argparse
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from iis.config import DoorParser, path, read_yaml
+from iis.ledger import LEDGER
+from iis.runtime import ROOT, UserError, claim_folder, make_output_folder, nearest, read_json, run_door, write_json
+
+YAMLS = ROOT / "reproduction" / "sweeps"
+FOLDER = ROOT / "results" / "finetuning"
+INDEX = "runs.json"
+OBJECTIVES = ("interpretability", "dense", "weight_decay")
+MANIFEST = ("model_config", "weights", "dataset", "element_kind", "recipe", "measure")  # what a folder is made with
+KEYS = (*MANIFEST, "seeds", "objectives", "ablations")
+BEFORE = "before"
+
+
+def parser() -> DoorParser:
+    """The flags of this door."""
+    door = DoorParser(description=__doc__.splitlines()[0])
+    door.add_argument("sweep", help="name of a YAML in reproduction/sweeps/, or a file")
+    door.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
+    door.add_argument("--only", metavar="WORD", help="only cells with this word in their name")
+    door.add_argument("--save_dir", type=path, help="output folder (default: results/finetuning/NAME)")
+    return door
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run every cell that is not finished; the index is kept up to date."""
+    file = find_yaml(args.sweep)
+    plan = read_plan(file)
+    root = make_output_folder(args.save_dir or FOLDER / file.stem)
+    claim_folder(root, {key: plan[key] for key in MANIFEST}, "backbones")
+    known = {entry["name"]: entry for entry in (read_json(root / INDEX) if (root / INDEX).exists() else [])}
+    entries = [{"seconds": None, "message": None, **known.get(cell["name"], {}), **cell} for cell in cells_of(plan)]
+    wanted = [entry for entry in entries if not args.only or args.only in entry["name"]]
+    started = time.monotonic()
+    for number, entry in enumerate(wanted, start=1):
+        if entry["seconds"] is None or entry["message"] or not (root / entry["name"] / "iis" / LEDGER).is_file():
+            print(f"\n[{number} of {len(wanted)}, {time.monotonic() - started:.0f} s] {entry['name']}", flush=True)
+            _attempt(entry, lambda entry=entry: run_cell(plan, entry, root / entry["name"], args.device))
+        write_json(root / INDEX, entries)
+    failed = [entry for entry in wanted if entry["message"]]
+    print(f"\n{file.stem}: {len(wanted) - len(failed)} of {len(wanted)} cells finished in "
+          f"{time.monotonic() - started:.0f} s; index: {root / INDEX}")
+    if failed:
+        raise UserError(f"{len(failed)} of {len(wanted)} cells failed; mend them and start the same command again:\n"
+                        + "\n".join(f"  {entry['name']}: {entry['message']}" for entry in failed))
+
+
+def find_yaml(name: str) -> Path:
+    """The YAML: a file, or a name in reproduction/sweeps/."""
+    for file in (path(name), YAMLS / f"{name.removesuffix('.yaml')}.yaml"):
+        if file.is_file():
+            return file
+    known = [file.stem for file in YAMLS.glob("finetuning_*.yaml")]
+    raise UserError(f"there is no fine-tuning sweep {name}{nearest(name, known)}")
+
+
+def read_plan(file: Path) -> dict[str, Any]:
+    """The YAML with defaults filled in. Raises `UserError` for unknown keys or objectives, or what is missing."""
+    plan = read_yaml(file)
+    for key in plan:
+        if key not in KEYS:
+            raise UserError(f"{file} has the unknown key {key!r}{nearest(key, KEYS)}")
+    for key in ("model_config", "dataset"):
+        if key not in plan:
+            raise UserError(f"{file} needs a line `{key}: NAME`")
+    plan = {"weights": None, "element_kind": "segments", "seeds": 3, "objectives": list(OBJECTIVES), "ablations": {},
+            "recipe": {}, "measure": {}, **{key: value for key, value in plan.items() if value is not None}}
+    for objective in plan["objectives"]:
+        if objective not in OBJECTIVES:
+            raise UserError(f"{file}: the objective {objective} is not known{nearest(objective, OBJECTIVES)}")
+    if unknown := set(plan["ablations"]) - {"num_concepts", "sparsity", "seeds"}:
+        raise UserError(f"{file}: there is no ablation of {', '.join(sorted(unknown))}: num_concepts and sparsity are "
+                        "known")
+    return plan
+
+
+def cells_of(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """What to run: the backbone as it came, once where all pictures are used and else per seed (each seed has its own
+    pictures); objectives × seeds; then the ablations that are not among them."""
+    from IP_training import IP_Finetuning
+
+    usual = IP_Finetuning.parser().settings([])
+    recipe = {name: plan["recipe"].get(name, getattr(usual, name)) for name in ("num_concepts", "sparsity")}
+    subset = plan["recipe"].get("num_pictures", usual.num_pictures)
+    cells = [{"objective": BEFORE, "seed": seed, "num_concepts": None, "sparsity": None}
+             for seed in range(plan["seeds"] if subset else 1)]
+    cells += [{"objective": objective, "seed": seed, **recipe}
+              for seed in range(plan["seeds"]) for objective in plan["objectives"]]
+    ablations = plan["ablations"]
+    cells += [{"objective": "interpretability", "seed": seed, **recipe, name: value}
+              for name in recipe for value in ablations.get(name, []) for seed in range(ablations.get("seeds", 3))]
+    named = {name_of(cell): cell for cell in cells}  # an ablation may list the usual value
+    return [{"name": name, **cell} for name, cell in named.items()]
+
+
+def name_of(cell: dict[str, Any]) -> str:
+    """The folder of a cell."""
+    if cell["objective"] == BEFORE:
+        return f"{BEFORE}_seed{cell['seed']}"
+    return f"{cell['objective']}_M{cell['num_concepts']}_s{cell['sparsity']:g}_seed{cell['seed']}"
+
+
+def run_cell(plan: dict[str, Any], cell: dict[str, Any], folder: Path, device: str | None) -> None:
+    """Fine-tune (unless it is the backbone as it came), embed, and train the predictors of stage 3."""
+    from IP_training import IP_Finetuning, IP_Prototype_training
+    from reproduction.doors import call_door
+
+    weights = plan["weights"]
+    if cell["objective"] != BEFORE:
+        call_door(IP_Finetuning, {
+            **plan["recipe"], **{name: cell[name] for name in ("objective", "seed", "num_concepts", "sparsity")},
+            **{name: plan[name] for name in ("model_config", "weights", "dataset", "element_kind")}, "device": device,
+            "save_dir": folder})
+        weights = str(folder / IP_Finetuning.CHECKPOINT)
+    train, val, elements = embed(plan, cell["seed"], weights, folder / "embeddings", device)
+    call_door(IP_Prototype_training, {
+        "model_name": f"{plan['model_config']}_{cell['name']}", "dataset": plan["dataset"], "train_pt": train,
+        "val_pt": val, "concept_path": elements, "device": device, **plan["measure"], "save_dir": folder / "iis"})
+
+
+def embed(plan: dict[str, Any], seed: int, weights: str | None, folder: Path, device_name: str | None) -> list[Path]:
+    """Stage 2 for the fine-tuning pictures of a seed, the validation pictures and the elements: the three files."""
+    from extractor.jobs import plan as job_of
+    from extractor.picture_walk import read_stage1
+    from iis.backbones import configured_backbone
+    from iis.datasets import folder_pictures, load_dataset
+    from iis.layers import HEAD_INPUT
+    from iis.names import elements_folder
+    from iis.runtime import choose_device
+    from IP_training.finetune_pictures import chosen_pictures
+
+    dataset, device = load_dataset(plan["dataset"]), choose_device(device_name)
+    backbone = configured_backbone(plan["model_config"], weights, device)
+    place = elements_folder(dataset.name, plan["element_kind"])
+    stage1 = {key: value for key, value in (read_stage1(place) or {"kind": plan["element_kind"]}).items()
+              if key != "classes"}
+    recipe = plan["recipe"]
+    sources = [(chosen_pictures(dataset.pictures("train"), recipe.get("num_pictures", 0), seed), None),
+               (dataset.pictures("val"), None), (folder_pictures(place, dataset.name, "elements"), stage1)]
+    jobs = [job_of(pictures, backbone, HEAD_INPUT, folder.parent.name, folder, elements=elements, place=folder)
+            for pictures, elements in sources]
+    return [job.run(backbone, 256, recipe.get("workers", 8), device) for job in jobs]
+
+
+def _attempt(entry: dict[str, Any], run: Callable[[], None]) -> None:
+    """Run a cell; write its seconds, or the message it failed with, into its entry."""
+    started, entry["message"] = time.monotonic(), None
+    try:
+        run()
+    except UserError as error:
+        entry["message"] = str(error)
+    except Exception as error:  # whatever it is, the other cells still run
+        traceback.print_exc()
+        entry["message"] = f"{type(error).__name__}: {error}"
+    entry["seconds"] = round(time.monotonic() - started, 1)
+
+
+if __name__ == "__main__":
+    run_door(lambda: main(parser().settings()))
