@@ -24,7 +24,7 @@ def explanation_figure(told: Sequence[dict[str, Any]], subjects: Sequence[Subjec
     from reproduction.outputs import new_figure
 
     heights = [0.75 + 0.5 * max(2, min(top, len(story["concepts"]))) for story in told]  # inches
-    figure, axes = new_figure(WIDTH, sum(heights), len(told), 2, height_ratios=heights, width_ratios=[1, 3.6])
+    figure, axes = new_figure(WIDTH, sum(heights), len(told), 2, height_ratios=heights, width_ratios=[1, 3.9])
     for (left, right), story, subject in zip(axes, told, subjects, strict=True):
         _picture(left, story, subject)
         _bars(right, story, concepts, top, tiles)
@@ -50,20 +50,20 @@ def _bars(axis: Any, story: dict[str, Any], concepts: Mapping[int, Concept], top
     longest = max(map(abs, values), default=1.0) or 1.0
     axis.barh(range(len(shown)), values, height=0.45, color=[FOR if value >= 0 else AGAINST for value in values])
     axis.axvline(0, color="#9a9a9a", linewidth=0.8)
-    axis.set(ylim=(max(len(shown), 1) - 0.4, -0.6), xlim=(-1.12 * longest, 1.12 * longest), yticks=[])
-    axis.set_xlabel(f"gives to {story['predicted']} rather than {story['runner_up']}, logits", fontsize=8,
-                    parse_math=False)
+    axis.set(ylim=(max(len(shown), 1) - 0.4, -0.6), xlim=(-1.6 * longest, 1.6 * longest), yticks=[])
+    axis.set_xlabel(f"gives to {story['predicted']} rather than {story['runner_up']}, logits (a: activation)",
+                    fontsize=8, parse_math=False)
     axis.tick_params(labelsize=7)
     for side in ("top", "right", "left"):
         axis.spines[side].set_visible(False)
     for y, concept in enumerate(shown):
         _evidence(axis, y, concepts[concept["concept"]], tiles)
-        without = textwrap.fill(f"without it {if_removed(story, concept)}", 40)
-        axis.annotate(f"{concept['margin']:+.2f}", (concept["margin"], y), xytext=(3 if concept["margin"] >= 0 else -3,
-                      0), textcoords="offset points", va="center", fontsize=7,
-                      ha="left" if concept["margin"] >= 0 else "right")
-        axis.annotate(without, (1.03, y), xycoords=axis.get_yaxis_transform(), va="center", fontsize=7,
-                      parse_math=False)
+        side = 1 if concept["margin"] >= 0 else -1
+        axis.annotate(f"{concept['margin']:+.2f}  (a = {concept['activation']:+.2f})", (concept["margin"], y),
+                      xytext=(3 * side, 0), textcoords="offset points", va="center", fontsize=7,
+                      ha="left" if side > 0 else "right")
+        axis.annotate(textwrap.fill(f"without it {if_removed(story, concept)}", 44), (1.03, y), va="center", fontsize=7,
+                      xycoords=axis.get_yaxis_transform(), parse_math=False)
 
 
 def _evidence(axis: Any, y: int, concept: Concept, tiles: int) -> None:

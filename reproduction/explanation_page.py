@@ -15,11 +15,11 @@ STYLE = """
 .head { display: flex; flex-wrap: wrap; gap: 1rem; align-items: center; }
 .head img { width: 9rem; height: 9rem; object-fit: contain; } .head p { margin: .2rem 0; flex: 1 1 14rem; }
 .wrong { color: #8a2a00; font-weight: 600; } .right { color: #1d5c2e; font-weight: 600; }
-.concept { display: grid; grid-template-columns: 9rem 12rem 1fr; gap: .3rem 1rem; align-items: center;
+.concept { display: grid; grid-template-columns: 9rem minmax(12rem, 1.2fr) 1fr; gap: .3rem 1rem; align-items: center;
   border-top: 1px solid #e2e2e2; padding: .5rem 0; }
 .evidence { display: flex; flex-wrap: wrap; gap: .25rem; } .evidence img { width: 4rem; height: 4rem;
   object-fit: contain; } .evidence small { flex: 1 0 100%; color: #474747; line-height: 1.25; }
-.word { font-weight: 600; }
+span.word { font-weight: 600; }
 .bar { position: relative; height: 1.1rem; background: linear-gradient(#9a9a9a, #9a9a9a) 50% 0 / 1px 100% no-repeat; }
 .bar i { position: absolute; top: .15rem; bottom: .15rem; }
 .for { background: #1f6fb4; } .against { background: #c4622d; }
@@ -45,12 +45,13 @@ def explanation_page(title: str, about: Sequence[str], told: Sequence[dict[str, 
              f"<details><summary>How to read this page</summary>{html_list(HOW_TO_READ)}</details>"]
     if of_class:
         parts.append(section(f"The class {of_class['name']}", _class_card(of_class, concepts, top)))
-    cards = "".join(_card(story, subject, concepts, top) for story, subject in zip(told, subjects, strict=True))
+    cards = "".join(card(story, subject, concepts, top) for story, subject in zip(told, subjects, strict=True))
     parts.append(section("Predictions", cards))
     return page(title, "\n".join(parts), STYLE)
 
 
-def _card(story: dict[str, Any], subject: Subject, concepts: Mapping[int, Concept], top: int) -> str:
+def card(story: dict[str, Any], subject: Subject, concepts: Mapping[int, Concept], top: int) -> str:
+    """One prediction as HTML, for a page with `STYLE`."""
     shown = story["concepts"][:top]
     longest = max((abs(concept["margin"]) for concept in shown), default=0.0)
     right = verdict(story)

@@ -46,8 +46,8 @@ def csv_lines(told: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def percent(share: float) -> str:
-    """"91.2 %"."""
-    return f"{100 * share:.1f} %"
+    """"91.2 %", with a space that does not break."""
+    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
 
 
 def if_removed(story: dict[str, Any], concept: dict[str, Any]) -> str:
