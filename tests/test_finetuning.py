@@ -1,4 +1,4 @@
-"""Fine-tuning: Eq. 8 against a computation by hand, the control against a plain loop, resume, and the door's refusals."""
+"""Fine-tuning: Eq. 8 against a computation by hand, the control against a plain loop, resume, refusals."""
 
 import json
 
@@ -234,7 +234,8 @@ def test_chosen_pictures_are_balanced_and_seeded(world):
     ({"objective": "iis"}, "invalid choice: 'iis'"), ({"epochs": 0}, "0 is not a whole number above 0"),
     ({"interpretability_weight": -1}, "--interpretability_weight -1 must be 0 or more"),
     ({"learning_rate": 1e30, "ip_learning_rate": 1e30}, "choose another --save_dir and a smaller --learning_rate"),
-    ({"data_path": "nowhere"}, "there are no visual elements at"), ({"model_config": "nonet"}, "no configuration nonet"),
+    ({"data_path": "nowhere"}, "there are no visual elements at"),
+    ({"model_config": "nonet"}, "there is no configuration nonet"),
     ({"lambda": 1}, "unknown argument --lambda")])
 def test_bad_input_is_one_sentence(world, changes, words):
     said = refusal(world, **changes)
