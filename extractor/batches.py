@@ -53,10 +53,15 @@ class _Prepared(Dataset):
             rows.append(row)
             for key, stack in prepared.items():
                 stack.append(to_uint8(picture, self.settings[geometry.index(key)]))
-        stacked = {key: torch.stack(stack) if stack else torch.empty(0, 3, key[1], key[1], dtype=torch.uint8)
+        stacked = {key: _stacked(stack) if stack else torch.empty(0, 3, key[1], key[1], dtype=torch.uint8)
                    for key, stack in prepared.items()}  # (B, 3, crop, crop)
         first, *others = (stacked[key] for key in geometry)
         return Batch(rows, first, unreadable, others)
+
+
+def _stacked(pictures: list[torch.Tensor]) -> torch.Tensor:
+    """(B, 3, H, W) whose channels lie last in memory, as PIL has them and convolutions are quickest."""
+    return torch.stack([picture.permute(1, 2, 0) for picture in pictures]).permute(0, 3, 1, 2)
 
 
 def batches(pictures: PictureSet, preprocessing: dict[str, Any], rows: Sequence[range], workers: int,

@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import torchvision
 from tqdm import tqdm
 
 from extractor.batches import Batch, batches, precise
+from extractor.fast_forward import ready
 from iis.backbones import Backbone
 from iis.datasets import PictureSet
 from iis.embedding_file import PROVENANCE, Embeddings, differing, load_embeddings, save_embeddings
@@ -66,6 +67,7 @@ class Target:
     provenance: dict[str, Any]
     precision: str = "fp32"
     record: dict[str, Any] = field(default_factory=dict)
+    module: Any = None  # what computes, once `ready` has seen it
 
     @property
     def partial(self) -> Path:
@@ -95,7 +97,9 @@ def embed_together(pictures: PictureSet, targets: Sequence[Target], batch_size: 
     left = [target for target in targets if not _kept(pictures, target, rank)]
     if not left:
         return
-    widths = [_width(target.model, target.node, device) for target in left]
+    left = [replace(target, module=ready(target.model.module, target.node, target.model.preprocessing["crop"]))
+            for target in left]
+    widths = [_width(target, device) for target in left]
     for target, width in zip(left, widths, strict=True):
         claim_folder(target.partial, {**target.provenance, "pictures": len(pictures),
                                       "pictures_hash": _pictures_hash(pictures), "width": width,
@@ -147,7 +151,7 @@ def _kept(pictures: PictureSet, target: Target, rank: int) -> bool:
 def _features(target: Target, place: int, batch: Batch, device: torch.device) -> np.ndarray:
     pixels = [batch.pictures, *batch.others][place]
     with torch.inference_mode(), precise(device, target.precision):
-        found = represent(target.model.module, target.node, normalise(pixels, target.model.preprocessing))
+        found = represent(target.module, target.node, normalise(pixels, target.model.preprocessing))
     return found.float().cpu().numpy()  # (B, D)
 
 
@@ -198,10 +202,10 @@ def _finish(pictures: PictureSet, partial: Path, width: int, chunks: int, file: 
     return len(kept)
 
 
-def _width(model: Any, node: Node, device: torch.device) -> int:
-    side = model.preprocessing["crop"]
+def _width(target: Target, device: torch.device) -> int:
+    side = target.model.preprocessing["crop"]
     with torch.inference_mode():
-        return represent(model.module, node, torch.zeros(1, 3, side, side, device=device)).shape[1]
+        return represent(target.module, target.node, torch.zeros(1, 3, side, side, device=device)).shape[1]
 
 
 def _wait(partial: Path, chunks: int) -> None:
