@@ -19,11 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from iis.config import DoorParser, count, path, positive, write_settings
 from iis.names import elements_folder, slug
-from iis.runtime import ROOT, UserError, claim_folder, read_json, run_door, write_json
+from iis.runtime import ROOT, UserError, claim_folder, read_json, run_door, seed_of, write_json, write_whole
 
 DEFAULTS = ROOT / "IP_training" / "finetuning.yaml"
 OBJECTIVES = ("interpretability", "dense", "weight_decay")
-RESULTS, EPOCHS, CHECKPOINT = "finetuning.json", "epochs.json", "backbone.pth"
+RESULTS, EPOCHS, CHECKPOINT, STATE = "finetuning.json", "epochs.json", "backbone.pth", "state.pt"
 NOT_IDENTITY = ("config_yaml", "model_config", "weights", "save_dir", "device", "workers", "cache_gb", "data_path")
 
 
@@ -61,36 +61,24 @@ def parser() -> DoorParser:
 def main(args: argparse.Namespace) -> Path:
     """Fine-tune, or find it done. Returns the output folder."""
     check(args)
-    from dataclasses import fields
-
-    import torch
-
     from iis.backbones import configured_backbone
-    from iis.datasets import folder_pictures, load_dataset, same_classes
-    from iis.runtime import choose_device, write_whole
-    from IP_training.finetune import FineTuning, Recipe
-    from IP_training.finetune_pictures import Feed, chosen_elements, chosen_pictures
+    from iis.datasets import load_dataset
+    from iis.runtime import choose_device
+    from IP_training.finetune_pictures import chosen_elements
 
     dataset, device = load_dataset(args.dataset), choose_device(args.device)
-    train, val = dataset.pictures("train"), dataset.pictures("val")
-    same_classes(train.class_names, val.class_names)
-    place = args.data_path or elements_folder(dataset.name, args.element_kind)
-    if not place.is_dir():
-        raise UserError(f"there are no visual elements at {place}: run concept_extract.sh with DATASET={dataset.name} "
-                        "first, or name them with --data_path")
-    elements = folder_pictures(place, dataset.name, "elements")
+    train, val, elements = picture_sets(args, dataset)
     backbone = configured_backbone(args.model_config, args.weights, device)
     if backbone.num_classes != len(train.class_names):
         raise UserError(f"the own head of {backbone.model} ({backbone.weights}) knows {backbone.num_classes} classes "
                         f"and {dataset.name} has {len(train.class_names)}: fine-tune on the data set it was trained on")
-    train = chosen_pictures(train, args.num_pictures, args.seed)
     pixels, names = chosen_elements(elements, backbone.preprocessing, args.num_concepts, args.seed)
     if len(names) < args.num_concepts:
         print(f"bank: {len(names)} concepts, all the elements there are, instead of {args.num_concepts}")
-    identity = {"model": backbone.model, "weights": backbone.weights, "weights_hash": backbone.weights_hash,
-                "preprocessing": backbone.preprocessing, "dataset": dataset.name, "element_kind": args.element_kind,
-                **{key: value for key, value in sorted(vars(args).items()) if key not in (*NOT_IDENTITY, "dataset")},
-                "num_concepts": len(names), "n_train": len(train), "n_val": len(val), "elements": names}
+    identity = {**{key: value for key, value in sorted(vars(args).items()) if key not in NOT_IDENTITY},
+                "model": backbone.model, "weights": backbone.weights, "weights_hash": backbone.weights_hash,
+                "preprocessing": backbone.preprocessing, "dataset": dataset.name, "num_concepts": len(names),
+                "n_train": len(train), "n_val": len(val), "elements_hash": f"{seed_of(*names):016x}"}
     folder = args.save_dir or default_folder(args, dataset.name, len(names))
     claim_folder(folder, identity, "a fine-tuned backbone")
     if (folder / RESULTS).exists():
@@ -98,18 +86,50 @@ def main(args: argparse.Namespace) -> Path:
         return folder
     write_settings(args, folder / "settings.yaml")
     started = time.monotonic()
-    feeds = [Feed(part, backbone.preprocessing, args.workers, args.cache_gb) for part in (train, val)]
-    recipe = Recipe(**{field.name: getattr(args, field.name) for field in fields(Recipe)})
-    run = FineTuning(backbone, *feeds, pixels, recipe, device, len(train.class_names))
-    run.run(folder / "state.pt", lambda log: write_json(folder / EPOCHS, log))
-    weights = {name: value.detach().cpu().contiguous() for name, value in run.module.state_dict().items()}
-    write_whole(folder / CHECKPOINT, lambda temporary: torch.save(weights, temporary))
-    save_predictor(folder, run)
-    results = {**identity, "before": run.log[0], "after": run.log[-1], "seconds": round(time.monotonic() - started, 1)}
+    run = fine_tune(args, backbone, train, val, pixels, device, folder)
+    results = {**identity, "before": run.log[0], "after": run.log[-1], "elements": names,
+               "seconds": round(time.monotonic() - started, 1)}
     write_json(folder / RESULTS, results)  # last: what it says is done is there
-    (folder / "state.pt").unlink(missing_ok=True)
+    (folder / STATE).unlink(missing_ok=True)
     print(f"fine-tuning: {sentence(results)}, {results['seconds']:.1f} s; written: {folder}")
     return folder
+
+
+def picture_sets(args: argparse.Namespace, dataset: Any) -> tuple[Any, Any, Any]:
+    """The pictures to train and to validate on, and the visual elements."""
+    from iis.datasets import folder_pictures, same_classes
+    from IP_training.finetune_pictures import chosen_pictures
+
+    train, val = dataset.pictures("train"), dataset.pictures("val")
+    same_classes(train.class_names, val.class_names)
+    place = args.data_path or elements_folder(dataset.name, args.element_kind)
+    if not place.is_dir():
+        raise UserError(f"there are no visual elements at {place}: run concept_extract.sh with DATASET={dataset.name} "
+                        "first, or name them with --data_path")
+    return (chosen_pictures(train, args.num_pictures, args.seed), val,
+            folder_pictures(place, dataset.name, "elements"))
+
+
+def fine_tune(args: argparse.Namespace, backbone: Any, train: Any, val: Any, elements: Any, device: Any,
+              folder: Path) -> Any:
+    """Run all epochs; write backbone.pth and predictor.safetensors (weight, bias, scale, shift and bank, as stage 3
+    names them). Returns the finished `FineTuning`."""
+    from dataclasses import fields
+
+    import torch
+
+    from iis.embedding_file import save_tensors
+    from IP_training.finetune import FineTuning, Recipe
+    from IP_training.finetune_pictures import Feed
+
+    feeds = [Feed(part, backbone.preprocessing, args.workers, args.cache_gb) for part in (train, val)]
+    recipe = Recipe(**{field.name: getattr(args, field.name) for field in fields(Recipe)})
+    run = FineTuning(backbone, *feeds, elements, recipe, device, len(train.class_names))
+    run.run(folder / STATE, lambda log: write_json(folder / EPOCHS, log))
+    weights = {name: value.detach().cpu().contiguous() for name, value in run.module.state_dict().items()}
+    write_whole(folder / CHECKPOINT, lambda temporary: torch.save(weights, temporary))
+    save_tensors(folder / "predictor.safetensors", {**run.predictor.state_of(0), "bank": run.bank()})
+    return run
 
 
 def check(args: argparse.Namespace) -> None:
@@ -123,13 +143,6 @@ def check(args: argparse.Namespace) -> None:
     for name in ("interpretability_weight", "weight_decay", "cache_gb"):
         if not getattr(args, name) >= 0:
             raise UserError(f"--{name} {getattr(args, name):g} must be 0 or more")
-
-
-def save_predictor(folder: Path, run: Any) -> None:
-    """The predictor that trained along, with its bank: weight, bias, scale, shift and bank, as stage 3 names them."""
-    from iis.embedding_file import save_tensors
-
-    save_tensors(folder / "predictor.safetensors", {**run.predictor.state_of(0), "bank": run.bank()})
 
 
 def sentence(results: dict[str, Any]) -> str:

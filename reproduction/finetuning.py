@@ -12,8 +12,6 @@ its message, and the exit status is not zero. results/finetuning/NAME/runs.json 
 import argparse
 import sys
 import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from iis.config import DoorParser, path, read_yaml
 from iis.ledger import LEDGER
 from iis.runtime import ROOT, UserError, claim_folder, make_output_folder, nearest, read_json, run_door, write_json
+from reproduction.sweep import attempt, find_sweep
 
-YAMLS = ROOT / "reproduction" / "sweeps"
 FOLDER = ROOT / "results" / "finetuning"
 INDEX = "runs.json"
 OBJECTIVES = ("interpretability", "dense", "weight_decay")
@@ -44,18 +42,19 @@ def parser() -> DoorParser:
 
 def main(args: argparse.Namespace) -> None:
     """Run every cell that is not finished; the index is kept up to date."""
-    file = find_yaml(args.sweep)
+    file = find_sweep(args.sweep)
     plan = read_plan(file)
     root = make_output_folder(args.save_dir or FOLDER / file.stem)
     claim_folder(root, {key: plan[key] for key in MANIFEST}, "backbones")
     known = {entry["name"]: entry for entry in (read_json(root / INDEX) if (root / INDEX).exists() else [])}
-    entries = [{"seconds": None, "message": None, **known.get(cell["name"], {}), **cell} for cell in cells_of(plan)]
+    new = {"folder": None, "seconds": None, "message": None}
+    entries = [{**new, **known.get(cell["name"], {}), **cell} for cell in cells_of(plan)]
     wanted = [entry for entry in entries if not args.only or args.only in entry["name"]]
     started = time.monotonic()
     for number, entry in enumerate(wanted, start=1):
         if entry["seconds"] is None or entry["message"] or not (root / entry["name"] / "iis" / LEDGER).is_file():
             print(f"\n[{number} of {len(wanted)}, {time.monotonic() - started:.0f} s] {entry['name']}", flush=True)
-            _attempt(entry, lambda entry=entry: run_cell(plan, entry, root / entry["name"], args.device))
+            entry |= attempt(lambda entry=entry: run_cell(plan, entry, root / entry["name"], args.device))
         write_json(root / INDEX, entries)
     failed = [entry for entry in wanted if entry["message"]]
     print(f"\n{file.stem}: {len(wanted) - len(failed)} of {len(wanted)} cells finished in "
@@ -63,15 +62,6 @@ def main(args: argparse.Namespace) -> None:
     if failed:
         raise UserError(f"{len(failed)} of {len(wanted)} cells failed; mend them and start the same command again:\n"
                         + "\n".join(f"  {entry['name']}: {entry['message']}" for entry in failed))
-
-
-def find_yaml(name: str) -> Path:
-    """The YAML: a file, or a name in reproduction/sweeps/."""
-    for file in (path(name), YAMLS / f"{name.removesuffix('.yaml')}.yaml"):
-        if file.is_file():
-            return file
-    known = [file.stem for file in YAMLS.glob("finetuning_*.yaml")]
-    raise UserError(f"there is no fine-tuning sweep {name}{nearest(name, known)}")
 
 
 def read_plan(file: Path) -> dict[str, Any]:
@@ -120,8 +110,9 @@ def name_of(cell: dict[str, Any]) -> str:
     return f"{cell['objective']}_M{cell['num_concepts']}_s{cell['sparsity']:g}_seed{cell['seed']}"
 
 
-def run_cell(plan: dict[str, Any], cell: dict[str, Any], folder: Path, device: str | None) -> None:
-    """Fine-tune (unless it is the backbone as it came), embed, and train the predictors of stage 3."""
+def run_cell(plan: dict[str, Any], cell: dict[str, Any], folder: Path, device: str | None) -> Path:
+    """Fine-tune (unless it is the backbone as it came), embed, and train the predictors of stage 3. Returns `folder`,
+    where all of it lies."""
     from IP_training import IP_Finetuning, IP_Prototype_training
     from reproduction.doors import call_door
 
@@ -136,6 +127,7 @@ def run_cell(plan: dict[str, Any], cell: dict[str, Any], folder: Path, device: s
     call_door(IP_Prototype_training, {
         "model_name": f"{plan['model_config']}_{cell['name']}", "dataset": plan["dataset"], "train_pt": train,
         "val_pt": val, "concept_path": elements, "device": device, **plan["measure"], "save_dir": folder / "iis"})
+    return folder
 
 
 def embed(plan: dict[str, Any], seed: int, weights: str | None, folder: Path, device_name: str | None) -> list[Path]:
@@ -160,19 +152,6 @@ def embed(plan: dict[str, Any], seed: int, weights: str | None, folder: Path, de
     jobs = [job_of(pictures, backbone, HEAD_INPUT, folder.parent.name, folder, elements=elements, place=folder)
             for pictures, elements in sources]
     return [job.run(backbone, 256, recipe.get("workers", 8), device) for job in jobs]
-
-
-def _attempt(entry: dict[str, Any], run: Callable[[], None]) -> None:
-    """Run a cell; write its seconds, or the message it failed with, into its entry."""
-    started, entry["message"] = time.monotonic(), None
-    try:
-        run()
-    except UserError as error:
-        entry["message"] = str(error)
-    except Exception as error:  # whatever it is, the other cells still run
-        traceback.print_exc()
-        entry["message"] = f"{type(error).__name__}: {error}"
-    entry["seconds"] = round(time.monotonic() - started, 1)
 
 
 if __name__ == "__main__":

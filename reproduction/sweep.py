@@ -57,7 +57,7 @@ def main(args: argparse.Namespace) -> None:
     steps, started = Steps(sweep, args.device), time.monotonic()
     for number, (cell, entry) in enumerate(todo, start=1):
         print(f"\n[{number} of {len(todo)}, {time.monotonic() - started:.0f} s] {cell.name}", flush=True)
-        entry |= _attempt(lambda cell=cell: steps.run(cell))
+        entry |= attempt(lambda cell=cell: steps.run(cell))
         write_json(index, entries)
     write_json(index, entries)
     failed = [(cell, entry) for cell, entry in wanted if entry["message"]]
@@ -91,7 +91,7 @@ def _finished(entry: dict[str, Any]) -> bool:
     return bool(entry["folder"]) and (ROOT / entry["folder"] / LEDGER).is_file()
 
 
-def _attempt(run: Callable[[], Path]) -> dict[str, Any]:
+def attempt(run: Callable[[], Path]) -> dict[str, Any]:
     """Run a cell; its folder and seconds, or the message it failed with."""
     started = time.monotonic()
     try:

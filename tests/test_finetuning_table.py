@@ -61,7 +61,7 @@ def test_a_bad_yaml_is_one_sentence(tmp_path, text, words):
 
 
 def test_an_unknown_sweep_is_one_sentence():
-    with pytest.raises(UserError, match="no fine-tuning sweep finetuning_shape; did you mean finetuning_shapes"):
+    with pytest.raises(UserError, match="there is no sweep finetuning_shape; did you mean finetuning_shapes"):
         finetuning.main(finetuning.parser().settings(["finetuning_shape"]))
     with pytest.raises(UserError, match="there is no fine-tuning nothing"):
         finetuning_table.main(finetuning_table.parser().settings(["--sweep", "nothing"]))
@@ -82,7 +82,7 @@ def test_from_yaml_to_table(world, monkeypatch, capsys):  # noqa: F811
     def failing(plan, cell, folder, device):
         if cell["name"] == "dense_M4_s0.1_seed0":
             raise UserError("no luck")
-        attempt(plan, cell, folder, device)
+        return attempt(plan, cell, folder, device)
 
     monkeypatch.setattr(finetuning, "run_cell", failing)
     with pytest.raises(UserError, match="1 of 7 cells failed(.|\n)*dense_M4_s0.1_seed0: no luck"):
