@@ -73,7 +73,8 @@ def _class_card(of_class: dict[str, Any], concepts: Mapping[int, Concept], top: 
     longest = max((abs(line["mean"]) for line in shown), default=0.0)
     recall = of_class["lines"][0]["recall"] if of_class["lines"] else 0.0
     rows = "".join(_row(concepts[line["concept"]], line["mean"], longest,
-                        f"{line['mean']:+.2f} on average; in {percent(line['kept'])} of the pictures",
+                        f"{line['mean']:+.2f} on average; in {percent(line['kept'])} of the pictures, with a mean "
+                        f"activation of {line['activation']:+.2f}",
                         f"Without it: {percent(recall)} → {percent(line['without'])} of the pictures are predicted as "
                         f"{of_class['name']}") for line in shown)
     return (f"<p>Means over its {of_class['count']} validation pictures, of which {percent(recall)} are predicted as "

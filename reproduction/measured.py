@@ -56,8 +56,13 @@ def variant_of(run: Run) -> str:
     words += [f"holdout {identity['holdout']:g}"] if identity["holdout"] else []
     words += [f"{identity['epochs']} epochs"] if identity["epochs"] != EPOCHS else []
     words += [f"bank seed {identity['bank_seed']}"] if "bank_seed" in identity else []
-    words += ["+".join(identity["parts"])] if identity.get("parts") else []
     return "; ".join(words) or run.variant
+
+
+def method_of(run: Run) -> str:
+    """The bank, with its parts where it has some: "Combined (Prototype + Text)"."""
+    parts = run.identity.get("parts")
+    return run.summary["bank"] + (f" ({' + '.join(parts)})" if parts else "")
 
 
 def lines_of_runs(runs: Iterable[Run]) -> list[dict[str, Any]]:
@@ -67,7 +72,7 @@ def lines_of_runs(runs: Iterable[Run]) -> list[dict[str, Any]]:
         summary, variant = run.summary, variant_of(run)
         common = {"model": run.model, "dataset": summary["dataset"], "seeds": len(summary["seeds"]),
                   "made_from": _place(run.folder)}
-        bank = {**common, "method": summary["bank"], "setting": f"M = {summary['num_concepts']}",
+        bank = {**common, "method": method_of(run), "setting": f"M = {summary['num_concepts']}",
                 "protocol": summary["protocol"], "variant": variant, "unit": "area"}
         lines += [{**bank, "measure": measure, "value": round(score["mean"], 5), "std": _rounded(score["std"], 5)}
                   for measure, score in (("IIS", summary["iis"]),

@@ -28,7 +28,8 @@ nav ul { columns: 16rem; padding-left: 1.2rem; }
 .scroll { overflow-x: auto; margin: .8rem 0; } .scroll:focus { outline: 2px solid #084c8d; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; text-align: left; vertical-align: top; border-bottom: 1px solid #d8d8d8; }
-th { background: #f0f0f0; } td.number { text-align: right; white-space: nowrap; } td.short { white-space: nowrap; }
+th { background: #f0f0f0; } .number { text-align: right; white-space: nowrap; } td.short { white-space: nowrap; }
+td.long { min-width: 16rem; }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; }
 figcaption, .caption { color: #474747; font-size: .9rem; }
 .tiles { display: flex; flex-wrap: wrap; gap: .6rem; } .tiles figure { margin: 0; width: 8rem; }
@@ -77,29 +78,46 @@ def _encoded(picture: Image.Image, kind: str, **settings: Any) -> bytes:
     return out.getvalue()
 
 
-def html_figure(picture: Path | Image.Image, alt: str, caption: str = "", max_side: int = 1200) -> str:
-    """A picture with its text for those who do not see it, and a caption."""
+def html_figure(picture: Path | Image.Image, alt: str, caption: str = "", max_side: int = 1200,
+                width: int | None = None) -> str:
+    """A picture with its text for those who do not see it, and a caption. width: on the screen, in CSS pixels, where
+    there is room for it (default: as many as the picture has)."""
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return f'<figure><img src="{data_uri(picture, max_side)}" alt="{escape(alt)}">{below}</figure>'
+    size = "" if width is None else f' width="{width}"'
+    return f'<figure><img src="{data_uri(picture, max_side)}" alt="{escape(alt)}"{size}>{below}</figure>'
 
 
-def html_table(lines: Sequence[dict[str, Any]], caption: str = "") -> str:
-    """A table in a box of its own that scrolls sideways; numbers to the right; nothing for no lines."""
+def html_table(lines: Sequence[dict[str, Any]], caption: str = "", label: str = "") -> str:
+    """A table in a box of its own that scrolls sideways; numbers to the right; nothing for no lines.
+
+    label: what a screen reader calls it (default: the caption, else the names of the columns).
+    """
     if not lines:
         return ""
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in lines[0])
+    kinds = {name: {_kind(line.get(name)) for line in lines if line.get(name) not in (None, "")} for name in lines[0]}
+    head = "".join(f'<th scope="col"{_class("number" if kind == {"number"} else "")}>{escape(name)}</th>'
+                   for name, kind in kinds.items())
     rows = "".join("<tr>" + "".join(_cell(line.get(name)) for name in lines[0]) + "</tr>\n" for line in lines)
     below = f'<p class="caption">{escape(caption)}</p>' if caption else ""
-    name = escape(caption or ", ".join(map(str, lines[0])))
+    name = escape(label or caption or ", ".join(map(str, lines[0])))
     return (f'<div class="scroll" tabindex="0" role="region" aria-label="{name}"><table>\n'
             f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>{below}")
 
 
 def _cell(value: Any) -> str:
-    text = "" if value is None else str(value)
-    number = re.match(r"^[\s+\-−–.\d]*\d", text) and not re.search(r"[^\W\d_]{2}", text)  # "0.93 ± 0.01", "-", "1e-3"
-    kind = ' class="number"' if number else ' class="short"' if len(text) <= 28 else ""
-    return f"<td{kind}>{escape(text)}</td>"
+    return f"<td{_class(_kind(value))}>{escape('' if value is None else value)}</td>"
+
+
+def _kind(value: Any) -> str:
+    """number ("0.93 ± 0.01", "1e-3", "5.2 s"), short (stays on one line) or long."""
+    text = "" if value is None else str(value).strip()
+    if re.fullmatch(r"[-+−±–\d.,\s%]*\d(e[-+]?\d+)?( %| s| min| MB)?", text):
+        return "number"
+    return "short" if len(text) <= 28 else "long"
+
+
+def _class(name: str) -> str:
+    return f' class="{name}"' if name else ""
 
 
 def html_list(items: Sequence[str]) -> str:

@@ -52,10 +52,15 @@ def test_text_is_escaped_wherever_it_goes():
 
 @pytest.mark.parametrize(("value", "kind"), [
     ("0.9315 ± 0.0048", "number"), (-3, "number"), ("1e-03", "number"), ("91.73 %", "number"),
-    ("resnet20", "short"), ("3 seeds", "short"), ("a sentence that is longer than a cell", ""), (None, "short")])
+    ("5.2 min", "number"), ("1,194", "number"), ("76f83e89f280", "short"), ("2026-11-21 to 2026-11-22", "short"),
+    ("resnet20", "short"), ("3 seeds", "short"), ("a sentence that is longer than a cell", "long"), (None, "short")])
 def test_cells_know_numbers(value, kind):
-    expected = f' class="{kind}"' if kind else ""
-    assert f"<td{expected}>" in html_table([{"x": value}])
+    assert f'<td class="{kind}">' in html_table([{"x": value}])
+
+
+def test_the_heading_of_numbers_stands_over_them():
+    made = html_table([{"a": 1, "b": 1}, {"a": None, "b": "x"}], label="what it is")
+    assert '<th scope="col" class="number">a</th><th scope="col">b</th>' in made and 'aria-label="what it is"' in made
 
 
 def test_no_lines_and_no_items_give_nothing():

@@ -1,0 +1,131 @@
+"""One or many ledgers as one self-contained HTML page: curves, scores, concepts, explanations, provenance, seconds.
+
+    python reproduction/report.py --sweep shapes                               # results/reproduction/shapes/report.html
+    python reproduction/report.py --model_root IP_training/IP_Prototype --save_dir results/report
+
+Tables and figures that other scripts have put into the output folder are part of it: run those first. Nothing is
+trained. About a minute for sixty ledgers on two cores.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from iis.config import DoorParser, count
+from iis.runtime import make_output_folder, run_door, write_text
+from reproduction import report_pictures, report_tables
+from reproduction.explanation_page import STYLE as CARDS
+from reproduction.page import contents, escape, html_list, html_table, page, section
+from reproduction.report_made import made_before
+from reproduction.runs import Run, add_source_flags, find_runs, output_folder
+
+STYLE = """
+.panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: .5rem 1.5rem; }
+.panels figure { margin: 0; } .concepts { display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 10rem), 1fr)); } .concepts figure { margin: 0; }
+.concepts .evidence { gap: .25rem; }
+"""
+WORDS = (
+    "ARR(s), accuracy retention rate: top-1 of the predictor that keeps the share 1 − s of its concepts, over top-1 of "
+    "the dense head on the raw representation.",
+    "IIS, Inherent Interpretability Score: area under ARR(s) for s from 0 to 0.98; at most about 0.98. "
+    "Chance-corrected: the same with the share of the largest class subtracted from both accuracies.",
+    "± is one standard deviation over seeds (ddof 1); the interval is a bootstrap over validation pictures (95 %). The "
+    "seed spread alone understates the error.",
+    "A line with a warning must not be used to compare representations: near chance, ARR means nothing; saturated, it "
+    "cannot tell them apart.")
+
+
+def parser() -> DoorParser:
+    """The flags of this door."""
+    door = add_source_flags(DoorParser(description=__doc__.splitlines()[0]))
+    door.add_argument("--title", help="of the page (default: names the data sets)")
+    door.add_argument("--concepts", type=count, default=8, help="example concepts shown of a bank")
+    door.add_argument("--pictures", type=count, default=2, help="explained predictions shown of a bank")
+    door.add_argument("--max_mb", type=count, default=8, help="say so where the page is larger, in MB")
+    return door
+
+
+def main(args: argparse.Namespace) -> Path:
+    """Write report.html; returns it."""
+    folder = output_folder(args)
+    runs = find_runs(args)
+    make_output_folder(folder)
+    datasets = sorted({run.summary["dataset"] for run in runs})
+    title = args.title or f"Inherent Interpretability Scores: {', '.join(datasets)}"
+    file = folder / "report.html"
+    text = report(title, runs, folder, args.concepts, args.pictures)
+    write_text(file, text)
+    size = len(text.encode()) / 1e6
+    print(f"written: {file} ({len(runs)} ledgers, {size:.1f} MB)")
+    if size > args.max_mb:
+        print(f"note: more than {args.max_mb} MB; fewer ledgers, --concepts or --pictures make it smaller")
+    return file
+
+
+def report(title: str, runs: Sequence[Run], folder: Path, concepts: int, pictures: int) -> str:
+    """The page. folder: where other scripts have put their tables and figures."""
+    compared = report_pictures.comparable(runs)
+    chosen = report_pictures.chosen(compared)
+    parts = {
+        "How to read it": html_list(WORDS),
+        "Scores": scores(runs),
+        "Accuracy retention": report_pictures.curves(compared),
+        "IIS against accuracy": report_pictures.scatters(compared),
+        "Tables and figures": made_before(folder),
+        "Example concepts": "".join(report_pictures.concepts_of(run, concepts) for run in chosen if concepts),
+        "Explained predictions": "".join(report_pictures.predictions_of(run, pictures) for run in chosen if pictures),
+        "Provenance": provenance(runs),
+        "Time": time_taken(runs)}
+    parts = {name: html for name, html in parts.items() if html}
+    body = f"<h1>{escape(title)}</h1>\n<p>{escape(summary(runs))}</p>\n" + contents(list(parts))
+    return page(title, body + "".join(section(name, html) for name, html in parts.items()), CARDS + STYLE)
+
+
+def summary(runs: Sequence[Run]) -> str:
+    """What the page is made of, in a sentence."""
+    def names(values: set[str]) -> str:
+        found = sorted(values)
+        return ", ".join(found[:12]) + (f" and {len(found) - 12} more" if len(found) > 12 else "")
+
+    seeds = sum(len(run.summary["seeds"]) for run in runs)
+    return (f"{len(runs)} ledgers ({seeds} seeds in all). Models: {names({run.model for run in runs})}. Data sets: "
+            f"{names({run.summary['dataset'] for run in runs})}. Banks: "
+            f"{names({run.summary['bank'] for run in runs})}.")
+
+
+def scores(runs: Sequence[Run]) -> str:
+    """The scores per data set, the warnings, and the notes."""
+    html = "".join(f"<h3>{escape(name)}</h3>{html_table(lines, label=f'Scores, {name}')}"
+                   for name, lines in report_tables.score_tables(runs).items())
+    warnings, notes = report_tables.remarks(runs)
+    if warnings:
+        html += (f'<div class="warning"><h3>Warnings</h3><details{" open" if len(warnings) < 8 else ""}><summary>'
+                 f"{len(warnings)} of {len(runs)} runs</summary>{html_list(warnings)}</details></div>")
+    if notes:
+        html += f"<details><summary>Notes on training ({len(notes)} kinds)</summary>{html_table(notes)}</details>"
+    return html
+
+
+def provenance(runs: Sequence[Run]) -> str:
+    """Backbones, elements and training."""
+    trained, _ = report_tables.training(runs)
+    elements = report_tables.element_settings(runs)
+    return (html_table(report_tables.provenance(runs), "Backbones, as stage 2 embedded the validation pictures")
+            + html_table(elements, "Visual elements, as stage 1 cut them") + html_table(trained, "Training, stage 3"))
+
+
+def time_taken(runs: Sequence[Run]) -> str:
+    """Seconds of every stage."""
+    _, seconds = report_tables.training(runs)
+    total = sum(line["seconds"] for line in seconds)
+    shown = [{name: line[name] for name in ("stage", "what", "time")} for line in seconds]
+    return html_table(shown, f"{total / 60:.1f} min in all, as the stages' own files tell it; loading and embedding of "
+                             "words are not counted")
+
+
+if __name__ == "__main__":
+    run_door(lambda: main(parser().settings()))
