@@ -33,7 +33,8 @@ def parser() -> DoorParser:
 def main(args: argparse.Namespace) -> None:
     """Write the table and a figure per data set."""
     folder = make_output_folder(output_folder(args))
-    runs = [run for run in plain(find_runs(args)) if args.checkpoints or epoch_of(run.model) is None]
+    every = plain(find_runs(args, draws=2))  # no bootstrap is shown here
+    runs = [run for run in every if args.checkpoints or epoch_of(run.model) is None]
     if not runs:
         raise UserError("all models here are checkpoints along pre-training (NAME_epochE): give --checkpoints to draw "
                         "them, or see reproduction/along_pretraining.py")

@@ -203,11 +203,11 @@ def _draw(axes: Any, runs: Sequence[Run], colour: str, marker: str, family: str)
         if near:
             axes.plot([x[place] for place in near], [y[place] for place in near], "x", color="black", markersize=8,
                       label="near chance: IIS means nothing")
-        above = (y[-1] - y[0]) * (x[-1] - x[0]) <= 0  # beside the line, not on it
-        for run, *place in zip(mine, x, y, strict=True):
-            if not kind:
-                axes.annotate(short_name(run), place, xytext=(5, 4 if above else -9), textcoords="offset points",
-                              fontsize=7)
+        for place, run in enumerate(mine if not kind else []):
+            start = min(place, max(len(mine) - 2, 0))  # of the line's piece at this point
+            falls = y[min(start + 1, len(mine) - 1)] <= y[start]
+            axes.annotate(short_name(run), (x[place], y[place]), xytext=(5, 4 if falls else -9),  # beside the line
+                          textcoords="offset points", fontsize=7)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ def plain(runs: Sequence[Run]) -> list[Run]:
     kept = [run for run in runs if not run.variant]
     if len(kept) < len(runs):
         print(f"left out: {len(runs) - len(kept)} of {len(runs)} runs are variants of another one (controls)")
-    return sorted(kept, key=lambda run: (run.summary["dataset"], _place(run),
-                                       run.identity["num_concepts"] or 0, tuple(map(str, setting(run))), run.family,
-                                       epoch_of(run.model) or 0, run.model))
+    return sorted(kept, key=lambda run: (run.summary["dataset"], _place(run), run.identity["num_concepts"] or 0,
+                                         tuple(map(str, setting(run))), run.family, epoch_of(run.model) or 0,
+                                         run.model))
 
 
 def _place(run: Run) -> int:
