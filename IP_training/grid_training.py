@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from iis.grid import Cell
 from iis.runtime import UserError, torch_rng, write_whole
+from IP_training.fused_step import can_fuse, fused_step
 
 SAVE_EVERY_S = 30.0  # how much work a killed run may lose
 
@@ -103,20 +104,29 @@ def _train_epoch(stacks: Sequence[Stack], optimizers: Sequence[torch.optim.Optim
                  order: torch.Tensor, batch_size: int) -> list[np.ndarray]:
     """One epoch over `order`; the mean training loss of every head, a (G,) array per stack."""
     sums = [torch.zeros(len(stack.cells), device=labels.device) for stack in stacks]
+    inputs = {id(stack.train): stack.train for stack in stacks}  # stacks may share them
+    # New memory for every batch would cost more than the copy: the system hands it out page by page.
+    kept = {key: x_NW.new_empty(min(batch_size, len(order)), x_NW.shape[1]) for key, x_NW in inputs.items()}
     for batch in order.split(batch_size):
         y_B = labels[batch]
-        gathered = {id(stack.train): stack.train[batch] for stack in stacks}  # (B, W), once per distinct input
-        total = torch.zeros((), device=labels.device)
-        for stack, optimizer, loss_sum in zip(stacks, optimizers, sums, strict=True):
-            optimizer.zero_grad(set_to_none=True)
-            logits = stack.heads(gathered[id(stack.train)])  # (G, B, C)
-            loss_GB = nn.functional.cross_entropy(logits.transpose(1, 2), y_B.expand(len(logits), -1), reduction="none")
-            loss_sum += loss_GB.detach().sum(1)
-            total = total + loss_GB.mean(1).sum()
-        total.backward()
+        gathered = {key: torch.index_select(x_NW, 0, batch, out=kept[key][:len(batch)])  # (B, W)
+                    for key, x_NW in inputs.items()}
+        for stack, loss_sum in zip(stacks, sums, strict=True):
+            loss_sum += _losses_with_gradients(stack.heads, gathered[id(stack.train)], y_B)
         for optimizer in optimizers:
             optimizer.step()
     return [(loss_sum / len(order)).cpu().numpy() for loss_sum in sums]
+
+
+def _losses_with_gradients(heads: nn.Module, x_BW: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
+    """Each head's loss summed over the batch, (G,); its parameters get the gradient of the mean."""
+    if can_fuse(heads, x_BW):
+        return fused_step(heads, x_BW, y_B)
+    heads.zero_grad(set_to_none=True)
+    logits = heads(x_BW)  # (G, B, C)
+    loss_GB = nn.functional.cross_entropy(logits.transpose(1, 2), y_B.expand(len(logits), -1), reduction="none")
+    loss_GB.mean(1).sum().backward()
+    return loss_GB.detach().sum(1)
 
 
 @torch.no_grad()

@@ -86,7 +86,7 @@ class InterpretationHeads(nn.Module):
     def __init__(self, ratios: Sequence[float], num_concepts: int, num_classes: int, generator: torch.Generator,
                  rule: str = "mask", learned_M: torch.Tensor | None = None) -> None:
         super().__init__()
-        self.ratios, self.rule = tuple(ratios), rule
+        self.ratios, self.rule, self.learned_M = tuple(ratios), rule, None
         count = len(self.ratios)
         first = nn.init.trunc_normal_(torch.empty(num_classes, num_concepts), std=0.02, generator=generator)
         self.weight_GCM = nn.Parameter(first.repeat(count, 1, 1))
@@ -94,6 +94,7 @@ class InterpretationHeads(nn.Module):
         self.scale_GM = nn.Parameter(torch.ones(count, num_concepts))  # LayerNorm's affine
         self.shift_GM = nn.Parameter(torch.zeros(count, num_concepts))
         if learned_M is not None and not learned_M.all():
+            self.learned_M = learned_M
             for parameter in (self.scale_GM, self.shift_GM):  # a gradient of 0 leaves Adam's entry where it is
                 parameter.register_hook(lambda gradient: gradient * learned_M.to(gradient.device))
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from IP_training.fused_step import can_fuse, fused_step
 from IP_training.predictor import DenseHeads, InterpretationHeads, interpret
 
 RATIOS = (0.0, 0.3, 0.9)
@@ -32,6 +33,40 @@ def test_the_fast_step_equals_autograd(rule, coarse):
     (expected * weights).sum().backward()
     for (name, ours), (_, theirs) in zip(fast.named_parameters(), plain.named_parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("rule", ["mask", "strict"])
+@pytest.mark.parametrize("coarse", [False, True])
+@pytest.mark.parametrize("learned", [None, torch.arange(20) < 12])
+def test_the_step_written_out_equals_autograd(rule, coarse, learned):
+    """Losses and gradients of double precision, with and without ties and columns that learn nothing."""
+    generator = torch.Generator().manual_seed(3)
+    z_BM = torch.randn(64, 20, generator=generator, dtype=torch.float64)
+    z_BM = z_BM.round() if coarse else z_BM
+    y_B = torch.randint(5, (64,), generator=generator)
+    fused, plain = heads(rule, learned).double(), heads(rule, learned).double()
+    if coarse:  # |a| ties only where scale and shift do not tell columns apart
+        for made in (fused, plain):
+            made.scale_GM.data.fill_(1.5), made.shift_GM.data.fill_(0.0)
+    assert can_fuse(fused, z_BM) and not can_fuse(heads("shrink"), z_BM)
+    losses_G = fused_step(fused, z_BM, y_B)
+    logits_GBC = torch.baddbmm(plain.bias_GC[:, None], plain.interpretations(z_BM), plain.weight_GCM.mT)
+    each_G = torch.stack([nn.functional.cross_entropy(logits_BC, y_B) for logits_BC in logits_GBC])
+    each_G.sum().backward()
+    torch.testing.assert_close(losses_G, 64 * each_G.detach())
+    for (name, ours), (_, theirs) in zip(fused.named_parameters(), plain.named_parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-10, atol=1e-12, msg=name)
+
+
+def test_the_dense_step_written_out_equals_autograd():
+    fused, plain = (DenseHeads(2, 7, 3, torch.Generator().manual_seed(0)) for _ in range(2))
+    h_BD, y_B = torch.randn(30, 7).half(), torch.arange(30) % 3  # features may lie in half precision
+    losses_G = fused_step(fused, h_BD, y_B)
+    each_G = torch.stack([nn.functional.cross_entropy(logits_BC, y_B) for logits_BC in plain(h_BD)])
+    each_G.sum().backward()
+    torch.testing.assert_close(losses_G, 30 * each_G.detach())
+    for ours, theirs in zip(fused.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-6)
 
 
 def test_columns_without_learned_scale_and_shift_stay():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from iis.grid import RATIOS, dropped_count, kept_count
-from IP_training.sparsify import _exactly, sparsify
+from IP_training.sparsify import _exactly, sort_ascending, sparsify
 
 
 def plain_mask(row, ratio):
@@ -80,3 +80,11 @@ def test_the_branch_without_waiting_gives_the_same_mask():
         got = _exactly(rows.abs(), threshold, torch.tensor([[kept]]))
         assert set(got.sum(-1).tolist()) == {kept}
         assert torch.equal(got & (rows != 0), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_the_sort_as_integers_is_the_sort(dtype):
+    """Denormals, infinity and NaN (last, as torch has it) among ordinary magnitudes."""
+    values = torch.cat([torch.randn(40, 50).abs(), torch.tensor([[0.0, 1e-7, 1e-40, torch.inf, torch.nan]] * 40)], 1)
+    values = values[:, torch.randperm(55)].to(dtype)
+    assert torch.equal(sort_ascending(values).nan_to_num(-1), values.sort(-1).values.nan_to_num(-1))
