@@ -24,6 +24,10 @@ class Captions:
         self.words = [word for group in self.groups.values() for word in group]
         self._images = data["images"]
 
+    def names(self, split: str) -> list[str]:
+        """Every picture of a split, as embedding files name it."""
+        return [name.removeprefix(f"{split}/") for name in self._images if name.startswith(f"{split}/")]
+
     def has(self, split: str, names: Sequence[str]) -> np.ndarray:
         """(N, A) bool: which of `words` are true of each picture of a split, named as embedding files name it."""
         try:
