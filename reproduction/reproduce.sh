@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Every table and figure, from ledgers that the sweeps train. `make reproduce` runs it for `shapes` after `make demo`.
+#   bash reproduction/reproduce.sh                          shapes
+#   IIS_DATA=/path/to/data SWEEPS="shapes cifar10" bash reproduction/reproduce.sh
+# Input:  shapes: what `make demo` made. cifar10: $IIS_DATA, and what reproduction/cifar10.sh made.
+# Output: results/reproduction/SWEEP/: tables as .md, .csv and .tex, figures as .png and .pdf, report.html
+# Time:   shapes about 20 minutes on 2 cores; cifar10 hours, fine-tuning most of it. Killed and started again, it goes on.
+# Expect: a list of what was made; a table that fails does not stop the others, and is named at the end.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+SWEEPS=${SWEEPS:-shapes}
+PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
+failed=()
+
+step() {    # a script of reproduction/ with its flags
+    local started=$SECONDS script=$1
+    shift
+    echo "== $script $*"
+    "$PYTHON" "reproduction/$script.py" "$@" || failed+=("$script $*")
+    echo "-- $script: $((SECONDS - started)) s"
+}
+
+for sweep in $SWEEPS; do
+    step sweep "$sweep"
+    step iis_against_accuracy --sweep "$sweep"
+    step arr_curves --sweep "$sweep"
+    step accuracy_at_nec --sweep "$sweep"
+    step predictions_table --sweep "$sweep"
+    step controls_table --sweep "$sweep"
+    step faithfulness --sweep "$sweep"
+    step finetuning "finetuning_$sweep"
+    step finetuning_table --sweep "finetuning_$sweep"
+    if [ "$sweep" = shapes ]; then      # its checkpoints along pre-training are at hand, and its concepts are known
+        step along_pretraining --sweep shapes
+        step bank_truth --sweep shapes
+        step variance_shares --dataset shapes --model shapes_medium
+        step score_truth
+        step explain --run IP_training/IP_Prototype/shapes_large/shapes_segments_M64
+    fi
+    step report --sweep "$sweep"
+done
+step compare --collect --model_root IP_training
+if [ ${#failed[@]} -gt 0 ]; then
+    echo "error: not made: $(printf '%s; ' "${failed[@]}")start the same command again once they are mended" >&2
+    exit 1
+fi
+echo "all tables and figures of $SWEEPS: $SECONDS s; results/reproduction/"
