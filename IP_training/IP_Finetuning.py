@@ -44,16 +44,19 @@ def parser() -> DoorParser:
                       "no more than this")
     door.add_argument("--seed", type=count, default=0, help="of pictures, elements, predictor, batch order and "
                       "augmentation")
-    recipe = door.add_argument_group(f"recipe ({DEFAULTS.name} says what each means)")
-    recipe.add_argument("--objective", choices=OBJECTIVES)
-    recipe.add_argument("--optimizer", choices=("sgd", "adamw"))
-    for name in ("interpretability_weight", "sparsity", "learning_rate", "ip_learning_rate", "weight_decay"):
-        recipe.add_argument(f"--{name}", type=float)
-    for name in ("num_concepts", "epochs", "batch_size"):
-        recipe.add_argument(f"--{name}", type=positive)
-    for name in ("num_pictures", "shift"):
-        recipe.add_argument(f"--{name}", type=count)
-    recipe.add_argument("--mirror", action=argparse.BooleanOptionalAction)
+    recipe = door.add_argument_group(f"recipe ({DEFAULTS.name} says more)")
+    recipe.add_argument("--objective", choices=OBJECTIVES, help="Eq. 8, or one of its controls")
+    recipe.add_argument("--optimizer", choices=("sgd", "adamw"), help="of backbone and own head")
+    for name, kind, meaning in (
+            ("interpretability_weight", float, "lambda"), ("sparsity", float, "s of the predictor"),
+            ("num_concepts", positive, "M"), ("learning_rate", float, "of backbone and own head"),
+            ("ip_learning_rate", float, "of the predictor"),
+            ("weight_decay", float, "of backbone and own head, under that objective"),
+            ("epochs", positive, "passes over the pictures"), ("batch_size", positive, "pictures a step"),
+            ("num_pictures", count, "how many of the training pictures; 0: all"),
+            ("mirror", float, "probability that a picture is mirrored"),
+            ("shift", count, "pixels that a picture is moved by at most")):
+        recipe.add_argument(f"--{name}", type=kind, help=meaning)
     door.take_yaml(DEFAULTS)
     return door
 
@@ -143,6 +146,8 @@ def check(args: argparse.Namespace) -> None:
     for name in ("interpretability_weight", "weight_decay", "cache_gb"):
         if not getattr(args, name) >= 0:
             raise UserError(f"--{name} {getattr(args, name):g} must be 0 or more")
+    if not 0 <= args.mirror <= 1:
+        raise UserError(f"--mirror {args.mirror:g} must lie between 0 and 1: it is a probability")
 
 
 def sentence(results: dict[str, Any]) -> str:

@@ -49,7 +49,7 @@ class Recipe:
     weight_decay: float
     epochs: int
     batch_size: int
-    mirror: bool
+    mirror: float
     shift: int
     seed: int
 

@@ -101,12 +101,12 @@ class Feed:
                 yield torch.tensor(rows), pixels
 
 
-def augmented(pixels: torch.Tensor, mirror: bool, shift: int, generator: torch.Generator) -> torch.Tensor:
-    """uint8 (B, 3, H, W), each picture mirrored with probability 1/2 and moved by up to `shift` pixels each way, with
-    zeros from outside. Draws on the CPU from `generator`."""
+def augmented(pixels: torch.Tensor, mirror: float, shift: int, generator: torch.Generator) -> torch.Tensor:
+    """uint8 (B, 3, H, W), each picture mirrored with probability `mirror` and moved by up to `shift` pixels each way,
+    with zeros from outside. Draws on the CPU from `generator`."""
     count, _, height, width = pixels.shape
     if mirror:
-        flip_B = torch.rand(count, generator=generator) < 0.5
+        flip_B = torch.rand(count, generator=generator) < mirror
         pixels = torch.where(flip_B[:, None, None, None], pixels.flip(3), pixels)
     if shift:
         moves_2B = torch.randint(2 * shift + 1, (2, count, 1), generator=generator)

@@ -140,7 +140,7 @@ def test_the_controls_are_a_plain_loop(world, objective, decay):
         generator = torch_rng(0, "fine-tuning", epoch, "augmentation")
         net.train()
         for batch in order.split(10):
-            x = normalise(augmented(pixels[batch], True, 1, generator), backbone.preprocessing)
+            x = normalise(augmented(pixels[batch], 0.5, 1, generator), backbone.preprocessing)
             net.zero_grad()
             F.cross_entropy(net(x), labels[batch]).backward()
             rate = 0.1 * (1 + np.cos(np.pi * step / 6)) / 2
@@ -208,15 +208,15 @@ def test_a_damaged_picture_is_left_out(world, capsys):
 
 def test_augmentation_mirrors_and_moves():
     pixels = torch.arange(2 * 3 * 4 * 5, dtype=torch.uint8).reshape(2, 3, 4, 5)
-    assert torch.equal(augmented(pixels, False, 0, torch_rng(0)), pixels)
+    assert torch.equal(augmented(pixels, 0, 0, torch_rng(0)), pixels)
     many = pixels[:1].repeat(64, 1, 1, 1)
-    mirrored = augmented(many, True, 0, torch_rng(0))
+    mirrored = augmented(many, 0.5, 0, torch_rng(0))
     flipped = [torch.equal(one, many[0].flip(2)) for one in mirrored]
     assert 16 < sum(flipped) < 48
     assert all(flip or torch.equal(one, many[0]) for flip, one in zip(flipped, mirrored, strict=True))
     padded = F.pad(many[0], [1] * 4)
     windows = [padded[:, y:y + 4, x:x + 5] for y in range(3) for x in range(3)]
-    moved = augmented(many, False, 1, torch_rng(1))
+    moved = augmented(many, 0, 1, torch_rng(1))
     found = [[torch.equal(one, window) for window in windows].index(True) for one in moved]
     assert set(found) == set(range(9))
 
@@ -236,7 +236,7 @@ def test_chosen_pictures_are_balanced_and_seeded(world):
     ({"learning_rate": 1e30, "ip_learning_rate": 1e30}, "choose another --save_dir and a smaller --learning_rate"),
     ({"data_path": "nowhere"}, "there are no visual elements at"),
     ({"model_config": "nonet"}, "there is no configuration nonet"),
-    ({"lambda": 1}, "unknown argument --lambda")])
+    ({"mirror": 2}, "--mirror 2 must lie between 0 and 1"), ({"lambda": 1}, "unknown argument --lambda")])
 def test_bad_input_is_one_sentence(world, changes, words):
     said = refusal(world, **changes)
     assert words in said and "\n" not in said
