@@ -59,11 +59,13 @@ def main(args: argparse.Namespace) -> Path:
     root = elements_root(args.run, identity, args.elements)
     folder = make_output_folder(args.out or default_folder(args, predictor))
     subjects, of_class = chosen(args, predictor, val, val_file)
-    told = stories(predictor, explain(predictor, torch.stack([one.features_D for one in subjects]).float()), subjects)
+    explanation = explain(predictor, torch.stack([one.features_D for one in subjects]).float())
+    told = stories(predictor, explanation, subjects)
     shown = {concept["concept"] for story in told for concept in story["concepts"][:args.top]}
     shown |= {line["concept"] for line in of_class["lines"][:args.top]} if of_class else set()
     concepts = {m: concept_of(m, predictor.evidence[m], identity["bank"], root) for m in sorted(shown)}
-    title, about = f"Why {identity['model']} says so: {identity['bank']} concepts", described(predictor, args.ratio)
+    title = f"Why {identity['model']} says so: {identity['bank']} concepts"
+    about = described(predictor, args.ratio, explanation.x_NM)
     write_json(folder / "explanation.json", {"run": str(args.run), "seed": args.seed, "ratio": predictor.ratio,
                                              "kept": predictor.kept, "top1": predictor.top1, "identity": identity,
                                              "class": of_class, "pictures": told})
@@ -98,14 +100,17 @@ def chosen(args: argparse.Namespace, predictor: Any, val: Any,
     return from_rows(spread(rows, args.num_images), val, dataset), of_class
 
 
-def described(predictor: Any, asked: float | None) -> list[str]:
+def described(predictor: Any, asked: float | None, x_NM: Any) -> list[str]:
     """What was explained, in sentences."""
     identity, total = predictor.identity, len(predictor.bank_MD)
+    negative = float((x_NM < 0).sum() / max(int((x_NM != 0).sum()), 1))
     why = "" if asked is not None else " (chosen: the sparsest that keeps at least 5 concepts)"
     return [f"Backbone {identity['model']}, data set {identity['dataset']}, bank {identity['bank']} of {total} "
             f"concepts, seed {predictor.seed}.",
             f"Sparsity ratio {predictor.ratio:g}{why}: {predictor.kept} of {total} concepts stay in each prediction; "
-            f"top-1 {100 * predictor.top1:.2f} % on the validation split."]
+            f"top-1 {100 * predictor.top1:.2f} % on the validation split.",
+            f"Of the activations kept in these predictions {100 * negative:.0f} % are negative: less of a concept than "
+            "usual, not more."]
 
 
 def default_folder(args: argparse.Namespace, predictor: Any) -> Path:

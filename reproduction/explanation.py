@@ -167,8 +167,8 @@ def explain_class(predictor: Predictor, features_ND: torch.Tensor, label: int) -
     """What makes one class, over its pictures' representations (N, D): a line per concept, the strongest first.
 
     mean: contribution to this class minus the mean of those to the other classes, in logits, averaged over pictures;
-    kept: share of pictures whose interpretation has the concept; recall: share of pictures predicted as this class;
-    without: the same when the concept is removed from all of them.
+    kept: share of pictures whose interpretation has the concept; activation: its mean over those; recall: share of
+    pictures predicted as this class; without: the same when the concept is removed from all of them.
     """
     x_NM = predictor.interpretations(features_ND)
     weight_CM = predictor.weight_CM
@@ -178,8 +178,9 @@ def explain_class(predictor: Predictor, features_ND: torch.Tensor, label: int) -
     recall = float((explanation.classes_NC[:, 0] == label).double().mean())
     without_M = (explanation.without_class_NM == label).double().mean(0)
     kept_M = (x_NM != 0).double().mean(0)
-    return [{"concept": m, "mean": float(mean_M[m]), "kept": float(kept_M[m]), "recall": recall,
-             "without": float(without_M[m])} for m in strongest(mean_M)]
+    activation_M = x_NM.double().mean(0) / kept_M
+    return [{"concept": m, "mean": float(mean_M[m]), "kept": float(kept_M[m]), "activation": float(activation_M[m]),
+             "recall": recall, "without": float(without_M[m])} for m in strongest(mean_M)]
 
 
 def strongest(values_M: torch.Tensor | Sequence[float]) -> list[int]:

@@ -50,7 +50,7 @@ def _bars(axis: Any, story: dict[str, Any], concepts: Mapping[int, Concept], top
     longest = max(map(abs, values), default=1.0) or 1.0
     axis.barh(range(len(shown)), values, height=0.45, color=[FOR if value >= 0 else AGAINST for value in values])
     axis.axvline(0, color="#9a9a9a", linewidth=0.8)
-    axis.set(ylim=(max(len(shown), 1) - 0.4, -0.6), xlim=(-1.6 * longest, 1.6 * longest), yticks=[])
+    axis.set(ylim=(max(len(shown), 1) - 0.4, -0.6), xlim=(-1.85 * longest, 1.85 * longest), yticks=[])
     axis.set_xlabel(f"gives to {story['predicted']} rather than {story['runner_up']}, logits (a: activation)",
                     fontsize=8, parse_math=False)
     axis.tick_params(labelsize=7)
@@ -62,15 +62,16 @@ def _bars(axis: Any, story: dict[str, Any], concepts: Mapping[int, Concept], top
         axis.annotate(f"{concept['margin']:+.2f}  (a = {concept['activation']:+.2f})", (concept["margin"], y),
                       xytext=(3 * side, 0), textcoords="offset points", va="center", fontsize=7,
                       ha="left" if side > 0 else "right")
-        axis.annotate(textwrap.fill(f"without it {if_removed(story, concept)}", 44), (1.03, y), va="center", fontsize=7,
-                      xycoords=axis.get_yaxis_transform(), parse_math=False)
+        new, change = f"without it {if_removed(story, concept)}".split(", ", 1)
+        said = f"{textwrap.fill(f'{new},', 44)}\n{textwrap.fill(change, 44)}"
+        axis.annotate(said, (1.03, y), va="center", fontsize=7, xycoords=axis.get_yaxis_transform(), parse_math=False)
 
 
 def _evidence(axis: Any, y: int, concept: Concept, tiles: int) -> None:
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
     if not concept.pictures:
-        axis.annotate(textwrap.fill(concept.label, 26), (-0.02, y), xycoords=axis.get_yaxis_transform(), ha="right",
+        axis.annotate(textwrap.fill(concept.label, 26), (-0.03, y), xycoords=axis.get_yaxis_transform(), ha="right",
                       va="center", fontsize=8, parse_math=False)
     for place, picture in enumerate(concept.pictures[:tiles]):
         small = picture.copy()

@@ -25,11 +25,13 @@ STEPS = 20
 class Curves:
     """share_F: shares of the kept concepts that are removed, from 0 to 1. For each of `ORDERS` (axis O), each step and
     each picture: probability_OFN of the class predicted at first, and right_OFN, 1 where the true class is predicted
-    (for `random`: means over its orders)."""
+    (for `random`: means over its orders). changed_N: 1 where the first concept of `most` alone, removed, changes the
+    predicted class."""
 
     share_F: np.ndarray
     probability_OFN: np.ndarray
     right_OFN: np.ndarray
+    changed_N: np.ndarray
 
     def areas(self) -> tuple[np.ndarray, np.ndarray]:
         """Areas under each picture's curves, (O, N) each, by the trapezoid rule over the share removed."""
@@ -43,7 +45,7 @@ def order_curves(predictor: Predictor, features_ND: torch.Tensor, labels_N: torc
     kept = int((x_NM != 0).sum(1).max())
     share_F = np.arange(min(kept, STEPS) + 1) / max(min(kept, STEPS), 1)
     drawn = [torch_rng(predictor.seed, "removal order", number) for number in range(random_orders)]
-    parts = []
+    parts, changed = [], []
     for start in range(0, len(x_NM), rows):
         some = slice(start, start + rows)
         score_BM = scores(predictor, x_NM[some], reference)
@@ -51,8 +53,9 @@ def order_curves(predictor: Predictor, features_ND: torch.Tensor, labels_N: torc
         curves = [[_remove(predictor, x_NM[some], one, labels_N[some], share_F) for one in group]
                   for group in ([score_BM], shuffled, [-score_BM])]
         parts.append(np.stack([np.mean(group, axis=0) for group in curves]))  # (O, 2, F, B)
+        changed.append(_changed(predictor, x_NM[some], score_BM))
     both = np.concatenate(parts, axis=3)
-    return Curves(share_F, both[:, 0], both[:, 1])
+    return Curves(share_F, both[:, 0], both[:, 1], np.concatenate(changed))
 
 
 def scores(predictor: Predictor, x_NM: torch.Tensor, reference: str) -> torch.Tensor:
@@ -81,6 +84,13 @@ def _remove(predictor: Predictor, x_BM: torch.Tensor, score_BM: torch.Tensor, la
         probability.append(logits_BC.softmax(1).gather(1, first_B1)[:, 0])
         right.append((logits_BC.argmax(1) == labels_B).to(x_BM.dtype))
     return np.stack([torch.stack(one).double().numpy() for one in (probability, right)])
+
+
+def _changed(predictor: Predictor, x_BM: torch.Tensor, score_BM: torch.Tensor) -> np.ndarray:
+    """(B,): 1 where the prediction is another one without the concept of the highest score."""
+    first_B1 = score_BM.masked_fill(x_BM == 0, -torch.inf).argmax(1, keepdim=True)
+    without_B = predictor.logits(x_BM.scatter(1, first_B1, 0.0)).argmax(1)
+    return (without_B != predictor.logits(x_BM).argmax(1)).double().numpy()
 
 
 def bootstrap_means(values_KN: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:

@@ -99,7 +99,7 @@ def test_names_and_words_are_escaped():
     subject = Subject(evil, Image.new("RGB", (4, 4)), 0, features(1)[0])
     told = stories(predictor, explain_all(predictor, features(1)), [subject])
     concepts = {m: concept_of(m, predictor.evidence[m], "Text", None) for m in range(8)}
-    lines = [{"concept": 0, "mean": 1.0, "kept": 1.0, "recall": 1.0, "without": 0.5}]
+    lines = [{"concept": 0, "mean": 1.0, "kept": 1.0, "activation": 1.0, "recall": 1.0, "without": 0.5}]
     page = explanation_page(evil, [evil], told, [subject], concepts, 5, {"name": evil, "count": 1, "lines": lines})
     assert "<script" not in page and page.count("&lt;script&gt;") >= 5 + 4 + 3  # concepts, card, class and title
 

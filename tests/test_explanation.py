@@ -66,6 +66,8 @@ def test_a_class_by_loops():
         given = [float(x_NM[n, m] * (weight[1, m] - (weight[0, m] + weight[2, m]) / 2)) for n in range(30)]
         assert line["mean"] == pytest.approx(sum(given) / 30, abs=1e-5)
         assert line["kept"] == pytest.approx(sum(float(x_NM[n, m]) != 0 for n in range(30)) / 30)
+        active = [float(x_NM[n, m]) for n in range(30) if x_NM[n, m] != 0]
+        assert line["activation"] == pytest.approx(sum(active) / len(active), abs=1e-5)
         left_NM = x_NM.clone()
         left_NM[:, m] = 0
         assert line["without"] == pytest.approx(float((predictor.logits(left_NM).argmax(1) == 1).double().mean()))

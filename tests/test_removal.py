@@ -17,11 +17,9 @@ def plain_curve(predictor, x_M, label, reference, sign):
     """(probability of the first prediction, rightness) after 0, 1, … removals, one at a time."""
     weight, x_M = predictor.weight_CM, x_M.clone()
     logits_C = weight @ x_M + predictor.bias_C
-    first, second = logits_C.topk(2).indices.tolist()
-    others = [c for c in range(len(weight)) if c != first]
-    against = {"runner_up": weight[second], "mean": sum(weight[c] for c in others) / len(others)}[reference]
+    first = int(logits_C.argmax())
     kept = [m for m in range(len(x_M)) if x_M[m] != 0]
-    queue = sorted(kept, key=lambda m: -sign * float(x_M[m] * (weight[first, m] - against[m])))
+    queue = sorted(kept, key=lambda m: -sign * gain(predictor, x_M, m, logits_C, reference))
     probability, right = [], []
     for m in [None, *queue]:
         if m is not None:
@@ -30,6 +28,14 @@ def plain_curve(predictor, x_M, label, reference, sign):
         probability.append(float(logits_C.softmax(0)[first]))
         right.append(float(int(logits_C.argmax()) == label))
     return probability, right
+
+
+def gain(predictor, x_M, m, logits_C, reference):
+    """What concept m gives to the predicted class and not to the reference."""
+    first, second = logits_C.topk(2).indices.tolist()
+    column_C = predictor.weight_CM[:, m]
+    against = column_C[second] if reference == "runner_up" else (column_C.sum() - column_C[first]) / (len(column_C) - 1)
+    return float(x_M[m] * (column_C[first] - against))
 
 
 @pytest.mark.parametrize("reference", ["runner_up", "mean"])
@@ -45,6 +51,13 @@ def test_curves_against_a_plain_loop(reference):
             probability, right = plain_curve(predictor, x_NM[n], int(labels_N[n]), reference, sign)
             assert found.probability_OFN[o, :, n] == pytest.approx(probability, abs=1e-5)
             assert found.right_OFN[o, :, n].tolist() == right
+    for n in range(12):
+        first = predictor.logits(x_NM[n:n + 1])[0]
+        left_M = x_NM[n].clone()
+        left_M[max(left_M.nonzero().flatten().tolist(), key=lambda m: gain(predictor, left_M, m, first, reference))] = 0
+        changed = int(predictor.logits(left_M[None])[0].argmax()) != int(first.argmax())
+        assert found.changed_N[n] == changed
+    assert 0 < found.changed_N.sum() < 12
     # All orders begin and end alike; the random one lies where a mean of many orders does.
     assert np.ptp(found.probability_OFN[:, [0, -1]], axis=0) == pytest.approx(0, abs=1e-6)
     areas = dict(zip(ORDERS, found.areas()[0].mean(1), strict=True))
@@ -93,6 +106,7 @@ def test_the_door(toy, capsys):
     assert most < random < float(line["probability, least"])
     assert float(line["probability, random − most"]) == pytest.approx(random - most)
     assert float(line["probability, most, low"]) < most < float(line["probability, most, high"])
+    assert 0 < float(line["changed by one removal"]) <= 1
     for name in ("faithfulness.md", "faithfulness.tex", "faithfulness.png", "faithfulness.pdf"):
         assert (out / name).stat().st_size
     with open(out / "faithfulness_curves.csv", encoding="utf-8") as handle:
