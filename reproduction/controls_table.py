@@ -32,7 +32,7 @@ from reproduction.runs import Run, add_source_flags, find_runs, output_folder
 BASE = "base"
 CAPTION = ("IIS: mean ± std over seeds. Δ: mean over models of the difference to the base, paired over seeds, with "
            "Student's 95 % interval. τ: Kendall's, between the models' mean IIS under the choice and under the base. "
-           "Accuracies: means over models and seeds.")
+           "Accuracies and chance-corrected IIS: means over models and seeds.")
 
 
 def parser() -> DoorParser:
@@ -120,6 +120,7 @@ def compare(name: str, choice: dict[str, Run], base: dict[str, Run], ratio: floa
     names = " < ".join(models[place] for place in order) if len(models) > 1 else "-"
     shown = {"choice": name, **{f"IIS, {model}": "-" for model in base},
              **{f"IIS, {line['model']}": plus_minus(line["iis"], line["iis_std"]) for line in lines},
+             "mean of the chance-corrected IIS": f"{np.mean([line['iis_chance_corrected'] for line in lines]):.4f}",
              "Δ IIS": "-" if name == BASE else str(over_models(choice, base, models)),
              "τ": "-" if name == BASE or tau is None else f"{tau:+.2f}",
              "ranking": "same" if name != BASE and tau == 1 else names}
@@ -144,7 +145,9 @@ def _line(name: str, model: str, run: Run, base: Run, ratio: float) -> dict[str,
     low, high = difference.interval or (None, None)
     dense, sparse = accuracies_at(run, DENSE), accuracies_at(run, ratio)
     return {"choice": name, "model": model, "seeds": len(run.summary["seeds"]), "iis": run.iis,
-            "iis_std": run.summary["iis"]["std"], "difference": difference.mean, "difference_std": difference.std,
+            "iis_std": run.summary["iis"]["std"],
+            "iis_chance_corrected": run.summary["iis_chance_corrected"]["mean"],
+            "difference": difference.mean, "difference_std": difference.std,
             "difference_low": low, "difference_high": high, "dense top-1": dense["top1"],
             "dense balanced": dense["balanced"], f"top-1 at s={ratio:g}": sparse["top1"],
             f"balanced at s={ratio:g}": sparse["balanced"],

@@ -77,6 +77,7 @@ def test_choices_by_hand(tmp_path):
     base = by_choice["base", "strong"]
     assert float(base["iis"]) == pytest.approx(0.98 * 91 / 96) and float(base["iis_std"]) == pytest.approx(0.98 / 96)
     assert float(base["top-1 at s=0.9"]) == pytest.approx(0.91)
+    assert float(base["iis_chance_corrected"]) == pytest.approx(0.98 * 11 / 16)  # (91 - 80) / (96 - 80)
     assert float(base["balanced at s=0.9"]) == pytest.approx((1 + 11 / 20) / 2)  # mean of 10, 11, 12 of 20
     assert float(base["dense balanced"]) == pytest.approx((1 + 16 / 20) / 2) and base["even classes"] == "False"
     random = by_choice["Random bank", "strong"]

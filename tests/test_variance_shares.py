@@ -97,7 +97,7 @@ def embedded(tmp_path, monkeypatch):
 def shares(folder, *flags):
     door = variance_shares.parser()
     return variance_shares.main(door.settings(["--dataset", "toy", "--model", "net", "--num_concepts", "8", "--n_epoch",
-                                               "2", "--stage1", "1", "--save_dir", str(folder / "out"), *flags]))
+                                               "1", "--stage1", "1", "--save_dir", str(folder / "out"), *flags]))
 
 
 def test_the_door_trains_every_bank_under_every_head(embedded):
@@ -110,6 +110,25 @@ def test_the_door_trains_every_bank_under_every_head(embedded):
     assert [line["source"] for line in lines] == ["bank", "head", "bank × head", "all"]
     scores = np.array([float(cell["iis"]) for cell in cells]).reshape(1, 2, 3)
     assert float(lines[0]["variance"]) == pytest.approx(components(scores).variance["bank"])
+
+
+def test_another_stage1_seed_cuts_as_the_first_did_and_keeps_apart(embedded, monkeypatch):
+    """Seed 0 is stage 2's own file; another seed repeats its settings in a folder of its own."""
+    called = []
+    monkeypatch.setattr(variance_shares, "call_door", lambda door, flags: called.append((door.__name__, flags)))
+    file = embedded / "net" / "toy_segments_visual_element_emb.pkl"
+    embeddings = clusters(80, "elements")
+    embeddings.provenance["elements"] |= {"seed": 0, "segment_choice": "sample", "bounding_box": "whole",
+                                          "image_per_class": 7, "format": "png"}
+    save_embeddings(file, embeddings)
+    args = variance_shares.parser().settings(["--dataset", "toy", "--model", "net"])
+    assert variance_shares.elements_of(args, embedded / "v", 0) == file and not called
+    made = variance_shares.elements_of(args, embedded / "v", 2)
+    assert made == embedded / "v" / "toy" / "embs_seed2" / "net" / file.name
+    (cut, how), (embed, what) = called
+    assert cut.endswith("segment_extractor") and embed.endswith("visual_element_emb_extractor")
+    assert (how["seed"], how["image_per_class"], how["format"]) == (2, 7, "png")
+    assert how["save_root"] == what["data_path"] and what["save_root"] == made.parents[1]
 
 
 def test_bad_input_is_one_sentence(embedded):
