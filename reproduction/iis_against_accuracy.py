@@ -173,12 +173,13 @@ def scatter(panels: dict[str, Sequence[Run]]) -> Any:
                   MARKERS[index % len(MARKERS)], family)
         used = [run for run in runs if meaningful(run) and epoch_of(run.model) is None]
         one = associate([run.iis for run in used], [run.summary["dense"]["mean"] for run in used])
-        said = f"{len(used)} finished models" + (f", ρ = {_signed(one.rho)}" if one and one.rho is not None else "")
+        said = f"{len(used)} finished model{'s' * (len(used) != 1)}" + (f", ρ = {_signed(one.rho)}" if one and one.rho is not None else "")
         axes.set_title(f"{title}\n{said}", fontsize=9)
         axes.margins(x=0.25, y=0.12)
         axes.grid(alpha=0.25)
         axes.set_xlabel("dense top-1, %", fontsize=8)
         axes.tick_params(labelsize=8)
+        axes.locator_params(axis="x", nbins=5)
     for axes in list(grid.flat)[len(panels):]:
         axes.set_axis_off()
     figure.supylabel(f"IIS (of {max(run.summary['span'] for runs in panels.values() for run in runs):g})", fontsize=10)
