@@ -173,7 +173,9 @@ def scatter(panels: dict[str, Sequence[Run]]) -> Any:
                   MARKERS[index % len(MARKERS)], family)
         used = [run for run in runs if meaningful(run) and epoch_of(run.model) is None]
         one = associate([run.iis for run in used], [run.summary["dense"]["mean"] for run in used])
-        said = f"{len(used)} finished model{'s' * (len(used) != 1)}" + (f", ρ = {_signed(one.rho)}" if one and one.rho is not None else "")
+        said = f"{len(used)} finished model{'s' * (len(used) != 1)}"
+        if one and one.rho is not None:
+            said += f", ρ = {_signed(one.rho)}"
         axes.set_title(f"{title}\n{said}", fontsize=9)
         axes.margins(x=0.25, y=0.12)
         axes.grid(alpha=0.25)
