@@ -1,7 +1,7 @@
 """Published values beside those computed here; marks what is outside its tolerance.
 
     python reproduction/compare.py                                             # published.csv against ours.csv
-    python reproduction/compare.py --collect --model_root IP_training          # first bring ours.csv up to date
+    python reproduction/compare.py --collect --model_root IP_training/IP_*     # first bring ours.csv up to date
     python reproduction/compare.py --collect --sweep imagenet --strict         # status 2 where something is outside
 
 published.csv holds values with a source only; where there is none at hand the cell is empty, ready to be filled.
