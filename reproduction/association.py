@@ -77,7 +77,7 @@ def associate(x: Sequence[float], y: Sequence[float], seed: int = 0) -> Associat
     p = as_far / len(null) if exact else (as_far + 1) / (len(null) + 1)
     within, dropped = bootstrap_rho(x_n, y_n, seed)
     return Association(count, rho, float(spearman.pvalue), float(kendall.statistic), float(kendall.pvalue), within,
-                       dropped, float(null.mean()), float(null.std(ddof=1)), p, exact)
+                       dropped, float(null.mean()), float(null.std(ddof=0 if exact else 1)), p, exact)
 
 
 def bootstrap_rho(x_n: np.ndarray, y_n: np.ndarray, seed: int = 0) -> tuple[tuple[float, float] | None, int]:
