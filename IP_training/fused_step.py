@@ -45,6 +45,21 @@ def fused_step(heads: DenseHeads | InterpretationHeads, x_BW: torch.Tensor, y_B:
     return torch.stack(losses)
 
 
+@torch.no_grad()
+def logits_of(heads: torch.nn.Module, x_BW: torch.Tensor) -> torch.Tensor:
+    """Logits of all heads, classes first, (G, C, B); the same numbers as the heads' `forward`."""
+    if not can_fuse(heads, x_BW):
+        return heads(x_BW).mT
+    x_BW = x_BW.to(heads.bias_GC.dtype)
+    dense, buffers = isinstance(heads, DenseHeads), [torch.empty_like(x_BW) for _ in range(2)]
+    weight_GCW = heads.weight_GCD if dense else heads.weight_GCM
+    logits_GCB = x_BW.new_empty(*heads.bias_GC.shape, len(x_BW))
+    for g, logits_CB in enumerate(logits_GCB):
+        kept_BW = x_BW if dense else _interpret_one(heads, g, x_BW, *buffers)[0]
+        torch.addmm(heads.bias_GC[g, :, None], weight_GCW[g], kept_BW.T, out=logits_CB)
+    return logits_GCB
+
+
 def _step_of_dense(heads: DenseHeads, g: int, h_BD: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
     """Loss of dense head g summed over the batch; its gradients go into slice g of every `.grad`."""
     loss, g_CB = _loss_and_gradient(heads.weight_GCD[g], heads.bias_GC[g], h_BD, y_B)
@@ -57,13 +72,7 @@ def _step_of_one(heads: InterpretationHeads, g: int, z_BM: torch.Tensor, y_B: to
                  keep_BM: torch.Tensor) -> torch.Tensor:
     """Loss of predictor g summed over the batch; its gradients go into slice g of every `.grad`. x, keep: scratch."""
     weight_CM, scale_M, shift_M = heads.weight_GCM[g], heads.scale_GM[g], heads.shift_GM[g]
-    torch.addcmul(shift_M, z_BM, scale_M, out=x_BM)
-    dropped = dropped_count(z_BM.shape[1], heads.ratios[g])
-    whole = heads.rule == "mask" and not dropped
-    if not whole:
-        torch.abs(x_BM, out=keep_BM)
-        keep_largest_(keep_BM, dropped, heads.rule)
-        x_BM.mul_(keep_BM)
+    x_BM, whole = _interpret_one(heads, g, z_BM, x_BM, keep_BM)
     loss, g_CB = _loss_and_gradient(weight_CM, heads.bias_GC[g], x_BM, y_B)
     bias_grad_C = torch.sum(g_CB, 1, out=heads.bias_GC.grad[g])
     P_CM = g_CB @ (z_BM if whole else torch.mul(z_BM, keep_BM, out=x_BM))
@@ -72,6 +81,18 @@ def _step_of_one(heads: InterpretationHeads, g: int, z_BM: torch.Tensor, y_B: to
     torch.sum(weight_CM * Q_CM, 0, out=heads.shift_GM.grad[g])
     torch.addcmul(P_CM.mul_(scale_M), Q_CM, shift_M, out=heads.weight_GCM.grad[g])
     return loss
+
+
+def _interpret_one(heads: InterpretationHeads, g: int, z_BM: torch.Tensor, x_BM: torch.Tensor,
+                   keep_BM: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    """Interpretations of predictor g into x, its mask into keep; true where all concepts stay (keep is not set)."""
+    torch.addcmul(heads.shift_GM[g], z_BM, heads.scale_GM[g], out=x_BM)
+    dropped = dropped_count(z_BM.shape[1], heads.ratios[g])
+    if heads.rule == "mask" and not dropped:
+        return x_BM, True
+    torch.abs(x_BM, out=keep_BM)
+    keep_largest_(keep_BM, dropped, heads.rule)
+    return x_BM.mul_(keep_BM), False
 
 
 def _loss_and_gradient(weight_CW: torch.Tensor, bias_C: torch.Tensor, x_BW: torch.Tensor,

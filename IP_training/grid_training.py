@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from iis.grid import Cell
 from iis.runtime import UserError, torch_rng, write_whole
-from IP_training.fused_step import can_fuse, fused_step
+from IP_training.fused_step import can_fuse, fused_step, logits_of
 
 SAVE_EVERY_S = 30.0  # how much work a killed run may lose
 
@@ -131,17 +131,29 @@ def _losses_with_gradients(heads: nn.Module, x_BW: torch.Tensor, y_B: torch.Tens
 
 @torch.no_grad()
 def evaluate(heads: nn.Module, inputs: torch.Tensor, labels: torch.Tensor,
-             rows: int = 4096) -> tuple[torch.Tensor, torch.Tensor]:
-    """Top-1 correctness (G, V) bool and top-5 accuracy (G,) of every head, `rows` samples at a time."""
+             rows: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Top-1 correctness (G, V) bool and top-5 accuracy (G,) of every head, `rows` samples at a time (0: as suits the
+    device). Among equal logits the lower class is first; a logit that is not a number is last.
+    """
     heads.eval()
     hits, top5 = [], 0
+    rows = rows or (1024 if inputs.device.type == "cpu" else 4096)
     for x, y in zip(inputs.split(rows), labels.split(rows), strict=True):
-        logits = heads(x)  # (G, B, C)
-        best = logits.topk(min(5, logits.shape[-1]), dim=-1).indices  # (G, B, 5)
-        hits.append(logits.argmax(-1) == y)  # (G, B)
-        top5 = top5 + (best == y[:, None]).any(-1).sum(1)
+        ahead_GB = classes_ahead(logits_of(heads, x), y)
+        hits.append(ahead_GB == 0)
+        top5 = top5 + (ahead_GB < 5).sum(1)
     heads.train()
     return torch.cat(hits, 1), top5 / len(labels)
+
+
+def classes_ahead(logits_GCB: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
+    """How many classes come before the true one in the order of their logits, (G, B): cheaper than `topk`."""
+    count, num_classes = len(logits_GCB), logits_GCB.shape[1]
+    own_G1B = logits_GCB.gather(1, y_B.expand(count, 1, -1))
+    behind = torch.le(logits_GCB, own_G1B, out=torch.empty_like(logits_GCB))  # floats add up faster than bools
+    classes_C1 = torch.arange(num_classes, device=y_B.device)[:, None]
+    behind.masked_fill_((logits_GCB == own_G1B) & (classes_C1 < y_B), 0.0)
+    return num_classes - behind.sum(1)
 
 
 def _note_epoch(module: nn.Module, heads: list[Trained], epoch: int, loss: np.ndarray, hits: torch.Tensor,

@@ -8,7 +8,7 @@ from torch import nn
 from iis.grid import DENSE, RATIOS, Cell
 from iis.runtime import torch_rng
 from IP_training.concept_banks import prototype_bank
-from IP_training.grid_training import Recipe, Stack, train_stacks
+from IP_training.grid_training import Recipe, Stack, classes_ahead, evaluate, train_stacks
 from IP_training.predictor import DenseHeads, InterpretationHeads, interpret
 from IP_training.sparsify import sparsify
 
@@ -125,3 +125,22 @@ def test_holdout_selects_without_looking_at_validation():
     assert len(ours.select_top1) == 3
     assert all((60 * value) % 1 == pytest.approx(0, abs=1e-9) for value in ours.select_top1)  # of 60 pictures
     assert ours.best_epoch == ours.select_top1.index(max(ours.select_top1))
+
+
+def test_classes_ahead_by_hand():
+    logits_BC = torch.tensor([[3.0, 1.0, 2.0], [1.0, 1.0, 1.0], [1.0, 2.0, 2.0], [torch.nan] * 3, [0.0, torch.nan, 1.0]])
+    ahead = [classes_ahead(logits_BC.T[None], torch.full((5,), label))[0].tolist() for label in range(3)]
+    # among equals the lower class is first; a class with NaN is not known to be behind, and its own is last
+    assert ahead == [[0, 0, 2, 3, 2], [2, 1, 0, 3, 3], [1, 2, 1, 3, 1]]
+
+
+@pytest.mark.parametrize("rule", ["mask", "strict", "shrink"])
+def test_evaluation_is_argmax_and_topk(rule):
+    heads = InterpretationHeads(RATIOS, 20, 8, torch_rng(0, "head"), rule)
+    for parameter in heads.parameters():
+        parameter.data += 0.3 * torch.randn(parameter.shape, generator=torch_rng(1, "noise"))
+    z_VM, y_V = torch.randn(50, 20), torch.arange(50) % 8
+    hits, top5 = evaluate(heads, z_VM, y_V, rows=7)
+    logits = torch.baddbmm(heads.bias_GC[:, None], heads.interpretations(z_VM), heads.weight_GCM.mT)
+    assert torch.equal(hits, logits.argmax(-1) == y_V)
+    assert torch.equal(top5, (logits.topk(5).indices == y_V[:, None]).any(-1).float().mean(1))
