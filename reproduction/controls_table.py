@@ -49,7 +49,7 @@ def main(args: argparse.Namespace) -> Path:
     """Write the table. Returns its folder."""
     runs = [run for run in find_runs(args, draws=2) if args.with_checkpoints or not re.search(r"_epoch\d+$", run.model)]
     lines, shown, lonely = [], [], []
-    for (dataset, size), choices in grouped(runs, args.base_bank).items():
+    for (dataset, size), choices in _by_size(grouped(runs, args.base_bank)):
         base = choices.pop(BASE, None)
         if base is None:
             lonely.append(f"{dataset}, M = {size}: no plain {args.base_bank} run to compare with")
@@ -96,6 +96,8 @@ def choice_of(run: Run, base_bank: str) -> str:
             *(["first prototypes"] if row.get("prototypes") == "first" else []),
             *([row["sparsifier"]] if row["sparsifier"] != "mask" else [])]
         words += ["patches"] if run.elements == "patches" else []
+        foreign = (row["elements"] or {}).get("dataset", row["dataset"]) != row["dataset"]
+        words += ["bank of another data set"] if foreign else []
         words += ["held-out selection"] if row["holdout"] else []
         words += [f"bank of seed {row['bank_seed']}"] if "bank_seed" in row else []
         words += ["untrained backbone"] if run.model.endswith("_untrained") else []
@@ -164,6 +166,10 @@ def ranking(base: Sequence[float], values: Sequence[float]) -> tuple[float | Non
     if len(values) < 2 or len(set(base)) == 1 or len(set(values)) == 1:
         return None, order
     return float(stats.kendalltau(base, values).statistic), order
+
+
+def _by_size(groups: dict[tuple[str, Any], Any]) -> list[tuple[tuple[str, Any], Any]]:
+    return sorted(groups.items(), key=lambda item: (item[0][0], str(item[0][1]).rjust(9)))
 
 
 def _by_seed(run: Run) -> dict[int, float]:

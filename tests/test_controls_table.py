@@ -96,12 +96,13 @@ def test_without_a_sweep_the_choice_is_read_off_the_ledger(tmp_path):
     for name, right, changes in (("base", 90, {}), ("shrunk", 88, {"sparsifier": "shrink"}),
                                  ("held", 87, {"holdout": 0.1}), ("patches", 86, {"elements": {"kind": "patches"}}),
                                  ("release", 85, {"protocol": "release", "sparsifier": "strict"}),
-                                 ("first", 84, {"prototypes": "first"}), ("fixed", 83, {"bank_seed": 2})):
+                                 ("first", 84, {"prototypes": "first"}),
+                                 ("foreign", 82, {"elements": {"kind": "segments", "dataset": "other"}}), ("fixed", 83, {"bank_seed": 2})):
         make_ledger(tmp_path / "all" / name, "net", (right, right), **changes)
     lines, shown = table(tmp_path, "--model_root", tmp_path / "all")
     assert {line["choice"]: round(float(line["top-1 at s=0.9"]), 2) for line in lines} == {
         "base": 0.9, "shrink": 0.88, "held-out selection": 0.87, "patches": 0.86, "release protocol": 0.85,
-        "first prototypes": 0.84, "bank of seed 2": 0.83}
+        "first prototypes": 0.84, "bank of another data set": 0.82, "bank of seed 2": 0.83}
 
 
 def test_even_classes_need_no_second_accuracy(tmp_path):
