@@ -97,7 +97,8 @@ def test_without_a_sweep_the_choice_is_read_off_the_ledger(tmp_path):
                                  ("held", 87, {"holdout": 0.1}), ("patches", 86, {"elements": {"kind": "patches"}}),
                                  ("release", 85, {"protocol": "release", "sparsifier": "strict"}),
                                  ("first", 84, {"prototypes": "first"}),
-                                 ("foreign", 82, {"elements": {"kind": "segments", "dataset": "other"}}), ("fixed", 83, {"bank_seed": 2})):
+                                 ("foreign", 82, {"elements": {"kind": "segments", "dataset": "other"}}),
+                                 ("fixed", 83, {"bank_seed": 2})):
         make_ledger(tmp_path / "all" / name, "net", (right, right), **changes)
     lines, shown = table(tmp_path, "--model_root", tmp_path / "all")
     assert {line["choice"]: round(float(line["top-1 at s=0.9"]), 2) for line in lines} == {
