@@ -8,10 +8,10 @@ from typing import Any
 
 from PIL import Image
 
-from iis.config import read_yaml
-from iis.embedding_file import Embeddings, load_embeddings
-from iis.names import EMBEDDINGS, elements_file, elements_folder
+from iis.embedding_file import load_embeddings
+from iis.names import elements_file, elements_folder
 from iis.runtime import UserError
+from reproduction.run_files import settings_of
 
 PICTURED = ("Prototype", "Cluster", "End2End")  # banks whose evidence is pictures of visual elements
 
@@ -23,30 +23,6 @@ class Concept:
     number: int
     label: str
     pictures: list[Image.Image]
-
-
-def settings_of(folder: Path) -> dict[str, Any]:
-    """The settings a training door wrote beside its ledger; {} where they are gone."""
-    file = Path(folder) / "settings.yaml"
-    return read_yaml(file) if file.is_file() else {}
-
-
-def validation_of(folder: Path, identity: dict[str, Any], given: Path | None = None) -> tuple[Embeddings, Path]:
-    """The validation features a run was measured on, and their file: `given`, else what its settings say, else those
-    under `extractor/embs/`. They are known by their content; raises `UserError` where none is found."""
-    settings = settings_of(folder)
-    named, labels = given or settings.get("val_pt"), settings.get("val_labels")
-    places = [Path(named)] if named else [
-        file for place in (settings.get("activation_dir"), EMBEDDINGS / identity["model"]) if place
-        for file in sorted(Path(place).glob(f"{identity['dataset']}_val_{identity['model']}_*.pt"))]
-    for file in places:
-        if file.is_file():
-            found = load_embeddings(file, Path(labels) if labels else None)
-            if found.content_hash == identity["val_hash"]:
-                return found, file
-    looked = ", ".join(map(str, places)) or EMBEDDINGS / identity["model"]
-    raise UserError(f"the validation features that {folder} was measured on are not at hand (looked at {looked}); run "
-                    f"emb_extractor.sh with DATASET={identity['dataset']}, or name them with --val_pt")
 
 
 def elements_root(folder: Path, identity: dict[str, Any], given: Path | None = None) -> Path | None:

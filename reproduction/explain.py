@@ -46,16 +46,17 @@ def main(args: argparse.Namespace) -> Path:
     import torch
 
     from iis.tables import as_csv
-    from reproduction.concept_pictures import concept_of, elements_root, validation_of
+    from reproduction.concept_pictures import concept_of, elements_root
     from reproduction.explanation import explain, load_predictor
     from reproduction.explanation_figure import explanation_figure
     from reproduction.explanation_page import explanation_page
     from reproduction.outputs import write_figure
+    from reproduction.run_files import embeddings_of
     from reproduction.stories import csv_lines, stories
 
     predictor = load_predictor(args.run, args.seed, args.ratio)
     identity = predictor.identity
-    val, val_file = validation_of(args.run, identity, args.val_pt)
+    val, val_file = embeddings_of(args.run, identity, "val", args.val_pt)
     root = elements_root(args.run, identity, args.elements)
     folder = make_output_folder(args.out or default_folder(args, predictor))
     subjects, of_class = chosen(args, predictor, val, val_file)

@@ -33,7 +33,8 @@ HOW_TO_READ = (
     "orange to the left for the runner-up. All bars and the biases sum exactly to the margin between the two.",
     "Activations are normalised, so a negative one means: less of this concept than usual. With a negative weight that "
     "speaks for a class too.",
-    "Without it: the prediction when this concept's activation is set to 0 and all else stays as it is.",
+    "Without it: the prediction when this concept's activation is set to 0 and all else stays as it is. For a concept "
+    "that nearly every picture has (it works like a bias) this is a large step away from all that was trained on.",
     "The arithmetic is exact; that a concept means what its pictures or its word suggest is not proved by it.")
 
 

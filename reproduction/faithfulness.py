@@ -28,6 +28,7 @@ from iis.statistics import interval, mean_std
 from iis.tables import as_csv, plus_minus
 from reproduction.runs import Run, add_source_flags, find_runs, output_folder
 
+PANELS = 18  # of the figure
 COLOURS = {"most": "#c4622d", "random": "#7a7a7a", "least": "#1f6fb4"}
 SAID = {"most": "most important first", "random": "random order", "least": "least important first"}
 
@@ -63,7 +64,11 @@ def main(args: argparse.Namespace) -> Path:
     print(write_table(folder, "faithfulness", lines, shown, CAPTION.format(
         reference=REFERENCES_SAID[args.reference], orders=args.random_orders)))
     write_text(folder / "faithfulness_curves.csv", as_csv([line for result in results for line in result["curves"]]))
-    write_figure(folder, "faithfulness", figure(results))
+    plain = [result for result in results if not result["variant"]] or results
+    if len(plain) < len(results) or len(plain) > PANELS:
+        print(f"faithfulness.png shows {min(len(plain), PANELS)} of {len(results)} runs (the first {PANELS} that are "
+              "neither variants nor checkpoints); the tables hold all")
+    write_figure(folder, "faithfulness", figure(plain[:PANELS]))
     print(f"written: {folder}/faithfulness.csv, .md, .tex, .png, .pdf, faithfulness_curves.csv")
     return folder
 
@@ -80,12 +85,14 @@ REFERENCES_SAID = {"runner_up": "runner-up", "mean": "mean of the other classes"
 
 
 def measure(run: Run, args: argparse.Namespace) -> dict[str, Any]:
-    """One run, all its seeds: `line` (what it is), `areas` (numbers), `shown` (as read), `curves` (for the figure)."""
-    from reproduction.concept_pictures import validation_of
+    """One run, all its seeds: `line` (what it is), `variant` (whether it is one), `areas` (numbers),
+    `shown` (as read), `curves` (for the figure)."""
     from reproduction.explanation import load_predictor
+    from reproduction.points import epoch_of
     from reproduction.removal import bootstrap_means, order_curves
+    from reproduction.run_files import pictures_of
 
-    val, _ = validation_of(run.folder, run.identity)
+    val = pictures_of(run, "val")
     rows = numpy_rng("faithfulness pictures").permutation(len(val))[:args.max_pictures or None]
     features_ND, labels_N = val.features_ND[rows].float(), val.labels_N[rows]
     predictors = [load_predictor(run.folder, seed, args.ratio) for seed in seeds_of(run.folder)]
@@ -103,7 +110,9 @@ def measure(run: Run, args: argparse.Namespace) -> dict[str, Any]:
         low, high = interval(drawn[:, k])
         areas |= {name: mean, f"{name}, std": std, f"{name}, low": low, f"{name}, high": high}
         shown[name] = plus_minus(mean, std, 3) + (f" [{low:.3f}, {high:.3f}]" if name in (CHANGED, *GAPS) else "")
-    return {"line": line, "areas": areas, "shown": shown, "curves": curve_lines(line, curves)}
+    variant = bool(run.variant or epoch_of(run.model))
+    return {"line": line, "variant": variant, "areas": areas, "shown": shown,
+            "curves": curve_lines(line, curves)}
 
 
 def quantities(curves: Any) -> dict[str, np.ndarray]:

@@ -11,12 +11,13 @@ from PIL import Image
 from iis.plots import arr_figure
 from iis.runtime import UserError
 from reproduction.arr_curves import curve
-from reproduction.concept_pictures import Concept, concept_of, elements_root, validation_of
+from reproduction.concept_pictures import Concept, concept_of, elements_root
 from reproduction.explanation import Predictor, explain, load_predictor
 from reproduction.explanation_page import card
 from reproduction.iis_against_accuracy import scatter
 from reproduction.page import data_uri, escape, html_figure, section
 from reproduction.points import epoch_of, groups, plain
+from reproduction.run_files import pictures_of
 from reproduction.runs import Run
 from reproduction.stories import stories
 from reproduction.subjects import from_rows, spread
@@ -124,7 +125,7 @@ def predictions_of(run: Run, count: int, top: int = 4) -> str:
     title = f"{run.summary['dataset']} with {run.summary['bank']}, {run.model}"
     try:
         predictor, seed = _predictor(run)
-        val, _ = validation_of(run.folder, run.identity)
+        val = pictures_of(run, "val")
         root = elements_root(run.folder, run.identity)
         subjects = from_rows(spread(range(len(val)), count), val, run.summary["dataset"])
         features_ND = val.features_ND[spread(range(len(val)), count)].float()

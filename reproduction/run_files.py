@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from iis.config import read_yaml
 from iis.embedding_file import Embeddings, load_embeddings
@@ -16,16 +17,26 @@ def pictures_of(run: Run, split: str) -> Embeddings:
 
     Raises `UserError` where the file is gone or holds other numbers by now.
     """
-    file = run.folder / "settings.yaml"
-    if not file.is_file():
-        raise UserError(f"{run.folder} has no settings.yaml, so its {split} representations cannot be found; run stage "
-                        "3 again")
-    settings = read_yaml(file)
-    own = settings.get("activation_dir")
-    named = settings.get(f"{split}_pt") or representations_of(
+    return embeddings_of(run.folder, run.identity, split)[0]
+
+
+def embeddings_of(folder: Path, identity: dict[str, Any], split: str,
+                  given: Path | None = None) -> tuple[Embeddings, Path]:
+    """The same, and their file, for a ledger's folder with this identity. given: the file, where it lies elsewhere."""
+    settings = settings_of(folder)
+    if not settings and given is None:
+        raise UserError(f"{folder} has no settings.yaml, so its {split} representations cannot be found; run stage 3 "
+                        "again")
+    own, labels = settings.get("activation_dir"), settings.get(f"{split}_labels")
+    named = given or settings.get(f"{split}_pt") or representations_of(
         settings["model_name"], settings["dataset"], split, settings.get("feature_layer"), Path(own) if own else None)
-    labels = settings.get(f"{split}_labels")
     found = load_embeddings(Path(named), Path(labels) if labels else None)
-    if found.content_hash != run.identity[f"{split}_hash"]:
-        raise UserError(f"{named} holds other numbers than {run.folder} was made of; run stage 3 again")
-    return found
+    if found.content_hash != identity[f"{split}_hash"]:
+        raise UserError(f"{named} holds other numbers than {folder} was made of; run stage 3 again")
+    return found, Path(named)
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """The settings a training door wrote beside its ledger; {} where they are gone."""
+    file = Path(folder) / "settings.yaml"
+    return read_yaml(file) if file.is_file() else {}

@@ -15,10 +15,11 @@ from iis.datasets import Dataset
 from iis.embedding_file import Embeddings
 from iis.runtime import UserError, write_text
 from reproduction import explain, subjects
-from reproduction.concept_pictures import concept_of, validation_of
+from reproduction.concept_pictures import concept_of
 from reproduction.explanation import explain as explain_all
 from reproduction.explanation import load_predictor
 from reproduction.explanation_page import explanation_page
+from reproduction.run_files import embeddings_of
 from reproduction.stories import if_removed, stories, the_rest
 from reproduction.subjects import Subject, embed_pictures, spread
 
@@ -65,7 +66,7 @@ def test_rows_and_files_of_the_data_set_are_the_same_pictures(run, toy):
     assert [story["picture"] for story in told] == names
     args = explain.parser().settings(["--run", str(run), "--images", names[0], str(toy / "pictures/val" / names[1])])
     predictor = load_predictor(run)
-    found, of_class = explain.chosen(args, predictor, *validation_of(run, predictor.identity))
+    found, of_class = explain.chosen(args, predictor, *embeddings_of(run, predictor.identity, "val"))
     assert of_class is None and [one.name for one in found] == names and [one.label for one in found] == [1, 0]
     logits_NC = explain_all(predictor, torch.stack([one.features_D for one in found])).logits_NC
     assert logits_NC.max(1).values.tolist() == pytest.approx([story["logit_predicted"] for story in told], abs=1e-4)
@@ -79,7 +80,7 @@ def test_bad_input_is_one_sentence(run, toy):
                         (["--images", toy / "val.pt"], "cannot be read as a picture"),
                         (["--elements", toy / "nowhere"], "name their folder with --elements"),
                         (["--elements", toy], "there is no picture .*name the folder of the elements"),
-                        (["--val_pt", toy / "train.pt"], "validation features .* not at hand"),
+                        (["--val_pt", toy / "train.pt"], "train.pt holds other numbers than"),
                         (["--ratio", "0.3"], "there are 0.5, 0.7, 0.9"), (["--seed", "5"], "--seed can be 0, 1")):
         with pytest.raises(UserError, match=said):
             door(run, toy / "refused", *words)
