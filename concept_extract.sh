@@ -2,12 +2,14 @@
 # Stage 1: cut pictures into visual elements (segments and patches).
 #   bash concept_extract.sh                              ImageNet, as published
 #   DATASET=shapes bash concept_extract.sh               the built-in data set (demo/paint_shapes.py paints it)
+#   bash concept_extract.sh --dry-run   (or DRY_RUN=1): shapes, disk, memory and time; nothing is made
 # Input:  the data set's training pictures, where dataset_configs/$DATASET.yaml says.
 # Output: concept_library/visual/. ImageNet: up to 150,000 segments and 160,000 patches, some 6 GB and 4 GB,
 #         about an hour of one core in all, divided by the cores; shapes: seconds.
 # Expect: 10 pictures per class, at most 15 segments and exactly 16 patches of each. A second run is instant.
 set -euo pipefail
 cd "$(dirname "$0")"
+. iis/stage.sh
 
 DATASET=${DATASET:-imagenet}
 ELEMENTS=${ELEMENTS:-segments patches}
@@ -25,6 +27,7 @@ for kind in $ELEMENTS; do
         *) echo "ELEMENTS=$kind is not known: use segments, patches or both" >&2; exit 2 ;;
     esac
     "$PYTHON" "extractor/$door" --dataset "$DATASET" --image_per_class "$IMAGES_PER_CLASS" \
-        --protocol "$PROTOCOL" --seed "$SEED" --format "$FORMAT" ${WORKERS:+--workers "$WORKERS"}
+        --protocol "$PROTOCOL" --seed "$SEED" --format "$FORMAT" ${WORKERS:+--workers "$WORKERS"} \
+        ${DRY_RUN:+--dry_run}
 done
-echo "stage 1 (visual elements of $DATASET): $SECONDS s"
+summary "stage 1 (visual elements of $DATASET)" pictures

@@ -2,6 +2,7 @@
 # Stages 3 and 4: train the interpretation predictors of every backbone and bank named, then print their IIS.
 #   bash ip_train.sh                                               ResNet-50 on ImageNet, Prototype bank, as published
 #   DATASET=shapes MODELS="shapes_small shapes_large" BANKS="Prototype Random" bash ip_train.sh
+#   bash ip_train.sh --dry-run   (or DRY_RUN=1): shapes, disk, memory and time; nothing is made
 # Input:  stage 2's embeddings (for Text and Combined those of extractor/textual_emb_extractor.py too).
 # Output: IP_training/IP_BANK/MODEL/...: ledger, predictors, IIS table and plot; a few MB. The representations
 #         stay in memory: 11 GB for ResNet-50 on ImageNet. shapes: about half a minute for a backbone on 2 cores.
@@ -9,6 +10,7 @@
 #         without sparsity, falling as fewer concepts stay; an IIS between 0 and 0.98.
 set -euo pipefail
 cd "$(dirname "$0")"
+. iis/stage.sh
 
 DATASET=${DATASET:-imagenet}
 MODELS=${MODELS:-resnet50}               # folders of extractor/embs/
@@ -27,7 +29,8 @@ CONCEPT_SET=${CONCEPT_SET:-}
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 
 common=(--dataset "$DATASET" --protocol "$PROTOCOL" --seeds "$SEEDS" --n_epoch "$EPOCHS"
-        ${NUM_CONCEPTS:+--num_concepts "$NUM_CONCEPTS"} ${RATIOS:+--ratios "$RATIOS"} ${DEVICE:+--device "$DEVICE"})
+        ${NUM_CONCEPTS:+--num_concepts "$NUM_CONCEPTS"} ${RATIOS:+--ratios "$RATIOS"} ${DEVICE:+--device "$DEVICE"}
+        ${DRY_RUN:+--dry_run})
 text=(${CLIP_NAME:+--clip_name "$CLIP_NAME"} ${CLIP_CUTOFF:+--clip_cutoff "$CLIP_CUTOFF"}
       ${INTERPRETABILITY_CUTOFF:+--interpretability_cutoff "$INTERPRETABILITY_CUTOFF"}
       ${CONCEPT_SET:+--concept_set "$CONCEPT_SET"})
@@ -48,6 +51,7 @@ for model in $MODELS; do
         roots+=("IP_training/IP_$bank/$model/${DATASET}_"*)    # every setting so far
     done
 done
-echo "stage 3 ($BANKS of $MODELS on $DATASET): $SECONDS s"
-"$PYTHON" iis_computing.py --model_root "${roots[@]}" --save_dir "results/$DATASET"
-echo "stages 3 and 4: $SECONDS s"
+summary "stage 3 ($BANKS of $MODELS on $DATASET)" heads
+trained=$SECONDS
+"$PYTHON" iis_computing.py --model_root "${roots[@]}" --save_dir "results/$DATASET" ${DRY_RUN:+--dry_run}
+[ -n "$DRY_RUN" ] || echo "stage 4 (IIS of the same): $((SECONDS - trained)) s, ${#roots[@]} settings"

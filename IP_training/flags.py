@@ -19,6 +19,7 @@ PROTOCOLS = {"paper": {"sparsifier": "mask", "prototypes": "balanced", "element_
 def training_parser(description: str) -> DoorParser:
     """The parent parser: files, grid, recipe, selection. Doors add what their bank needs."""
     parser = DoorParser(description=description)
+    parser.plans = True
     files = parser.add_argument_group("files (published flags; by default found through --model_name and --dataset)")
     files.add_argument("--config_yaml", help="YAML with any of these settings")
     files.add_argument("--model_name", "--backbone", default="resnet50",

@@ -22,12 +22,14 @@ from iis.grid import DENSE, Cell
 from iis.ledger import LEDGER, add_rows, cell_of, merged, read_ledger
 from iis.names import slug
 from iis.runtime import ROOT, UserError, choose_device, claim_folder, torch_rng
+from iis.tally import tally
 from IP_training.flags import PROTOCOLS
 from IP_training.grid_training import Recipe, train_stacks
 from IP_training.inputs import Inputs
 from IP_training.predictor_files import save_predictors
 from IP_training.rows import identity_of, row_of
 from IP_training.stacks import Plan, Seed, dense_stacks
+from IP_training.stage3_plan import tell_stage3
 
 # Dense heads depend on features and seed alone: trained once, for all banks.
 DENSE_HEADS = Path(os.environ.get("IIS_DENSE_HEADS", ROOT / "IP_training" / "dense_heads"))
@@ -44,6 +46,9 @@ def run(args: argparse.Namespace, kind: str, inputs: Inputs, plan: Plan, num_con
     started = time.monotonic()
     identity = identity_of(args, kind, num_concepts, inputs, bank_settings)
     folder = args.save_dir or default_folder(args, kind, num_concepts, identity)
+    if "dry_run" in args:
+        tell_stage3(args, kind, inputs, num_concepts, folder)
+        return folder
     with claimed(folder, identity, LEDGER):
         device = choose_device(args.device)
         write_settings(args, folder / "settings.yaml")
@@ -55,6 +60,7 @@ def run(args: argparse.Namespace, kind: str, inputs: Inputs, plan: Plan, num_con
     rows = read_ledger(folder / LEDGER)
     for line in advice(rows):
         print(line)
+    tally(trained)
     seconds = time.monotonic() - started
     print(f"stage 3: {trained} heads trained, {len(rows)} in {folder / LEDGER}, {seconds:.1f} s on {device}"
           + (f" ({seconds / trained:.2f} s a head)" if trained else " (all were done already)"))

@@ -22,6 +22,7 @@ ONE_MACHINE = {"world_size": 1, "dist_url": "env://"}
 def backbone_parser(description: str) -> DoorParser:
     """A parser with the published flags of the visual door that name a backbone, and ours."""
     parser = DoorParser(description=description)
+    parser.plans = True
     parser.add_argument("--config_yaml", help="a YAML of model_configs/ (a file or a name); the command line wins")
     parser.add_argument("--model", required=True, help="torchvision name, CIFAR ResNet (resnet20 … resnet110), "
                         "timm:NAME, path/to/file.py:function or package.module:function")

@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from iis.config import DoorParser
+from iis.dry_run import tell
 from iis.names import own_head_file
 from iis.runtime import UserError, run_door, write_json
 
@@ -43,6 +44,10 @@ def check(args: argparse.Namespace) -> float:
         raise UserError(f"the head of {backbone.model} ({backbone.weights}) knows {backbone.num_classes} classes and "
                         f"{pictures.dataset} has {len(pictures.class_names)}: its own head cannot be checked there; "
                         "use the data set the weights were trained on")
+    if "dry_run" in args:
+        tell("check of a backbone", {"pictures": f"{len(pictures):,} of {pictures.dataset} val, through "
+                                                 f"{backbone.model} ({backbone.weights}) on {device}"})
+        return float("nan")
     rows = [range(start, min(start + args.batch_size, len(pictures)))
             for start in range(0, len(pictures), args.batch_size)]
     right = count = unreadable = 0

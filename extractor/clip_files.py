@@ -26,18 +26,20 @@ from iis.runtime import UserError, make_output_folder
 WORDS = "text"  # the node of word embeddings
 
 
-def pictures_target(clip: Clip, pictures: PictureSet, shared: Path, folder: Path) -> tuple[Target, Path]:
+def pictures_target(clip: Clip, pictures: PictureSet, shared: Path, folder: Path,
+                    write: bool = True) -> tuple[Target, Path]:
     """The file of these pictures in `shared` as a target for `embed_together`, and its name in `folder`.
 
     A right file that only `folder` has is given to `shared`. Raises `UserError` where either was made otherwise.
+    write: False where nothing may be made.
     """
     file, published = (clip_pictures_file(place, pictures.dataset, pictures.split, clip.label)
                        for place in (shared, folder))
     provenance = {**_shared_provenance(clip), "node": PICTURES.name, "preprocessing": clip.preprocessing,
                   "dataset": pictures.dataset, "split": pictures.split, "elements": None}
-    for place in (shared, folder):
+    for place in (shared, folder) if write else ():
         make_output_folder(place)
-    if is_done(pictures, published, provenance) and not is_done(pictures, file, provenance):
+    if is_done(pictures, published, provenance) and not is_done(pictures, file, provenance) and write:
         give(published, file)
     return Target(clip, PICTURES, file, provenance, record={"label": clip.label}), published
 

@@ -31,6 +31,7 @@ from iis.embedding_file import PROVENANCE, Embeddings, differing, load_embedding
 from iis.layers import Node, represent
 from iis.preprocessing import normalise
 from iis.runtime import UserError, claim_folder, read_json, write_json
+from iis.tally import tally
 
 CHUNK = 16  # batches; at 32 pictures and D = 2048 a chunk is 4 MB
 
@@ -97,8 +98,7 @@ def embed_together(pictures: PictureSet, targets: Sequence[Target], batch_size: 
     left = [target for target in targets if not _kept(pictures, target, rank)]
     if not left:
         return
-    left = [replace(target, module=ready(target.model.module, target.node, target.model.preprocessing["crop"]))
-            for target in left]
+    left = [prepared(target) for target in left]
     widths = [_width(target, device) for target in left]
     for target, width in zip(left, widths, strict=True):
         claim_folder(target.partial, {**target.provenance, "pictures": len(pictures),
@@ -124,7 +124,7 @@ def embed_together(pictures: PictureSet, targets: Sequence[Target], batch_size: 
                 unreadable |= batch.unreadable
                 for place in places if batch.rows else ():
                     fresh[place] += len(batch.rows)
-                    _place(features[place], batch, _features(left[place], place, batch, device), pictures)
+                    _place(features[place], batch, features_of(left[place], place, batch, device), pictures)
             for place in places:
                 features[place].flush()
                 os.fsync(features[place].fileno())
@@ -135,8 +135,14 @@ def embed_together(pictures: PictureSet, targets: Sequence[Target], batch_size: 
         record = {**target.record, "seconds": round(seconds, 1), "root": str(pictures.root),
                   "device": str(device), "made": datetime.now(UTC).isoformat(timespec="seconds"),
                   "torch": str(torch.__version__), "torchvision": str(torchvision.__version__)}
+        tally(count)
         kept = _finish(pictures, target.partial, width, len(chunks), target.file, target.provenance, record)
         print(f"{target.file}: {kept:,} x {width}, {seconds:.1f} s, {count / seconds:,.0f} pictures/s, {device}")
+
+
+def prepared(target: Target) -> Target:
+    """The target with the model that will compute; see `fast_forward.ready`."""
+    return replace(target, module=ready(target.model.module, target.node, target.model.preprocessing["crop"]))
 
 
 def _kept(pictures: PictureSet, target: Target, rank: int) -> bool:
@@ -148,7 +154,8 @@ def _kept(pictures: PictureSet, target: Target, rank: int) -> bool:
     return done
 
 
-def _features(target: Target, place: int, batch: Batch, device: torch.device) -> np.ndarray:
+def features_of(target: Target, place: int, batch: Batch, device: torch.device) -> np.ndarray:
+    """Float32 features (B, D) of a batch; target: as `prepared` leaves it, the batch's own or its others[place - 1]."""
     pixels = [batch.pictures, *batch.others][place]
     with torch.inference_mode(), precise(device, target.precision):
         found = represent(target.module, target.node, normalise(pixels, target.model.preprocessing))

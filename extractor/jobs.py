@@ -47,10 +47,10 @@ def folder_name(model: str, backbone: Backbone, precision: str = "fp32", chosen:
 
 
 def plan(pictures: PictureSet, backbone: Backbone, layer: str, folder: str, root: Path, precision: str = "fp32",
-         elements: dict[str, Any] | None = None, place: Path | None = None) -> Job:
+         elements: dict[str, Any] | None = None, place: Path | None = None, write: bool = True) -> Job:
     """The job for these pictures: a data set's own, or, with stage 1's settings as `elements`, visual elements.
 
-    place: a folder for the file, instead of `folder` below `root`.
+    place: a folder for the file, instead of `folder` below `root`. write: False where nothing may be made.
     Raises `UserError` for an unknown layer, a folder that cannot be written to, and a file made otherwise.
     """
     node = resolve(backbone.module, backbone.head, layer, backbone.preprocessing["crop"])
@@ -66,6 +66,7 @@ def plan(pictures: PictureSet, backbone: Backbone, layer: str, folder: str, root
                   "dataset": pictures.dataset, "split": pictures.split, "elements": elements}
     if place is not None:
         file = place / file.name
-    make_output_folder(file.parent)
+    if write:
+        make_output_folder(file.parent)
     is_done(pictures, file, provenance)
     return Job(pictures, node, file, provenance, {"layer": layer})

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from extractor.patches import RULES, patches
 from extractor.picture_walk import walk
 from extractor.stage1_flags import pictures_of, save_root_of, stage1_parser
+from extractor.stage_plans import tell_stage1
 from iis.config import DoorParser, write_settings
 from iis.runtime import run_door
 
@@ -31,7 +32,11 @@ def main(args=None) -> None:
     folder = save_root_of(args, pictures, "patches")
     # Nothing is drawn at random and the protocols agree: both are recorded because stage 2's file names tell them.
     settings = {"kind": "patches", "protocol": args.protocol, "seed": args.seed, **RULES}
-    walk(pictures, patches, folder, settings, args.image_per_class, args.format, args.workers)
+    work = (pictures, patches, folder, settings, args.image_per_class, args.format, args.workers)
+    if "dry_run" in args:
+        tell_stage1(*work)
+        return
+    walk(*work)
     write_settings(args, folder / "settings.yaml")
 
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from iis.datasets import PictureSet, UnreadablePicture
 from iis.runtime import UserError, claim_folder, read_json, write_json, write_text, write_whole
+from iis.tally import tally
 
 Cut = Callable[[Image.Image, str], list[tuple[str, Image.Image]]]  # (picture, its name) -> [(tag, element)]
 SUFFIX = {"jpeg": ".jpg", "png": ".png"}
@@ -216,6 +217,7 @@ def _summary(pictures: PictureSet, rows: list[dict[str, Any]], seconds: float) -
 
 def _print(kind: str, summary: dict[str, Any], folder: Path, done_now: int, seconds: float) -> None:
     unreadable = summary["unreadable"]
+    tally(done_now)
     speed = f"{done_now / seconds:.1f} pictures/s" if done_now else "nothing left to do"
     print(f"{kind}: {summary['pictures']} pictures, {summary['elements']} elements, {len(unreadable)} unreadable, "
           f"{seconds:.1f} s, {speed} -> {folder}")

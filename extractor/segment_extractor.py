@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from extractor.picture_walk import walk
 from extractor.stage1_flags import pictures_of, save_root_of, stage1_parser
+from extractor.stage_plans import tell_stage1
 from extractor.superpixels import BOXES, CHOICES, RULES, segments
 from iis.config import DoorParser, write_settings
 from iis.runtime import run_door
@@ -41,8 +42,12 @@ def main(args=None) -> None:
     choice, box = args.segment_choice or choice, args.bounding_box or box
     settings = {"kind": "segments", "protocol": args.protocol, "segment_choice": choice, "bounding_box": box,
                 "seed": args.seed, **RULES}
-    walk(pictures, partial(segments, choice=choice, box=box, seed=args.seed), folder, settings,
-         args.image_per_class, args.format, args.workers)
+    work = (pictures, partial(segments, choice=choice, box=box, seed=args.seed), folder, settings,
+            args.image_per_class, args.format, args.workers)
+    if "dry_run" in args:
+        tell_stage1(*work)
+        return
+    walk(*work)
     write_settings(args, folder / "settings.yaml")
 
 

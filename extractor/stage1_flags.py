@@ -17,6 +17,7 @@ PROTOCOLS = ("paper", "release")
 def stage1_parser(kind: str, description: str) -> DoorParser:
     """The flags of both doors; `kind` is segments or patches."""
     parser = DoorParser(description=description)
+    parser.plans = True
     parser.add_argument("--config_yaml", help="a YAML file with any of these settings; the command line wins")
     parser.add_argument("--data_root", type=path, help="folder that holds one folder of pictures per class; left "
                         "out, the train pictures of --dataset")

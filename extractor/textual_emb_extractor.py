@@ -55,8 +55,9 @@ def main(args: argparse.Namespace | None = None) -> None:
     from extractor.clip_files import embed_words, give, pictures_target
     from extractor.clip_sources import resolve
     from extractor.clip_towers import load_clip
-    from extractor.embed import embed_together, ranks
+    from extractor.embed import embed_together, prepared, ranks
     from extractor.jobs import folder_name, plan
+    from extractor.stage_plans import tell_stage2
     from iis.datasets import load_dataset, same_classes
     from iis.names import clip_label
 
@@ -73,9 +74,17 @@ def main(args: argparse.Namespace | None = None) -> None:
     clip = load_clip(args.clip_name, weights, device, clip_label(args.clip_name, args.clip_weights))
     name = folder_name(args.model, backbone, args.precision, args.model_name)
     folder, shared = args.activation_dir or args.save_root / name, args.save_root / "clip"
-    clips = [pictures_target(clip, pictures, shared, folder) for pictures in sets]
-    jobs = [plan(pictures, backbone, args.feature_layer, name, args.save_root, args.precision, place=folder)
-            for pictures in sets]
+    dry = "dry_run" in args
+    clips = [pictures_target(clip, pictures, shared, folder, write=not dry) for pictures in sets]
+    jobs = [plan(pictures, backbone, args.feature_layer, name, args.save_root, args.precision, place=folder,
+                 write=not dry) for pictures in sets]
+    if dry:
+        print(f"dry run: {len(concepts):,} concepts of {args.concept_set} -> {len(concepts):,} x {clip.width} in "
+              f"{folder}")
+        for pictures, job, (target, _) in zip(sets, jobs, clips, strict=True):
+            tell_stage2(pictures, [prepared(job.target(backbone)), prepared(target)], args.batch_size, args.workers,
+                        device)
+        return
     if ranks()[0] == 0:
         words = embed_words(clip, concepts, args.concept_set, shared, folder)
         write_settings(args, words.with_name(f"{words.name}.settings.yaml"))

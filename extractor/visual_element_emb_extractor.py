@@ -48,14 +48,20 @@ def main(args: argparse.Namespace | None = None) -> None:
         check(args)
         return
     from extractor.backbone_flags import backbone_of
-    from extractor.embed import ranks
+    from extractor.embed import prepared, ranks
     from extractor.jobs import folder_name, plan
+    from extractor.stage_plans import tell_stage2
 
     sources = _sources(args)
     backbone, device = backbone_of(args)
     folder = folder_name(args.model, backbone, args.precision, args.model_name)
-    jobs = [plan(pictures, backbone, layer, folder, args.save_root, args.precision, elements)
+    dry = "dry_run" in args
+    jobs = [plan(pictures, backbone, layer, folder, args.save_root, args.precision, elements, write=not dry)
             for pictures, layer, elements in sources]
+    for job in jobs if dry else ():
+        tell_stage2(job.pictures, [prepared(job.target(backbone))], args.batch_size, args.workers, device)
+    if dry:
+        return
     for job in jobs:
         if ranks()[0] == 0:
             write_settings(args, job.file.with_name(f"{job.file.name}.settings.yaml"))

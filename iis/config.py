@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from iis.dry_run import tell
 from iis.runtime import ROOT, UserError, nearest, write_text
 
 
@@ -57,7 +58,11 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 class DoorParser(argparse.ArgumentParser):
     """argparse with what all doors share: both `--flag_name` and `--flag-name`, no abbreviations, defaults
-    in `--help`, errors in one sentence that name the nearest flag, and `--config_yaml` where a door adds it."""
+    in `--help`, errors in one sentence that name the nearest flag, `--dry_run`, and `--config_yaml` where a door adds
+    it. plans: whether the door itself tells what `--dry_run` asks; if not, its settings are told here."""
+
+    plans = False
+    _dry_run: argparse.Action | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", _Help)
@@ -68,7 +73,8 @@ class DoorParser(argparse.ArgumentParser):
 
     def flags(self) -> dict[str, argparse.Action]:
         """Every flag by its YAML key (`--val_resize_size` is `val_resize_size`)."""
-        return {action.dest: action for action in self._actions if action.option_strings and action.dest != "help"}
+        return {action.dest: action for action in self._actions
+                if action.option_strings and action.dest not in ("help", "dry_run")}
 
     def settings(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
         """Parse: defaults <- the YAML named by `--config_yaml`, if any <- command line.
@@ -76,6 +82,9 @@ class DoorParser(argparse.ArgumentParser):
         Raises `UserError` for an unknown flag or key (naming the nearest), a bad value or a missing file.
         """
         argv = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
+        if "--dry_run" not in self._option_string_actions:  # a door may have its own
+            self._dry_run = self.add_argument("--dry_run", action="store_true", help="only say what would run; nothing "
+                                              "is made")
         first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         first.add_argument("--config_yaml")
         config = first.parse_known_args(argv)[0].config_yaml
@@ -85,6 +94,14 @@ class DoorParser(argparse.ArgumentParser):
         if unknown:
             known = [option for action in self._actions for option in action.option_strings]
             raise UserError(f"unknown argument {unknown[0]}{nearest(unknown[0], known)}")
+        if self._dry_run is None:
+            return settings
+        if settings.dry_run and not self.plans:
+            told = {name: str(value) for name, value in vars(settings).items() if value not in (None, "")}
+            tell(f"{self.prog}, {self.description}", {name: text for name, text in told.items() if name != "dry_run"})
+            sys.exit(0)
+        if not settings.dry_run:  # it decides no result: neither settings.yaml nor a manifest should hold it
+            del settings.dry_run
         return settings
 
     def take_yaml(self, file: Path) -> None:

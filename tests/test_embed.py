@@ -109,7 +109,7 @@ def test_killed_at_any_moment_and_started_again_gives_the_same_bits(place):
 
 def test_finished_chunks_are_not_computed_again(place, monkeypatch):
     calls = []
-    features = room._features
+    features = room.features_of
 
     def counted(*arguments):
         calls.append(len(arguments[2].rows))
@@ -117,7 +117,7 @@ def test_finished_chunks_are_not_computed_again(place, monkeypatch):
             raise KeyboardInterrupt
         return features(*arguments)
 
-    monkeypatch.setattr(room, "_features", counted)
+    monkeypatch.setattr(room, "features_of", counted)
     with pytest.raises(KeyboardInterrupt):
         run(place)
     calls.clear()
@@ -133,7 +133,7 @@ def test_two_files_over_one_decode_are_the_files_made_apart(place, monkeypatch):
         backbone = load_backbone(f"{place}/net.py:net", "none", crop=crop)
         provenance = {"model": backbone.model, "weights_hash": backbone.weights_hash, "node": HEAD_INPUT}
         targets.append(Target(backbone, Node(HEAD_INPUT, backbone.head), place / "out" / f"{crop}.pkl", provenance))
-    features, calls = room._features, []
+    features, calls = room.features_of, []
 
     def stopped(target, *more):
         calls.append(target.file.name)
@@ -141,7 +141,7 @@ def test_two_files_over_one_decode_are_the_files_made_apart(place, monkeypatch):
             raise KeyboardInterrupt
         return features(target, *more)
 
-    monkeypatch.setattr(room, "_features", stopped)
+    monkeypatch.setattr(room, "features_of", stopped)
     with pytest.raises(KeyboardInterrupt):
         embed_together(pictures, targets, 2, 0, CPU)
     (targets[0].partial / "chunk-000000.json").unlink()  # as if only the other had come so far

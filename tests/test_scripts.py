@@ -69,7 +69,7 @@ def test_scripts_hand_their_settings_on(bare_tree, tmp_path):
     assert [line.split()[0] for line in told[:2]] == ["extractor/segment_extractor.py", "extractor/patch_extractor.py"]
     for flag in ("--dataset shapes", "--protocol release", "--seed 3", "--workers 2", "--format png"):
         assert all(flag in line for line in told[:2])
-    assert re.search(r"stage 1.*\d+ s$", told[-1])
+    assert re.search(r"stage 1.*: \d+ s, 0 pictures, 0.0 pictures/s$", told[-1])  # the stand-in makes none
 
     trained = bash(str(bare_tree / "ip_train.sh"), MODELS="a b", SEEDS="2", NUM_CONCEPTS="9", RATIOS="0,0.5", **run)
     lines = [line for line in trained.stdout.splitlines() if line.startswith("IP_training/")]
@@ -90,3 +90,20 @@ def test_every_data_set_and_citation_can_be_read():
 def test_every_requirement_has_its_reason():
     lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
     assert lines and all(re.fullmatch(r"[A-Za-z_-]+>=[\d.]+ +# \S.*", line) for line in lines)
+
+
+@pytest.mark.parametrize("how", ["argument", "variable"])
+def test_a_dry_run_is_handed_on_and_summed_up(bare_tree, tmp_path, how):
+    """With a stand-in for Python that prints its arguments and says that it made three."""
+    echo = tmp_path / "python"
+    echo.write_text('#!/usr/bin/env bash\nprintf "%s " "$@"; echo\n[ -f "$1" ] && echo 3 >>"$IIS_TALLY" || true\n')
+    echo.chmod(0o755)
+    dry = (["--dry-run"], {}) if how == "argument" else ([], {"DRY_RUN": "1"})
+    for script in SCRIPTS:
+        told = bash(str(bare_tree / script), *dry[0], PYTHON=str(echo), DATASET="shapes", **dry[1]).stdout
+        doors = [line for line in told.splitlines() if ".py " in line]
+        assert doors and all("--dry_run" in line for line in doors)
+        assert "dry run, nothing was made" in told
+    told = bash(str(bare_tree / "concept_extract.sh"), PYTHON=str(echo), DATASET="shapes", DRY_RUN="0").stdout
+    assert "--dry_run" not in told and re.search(r"stage 1.*: \d+ s, 6 pictures, [\d.]+ pictures/s\n$", told)
+    assert "--dry-run" in bash(str(bare_tree / "ip_train.sh"), "--dry", PYTHON=str(echo)).stderr
