@@ -157,7 +157,7 @@ class FineTuning:
 
     @torch.no_grad()
     def bank(self) -> torch.Tensor:
-        """The M elements as the backbone sees them now: unit vectors (M, D)."""
+        """The M elements as the backbone sees them now: unit vectors (M, D). Leaves the backbone in eval mode."""
         self.module.eval()
         return unit_rows(torch.cat([represent(self.module, self.node, self._input(part))
                                     for part in self.elements.split(EVAL_BATCH)]))
@@ -175,13 +175,12 @@ class FineTuning:
     def _fit_predictor(self) -> None:
         """Fit the predictor to the frozen backbone by stage 3's recipe: from random weights its first gradients would
         move the backbone for nothing."""
-        labels, parts = [], []
-        self.module.eval()
+        bank_MD, parts, labels = self.bank(), [], []
         with torch.no_grad():
             for rows, pixels in self.train.batches(self.train.rows, EVAL_BATCH):
-                parts.append(represent(self.module, self.node, self._input(pixels)))
+                parts.append(interpret(represent(self.module, self.node, self._input(pixels)), bank_MD))
                 labels.append(self.train.labels_N[rows])
-        z_NM, y_N = interpret(torch.cat(parts), self.bank()), torch.cat(labels).to(self.device)
+        z_NM, y_N = torch.cat(parts), torch.cat(labels).to(self.device)
         cell = Cell(self.recipe.seed, self.recipe.sparsity, self.recipe.ip_learning_rate)
         # Its last epoch is used, so what it is "validated" on decides nothing.
         train_stacks([Stack(self.predictor, [cell], z_NM, z_NM[:1])], y_N, y_N[:1], HeadRecipe(), self.recipe.seed,
