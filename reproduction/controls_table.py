@@ -129,8 +129,10 @@ def compare(name: str, choice: dict[str, Run], base: dict[str, Run], ratio: floa
     for key in ("dense top-1", "dense balanced", f"top-1 at s={ratio:g}", f"balanced at s={ratio:g}"):
         values = [line[key] for line in lines]
         shown[f"{key}, %"] = "-" if None in values else f"{100 * np.mean(values):.2f}"
-    chance = [line["model"] for line in lines if line["near chance"]]
-    return lines, {**shown, "remark": f"dense head near chance: {', '.join(chance)}" if chance else ""}
+    remarks = {"dense head near chance": [line["model"] for line in lines if line["near chance"]],
+               "predictors above their dense head": [line["model"] for line in lines if line["above ceiling"]]}
+    said = "; ".join(f"{remark}: {', '.join(where)}" for remark, where in remarks.items() if where)
+    return lines, {**shown, "remark": said}
 
 
 def over_models(choice: dict[str, Run], base: dict[str, Run], models: Sequence[str]) -> Difference:
@@ -154,6 +156,7 @@ def _line(name: str, model: str, run: Run, base: Run, ratio: float) -> dict[str,
             "dense balanced": dense["balanced"], f"top-1 at s={ratio:g}": sparse["top1"],
             f"balanced at s={ratio:g}": sparse["balanced"],
             "near chance": too_close_to_chance(dense["top1"], run.summary["chance"], run.summary["n_val"]),
+            "above ceiling": run.iis > run.summary["span"],
             "even classes": bool(np.isclose(run.summary["chance"], 1 / run.identity["num_classes"]))}
 
 

@@ -85,6 +85,7 @@ def test_choices_by_hand(tmp_path):
     assert float(random["difference"]) == pytest.approx(-0.98 * 10 / 96)
     assert float(random["difference_low"]) == pytest.approx(0.98 / 96 * (-10 - 4.30265 / 3 ** 0.5))
     assert float(random["kendall_tau"]) == -1  # the weak net leads under Random
+    assert random["above ceiling"] == "False" and "predictors above their dense head" not in shown
     raw = by_choice["no weights", "strong"]
     assert raw["near chance"] == "True" and raw["kendall_tau"] == ""  # one model has no ranking
     # Means over models of each seed: (-2-10)/2, (-3-9)/2, (-1-11)/2 are all -6: -0.06125, without spread.
@@ -107,9 +108,10 @@ def test_without_a_sweep_the_choice_is_read_off_the_ledger(tmp_path):
 
 
 def test_even_classes_need_no_second_accuracy(tmp_path):
-    cells = [(make_ledger(tmp_path / name, "net", (60, 60), chance=0.5), "net", "Prototype", variant, None)
-             for name, variant in (("base", ""), ("other", "other choice"))]
-    assert "balanced" not in sweep(tmp_path, *cells)[1]
+    cells = [(make_ledger(tmp_path / name, "net", (right, right), chance=0.5), "net", "Prototype", variant, None)
+             for name, variant, right in (("base", "", 60), ("other", "other choice", 98))]
+    shown = sweep(tmp_path, *cells)[1]
+    assert "balanced" not in shown and "predictors above their dense head: net" in shown  # 98 right against 96
 
 
 def test_labels_that_changed_since_leave_only_top1(tmp_path):
