@@ -126,13 +126,15 @@ def write(folder: Path, name: str, column: str, groups: dict[Any, list[Measured]
         people = dict(line)
         for measure, title in MEASURES.items():
             digits = 2 if measure in PERCENT else 4
-            known = values_of(runs, measure)
+            known, base = values_of(runs, measure), values_of(control, measure)
             if not known:  # the own head of the backbone as it came is in every run's epoch 0
                 known = before_of(control, measure)
-            mean, std = mean_std(list(known.values())) if known else (None, None)
+            mean, std = mean_std(list(known.values()))
             line |= {measure: mean, f"{measure}_std": std}
-            people[title] = "-" if mean is None else plus_minus(mean, std, digits)
-            line |= difference(runs, control, measure) if runs is not control else _nothing(measure)
+            people[title] = plus_minus(mean, std, digits)
+            if runs[0].cell["objective"] == BEFORE and len(runs) == 1:  # all seeds began with this one
+                known = dict.fromkeys(base, mean)
+            line |= difference(known, base, measure) if runs is not control else _nothing(measure)
             if measure in compared:
                 people[f"Δ {title}"] = told(line, measure, digits)
         lines.append(line)
@@ -156,9 +158,8 @@ def before_of(runs: Sequence[Measured], measure: str) -> dict[int, float]:
     return {one.cell["seed"]: 100 * one.log[0][key] for one in runs}
 
 
-def difference(runs: Sequence[Measured], control: Sequence[Measured], measure: str) -> dict[str, Any]:
+def difference(mine: dict[int, float], base: dict[int, float], measure: str) -> dict[str, Any]:
     """Δ to the control over the seeds both have: mean, interval and both p values, as columns of the CSV."""
-    mine, base = values_of(runs, measure), values_of(control, measure)
     seeds = sorted(set(mine) & set(base))
     if len(seeds) < 2:
         return _nothing(measure)
