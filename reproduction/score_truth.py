@@ -65,8 +65,8 @@ def main(args: argparse.Namespace) -> Path:
         raise UserError(f"--shares {','.join(f'{share:g}' for share in args.shares)}: a rank correlation needs "
                         "3 or more")
     pictures = pictures_of(Captions(args.captions))
-    cells = [(rest, share, draw) for rest in args.rests for share in sorted(set(args.shares))
-             for draw in range(args.draws)]
+    cells = [(rest, share, draw) for draw in range(args.draws) for rest in args.rests
+             for share in sorted(set(args.shares))]
     lines = [line for cell in tqdm(cells, "features", unit="set") for line in measure(args, pictures, *cell)]
     folder = args.save_dir
     print(write_table(folder, "score_truth", lines, table(lines), (
