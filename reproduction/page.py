@@ -113,7 +113,7 @@ def _kind(value: Any) -> str:
     text = "" if value is None else str(value).strip()
     if re.fullmatch(r"[-+−±–\d.,\s%]*\d(e[-+]?\d+)?( %| s| min| MB)?", text):
         return "number"
-    return "short" if len(text) <= 28 else "long"
+    return "short" if len(text) <= 40 else "long"
 
 
 def _class(name: str) -> str:
@@ -123,6 +123,11 @@ def _class(name: str) -> str:
 def html_list(items: Sequence[str]) -> str:
     """A list of plain sentences; nothing for none."""
     return "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>" if items else ""
+
+
+def folded(title: str, content: str) -> str:
+    """What is shown only to those who ask; nothing without content."""
+    return f"<details><summary>{escape(title)}</summary>{content}</details>" if content else ""
 
 
 def section(title: str, content: str, level: int = 2) -> str:

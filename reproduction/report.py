@@ -18,7 +18,8 @@ from iis.config import DoorParser, count
 from iis.runtime import make_output_folder, run_door, write_text
 from reproduction import report_pictures, report_tables
 from reproduction.explanation_page import STYLE as CARDS
-from reproduction.page import contents, escape, html_list, html_table, page, section
+from reproduction.page import contents, escape, folded, html_list, html_table, page, section
+from reproduction.points import epoch_of
 from reproduction.report_made import made_before
 from reproduction.runs import Run, add_source_flags, find_runs, output_folder
 
@@ -89,25 +90,27 @@ def summary(runs: Sequence[Run]) -> str:
     """What the page is made of, in a sentence."""
     def names(values: set[str]) -> str:
         found = sorted(values)
-        return ", ".join(found[:12]) + (f" and {len(found) - 12} more" if len(found) > 12 else "")
+        return ", ".join(found[:20]) + (f" and {len(found) - 20} more" if len(found) > 20 else "")
 
-    seeds = sum(len(run.summary["seeds"]) for run in runs)
-    return (f"{len(runs)} ledgers ({seeds} seeds in all). Models: {names({run.model for run in runs})}. Data sets: "
-            f"{names({run.summary['dataset'] for run in runs})}. Banks: "
+    seeds, checkpoints = sum(len(run.summary["seeds"]) for run in runs), {
+        run.model for run in runs if epoch_of(run.model) is not None}
+    also = f" and {len(checkpoints)} checkpoints along pre-training" if checkpoints else ""
+    return (f"{len(runs)} ledgers ({seeds} seeds in all). Models: {names({run.model for run in runs} - checkpoints)}"
+            f"{also}. Data sets: {names({run.summary['dataset'] for run in runs})}. Banks: "
             f"{names({run.summary['bank'] for run in runs})}.")
 
 
 def scores(runs: Sequence[Run]) -> str:
     """The scores per data set, the warnings, and the notes."""
-    html = "".join(f"<h3>{escape(name)}</h3>{html_table(lines, label=f'Scores, {name}')}"
-                   for name, lines in report_tables.score_tables(runs).items())
+    html = ""
+    for name, lines in report_tables.score_tables(runs).items():
+        table = html_table(lines, label=f"Scores, {name}")
+        # Variants and checkpoints have tables and figures of their own further down.
+        html += folded(f"{name} ({len(lines)} runs)", table) if ", " in name else f"<h3>{escape(name)}</h3>{table}"
     warnings, notes = report_tables.remarks(runs)
     if warnings:
-        html += (f'<div class="warning"><h3>Warnings</h3><details{" open" if len(warnings) < 8 else ""}><summary>'
-                 f"{len(warnings)} of {len(runs)} runs</summary>{html_list(warnings)}</details></div>")
-    if notes:
-        html += f"<details><summary>Notes on training ({len(notes)} kinds)</summary>{html_table(notes)}</details>"
-    return html
+        html += f'<div class="warning">{folded(f"Warnings ({len(warnings)})", html_list(warnings))}</div>'
+    return html + folded(f"Notes on training ({len(notes)} kinds)", html_table(notes))
 
 
 def provenance(runs: Sequence[Run]) -> str:

@@ -8,13 +8,17 @@ from typing import Any
 
 from PIL import Image
 
-from reproduction.page import escape, html_figure, html_table, section
+from reproduction.page import escape, folded, html_figure, html_table, section
 
 # What a report makes itself: the same twice would only be longer.
 OWN = ("arr", "iis_points", "iis_against_accuracy", "report")
 
 
-def made_before(folder: Path, max_side: int = 1400) -> str:
+WIDEST = 1400  # pixels of a figure, however tall it is
+SHOWN = 15  # lines of a table that is not folded
+
+
+def made_before(folder: Path) -> str:
     """A section per NAME in `folder` with its figure and its table; "" where there is nothing."""
     names = sorted({file.stem for file in folder.glob("*") if file.suffix in (".md", ".png")})
     names = [name for name in names if not re.match(rf"({'|'.join(OWN)})(_|$)", name)]
@@ -24,22 +28,24 @@ def made_before(folder: Path, max_side: int = 1400) -> str:
     for name in names:
         if (folder / f"{name}.png").is_file():
             parts.setdefault(_owner(name, tables) or name, []).append(name)
-    return "".join(_part(folder, name, list(dict.fromkeys(found)), tables, max_side) for name, found in parts.items())
+    return "".join(_part(folder, name, list(dict.fromkeys(found)), tables) for name, found in parts.items())
 
 
 def _owner(name: str, tables: list[str]) -> str | None:
     return max((table for table in tables if name == table or name.startswith(f"{table}_")), key=len, default=None)
 
 
-def _part(folder: Path, name: str, files: list[str], tables: list[str], max_side: int) -> str:
+def _part(folder: Path, name: str, files: list[str], tables: list[str]) -> str:
     title = name.replace("_", " ").capitalize()
     content = ""
     for file in files:
         if (folder / f"{file}.png").is_file():
             alt = f"Figure {file.replace('_', ' ')}" + ("; the table below has its numbers" if name in tables else "")
             with Image.open(folder / f"{file}.png") as picture:
-                width = round(picture.width / 1.5)  # 150 dots an inch, as `write_figure` draws, at about its own size
-            content += html_figure(folder / f"{file}.png", alt, max_side=max_side, width=width)
+                width, side = picture.width, max(picture.size)
+            # 150 dots an inch, as `write_figure` draws, at about their own size on the screen.
+            content += html_figure(folder / f"{file}.png", alt, max_side=round(side * min(1, WIDEST / width)),
+                                   width=round(width / 1.5))
     if name in tables:
         content += from_markdown((folder / f"{name}.md").read_text(encoding="utf-8"))
     return section(title, content, level=3)
@@ -69,4 +75,5 @@ def _table(block: list[str]) -> str:
     if not rows:
         return ""
     names: list[Any] = [name or " " * place for place, name in enumerate(rows[0])]  # two empty headings stay two
-    return html_table([dict(zip(names, row, strict=False)) for row in rows[1:]])
+    made = html_table([dict(zip(names, row, strict=False)) for row in rows[1:]])
+    return folded(f"Table of {len(rows) - 1} lines", made) if len(rows) - 1 > SHOWN else made

@@ -23,10 +23,11 @@ def score_line(run: Run) -> dict[str, Any]:
     low, high = summary["bootstrap"]["interval_95"]
     corrected, dense = summary["iis_chance_corrected"], summary["dense"]
     return {"variant": _variant(run), "bank": f"{method_of(run)}, M = {summary['num_concepts']}", "model": run.model,
-            "IIS": plus_minus(run.iis, summary["iis"]["std"]), "95 % over pictures": f"{low:.4f} to {high:.4f}",
+            "IIS": plus_minus(run.iis, summary["iis"]["std"]), "warning": warning(run),
+            "bootstrap 95 %": f"{low:.4f} to {high:.4f}",
             "chance-corrected": plus_minus(corrected["mean"], corrected["std"]),
             "dense top-1, %": plus_minus(100 * dense["mean"], None if dense["std"] is None else 100 * dense["std"], 2),
-            "seeds": len(summary["seeds"]), "warning": warning(run)}
+            "seeds": len(summary["seeds"])}
 
 
 def _variant(run: Run) -> str:

@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reproduction.page import anchor, contents, data_uri, escape, html_figure, html_list, html_table, page, section
+from reproduction.page import (
+    anchor,
+    contents,
+    data_uri,
+    escape,
+    folded,
+    html_figure,
+    html_list,
+    html_table,
+    page,
+    section,
+)
 
 
 def picture_of(uri):
@@ -45,7 +56,7 @@ def test_text_is_escaped_wherever_it_goes():
     evil = '<script>"x" & \'y\'</script>'
     tile = Image.new("RGB", (2, 2))
     for made in (html_table([{evil: evil}], evil), html_list([evil]), html_figure(tile, evil, evil),
-                 section(evil, "."), contents([evil]), page(evil, "")):
+                 section(evil, "."), folded(evil, "."), contents([evil]), page(evil, "")):
         assert "<script" not in made
     assert escape('"&<') == "&quot;&amp;&lt;"
 
@@ -53,7 +64,8 @@ def test_text_is_escaped_wherever_it_goes():
 @pytest.mark.parametrize(("value", "kind"), [
     ("0.9315 ± 0.0048", "number"), (-3, "number"), ("1e-03", "number"), ("91.73 %", "number"),
     ("5.2 min", "number"), ("1,194", "number"), ("76f83e89f280", "short"), ("2026-11-21 to 2026-11-22", "short"),
-    ("resnet20", "short"), ("3 seeds", "short"), ("a sentence that is longer than a cell", "long"), (None, "short")])
+    ("resnet20", "short"), ("3 seeds", "short"), ("a sentence that is too long for one line of a table", "long"),
+    (None, "short")])
 def test_cells_know_numbers(value, kind):
     assert f'<td class="{kind}">' in html_table([{"x": value}])
 
@@ -64,7 +76,7 @@ def test_the_heading_of_numbers_stands_over_them():
 
 
 def test_no_lines_and_no_items_give_nothing():
-    assert html_table([]) == html_list([]) == section("x", "") == ""
+    assert html_table([]) == html_list([]) == section("x", "") == folded("x", "") == ""
 
 
 def test_pictures_are_shrunk_and_keep_their_shape(tmp_path):
