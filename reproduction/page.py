@@ -19,8 +19,8 @@ from PIL import Image
 # Dark text on white (contrast above 12 : 1, links above 7 : 1); wide tables scroll in a box of their own.
 STYLE = """
 :root { color-scheme: light; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 70rem; background: #fff; color: #1c1c1c;
+* { box-sizing: border-box; } html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
+body { margin: 0 auto; padding: 1rem; max-width: 76rem; background: #fff; color: #1c1c1c;
   font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: break-word; }
 h1 { font-size: 1.7rem; line-height: 1.25; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #c8c8c8; }
 h1, h2, h3, h4 { text-wrap: balance; } a { color: #084c8d; }
@@ -29,7 +29,7 @@ nav ul { columns: 16rem; padding-left: 1.2rem; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; text-align: left; vertical-align: top; border-bottom: 1px solid #d8d8d8; }
 th { background: #f0f0f0; } .number { text-align: right; white-space: nowrap; } td.short { white-space: nowrap; }
-td.long { min-width: 16rem; }
+td.long { min-width: 16rem; } @media (max-width: 40rem) { td.short { white-space: normal; } }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; }
 figcaption, .caption { color: #474747; font-size: .9rem; }
 .tiles { display: flex; flex-wrap: wrap; gap: .6rem; } .tiles figure { margin: 0; width: 8rem; }
