@@ -178,15 +178,16 @@ def table(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def draw_figure(lines: list[dict[str, Any]]) -> Any:
     """A panel per rest: IIS against share for every bank, mean ± std over draws, and the dense accuracy."""
     rests = list(dict.fromkeys(line["rest"] for line in lines))
-    figure, axes = new_figure(3.5 * len(rests), 4.2, columns=len(rests), sharey=True)
+    figure, axes = new_figure(max(7.0, 3.5 * len(rests)), 4.2, columns=len(rests), sharey=True)
     for panel, rest in zip(axes[0], rests, strict=True):
         for bank, colour, marker in zip(BANKS, COLOURS, MARKERS, strict=False):
             _line(panel, curve(lines, rest, bank), f"IIS, bank: {SHOWN.get(bank, bank)}", color=colour, marker=marker)
         _line(panel, curve(lines, rest, BANKS[0], "dense"), "dense top-1", color="0.5", linestyle="--")
-        panel.set(title=f"rest: {rest}", xlabel="share of true attributes in the features' power")
+        panel.set(title=f"rest: {rest}", xlabel="share of true attributes in power")
         panel.grid(alpha=0.25)
     axes[0, 0].set_ylabel("IIS (0 to 0.98), dense top-1 (0 to 1)")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center",
+                  ncols=4 if len(rests) > 1 else 2, frameon=False)
     return figure
 
 
