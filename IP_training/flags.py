@@ -51,6 +51,9 @@ def training_parser(description: str) -> DoorParser:
     grid.add_argument("--batch_size", type=int, default=1024, help="samples per step")
     grid.add_argument("--holdout", type=float, default=0.0, metavar="F",
                       help="select on this fraction of train instead of on validation (0: as the release)")
+    grid.add_argument("--feature_memory", type=float, metavar="GIB", help="the raw features may take this much memory "
+                      "as float32; larger ones are read from their file batch by batch, with the same result (default: "
+                      "half of what is free)")
     grid.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
 
     fidelity = parser.add_argument_group("fidelity (README, table)")

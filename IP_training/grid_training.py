@@ -21,6 +21,7 @@ from tqdm import tqdm
 from iis.grid import Cell
 from iis.runtime import UserError, torch_rng, write_whole
 from IP_training.fused_step import can_fuse, fused_step, logits_of
+from IP_training.streamed import Streamed, gathered
 
 SAVE_EVERY_S = 30.0  # how much work a killed run may lose
 
@@ -38,13 +39,14 @@ class Recipe:
 class Stack:
     """`cells[g]` is head g of `heads`, a module (B, W) → logits (G, B, C) with `state_of(g)`; one learning rate.
 
-    train (N, W) and val (V, W) are its inputs, resident where the heads are; stacks may share them.
+    train (N, W) and val (V, W) are its inputs, resident where the heads are or read there from a file; stacks may
+    share them.
     """
 
     heads: nn.Module
     cells: list[Cell]
-    train: torch.Tensor
-    val: torch.Tensor
+    train: torch.Tensor | Streamed
+    val: torch.Tensor | Streamed
 
 
 @dataclass
@@ -109,10 +111,9 @@ def _train_epoch(stacks: Sequence[Stack], optimizers: Sequence[torch.optim.Optim
     kept = {key: x_NW.new_empty(min(batch_size, len(order)), x_NW.shape[1]) for key, x_NW in inputs.items()}
     for batch in order.split(batch_size):
         y_B = labels[batch]
-        gathered = {key: torch.index_select(x_NW, 0, batch, out=kept[key][:len(batch)])  # (B, W)
-                    for key, x_NW in inputs.items()}
+        x_of = {key: gathered(x_NW, batch, kept[key][:len(batch)]) for key, x_NW in inputs.items()}  # (B, W)
         for stack, loss_sum in zip(stacks, sums, strict=True):
-            loss_sum += _losses_with_gradients(stack.heads, gathered[id(stack.train)], y_B)
+            loss_sum += _losses_with_gradients(stack.heads, x_of[id(stack.train)], y_B)
         for optimizer in optimizers:
             optimizer.step()
     return [(loss_sum / len(order)).cpu().numpy() for loss_sum in sums]
@@ -130,7 +131,7 @@ def _losses_with_gradients(heads: nn.Module, x_BW: torch.Tensor, y_B: torch.Tens
 
 
 @torch.no_grad()
-def evaluate(heads: nn.Module, inputs: torch.Tensor, labels: torch.Tensor,
+def evaluate(heads: nn.Module, inputs: torch.Tensor | Streamed, labels: torch.Tensor,
              rows: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Top-1 correctness (G, V) bool and top-5 accuracy (G,) of every head, `rows` samples at a time (0: as suits the
     device). Among equal logits the lower class is first; a logit that is not a number is last.

@@ -13,6 +13,7 @@ from iis.datasets import UNNAMED, load_dataset, readable_class_names, same_class
 from iis.embedding_file import Embeddings, check_same_space, differing, load_embeddings
 from iis.names import EMBEDDINGS, elements_file
 from iis.runtime import UserError, nearest
+from IP_training.streamed import Streamed, resident_or_streamed
 
 # Train and val must be the same in everything but the split.
 TRAIN_AND_VAL = ("model", "weights_hash", "node", "preprocessing", "precision", "dataset")
@@ -26,6 +27,7 @@ class Inputs:
     val: Embeddings
     elements: Embeddings | None
     class_labels: list[str]  # of the classes, for people
+    feature_memory: float | None = None  # GiB that `resident` may take; None: half of what is free
 
     @property
     def num_classes(self) -> int:
@@ -33,9 +35,10 @@ class Inputs:
         return len(self.train.class_names)
 
     @functools.lru_cache(maxsize=1)  # noqa: B019 - one run has one Inputs; on a GPU a second copy would be 10 GB
-    def resident(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """The representations of train (N, D) and val (V, D) on the device, as float32; all heads share them."""
-        return tuple(split.features_ND.to(device, torch.float32) for split in (self.train, self.val))
+    def resident(self, device: torch.device) -> tuple[torch.Tensor | Streamed, torch.Tensor | Streamed]:
+        """The representations of train (N, D) and val (V, D) on the device, as float32; all heads share them. Where
+        they do not fit, both as `Streamed`."""
+        return resident_or_streamed([self.train.features_ND, self.val.features_ND], device, self.feature_memory)
 
 
 def load_inputs(args: argparse.Namespace, with_elements: bool = True) -> Inputs:
@@ -58,7 +61,8 @@ def load_inputs(args: argparse.Namespace, with_elements: bool = True) -> Inputs:
     for name, embeddings in (("train", train), ("val", val)):
         check_features(name, embeddings, Path(train_file if name == "train" else val_file))
     elements = _elements(args, train) if with_elements else None
-    return Inputs(train, val, elements, readable_class_names(args.dataset, train.class_names))
+    return Inputs(train, val, elements, readable_class_names(args.dataset, train.class_names),
+                  getattr(args, "feature_memory", None))
 
 
 def check_features(name: str, embeddings: Embeddings, file: Path, rows: int = 65536) -> None:
