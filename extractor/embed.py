@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from extractor.batches import Batch, batches, precise
 from extractor.fast_forward import ready
+from extractor.mapped import mapped
 from iis.backbones import Backbone
 from iis.datasets import PictureSet
 from iis.embedding_file import PROVENANCE, Embeddings, differing, load_embeddings, save_embeddings
@@ -188,12 +189,12 @@ def _finish(pictures: PictureSet, partial: Path, width: int, chunks: int, file: 
     if place.stat().st_size != (kept[-1] + 1) * width * 4:
         raise UserError(f"{partial} is damaged (features.f32 has another size than its log says); delete the folder "
                         "and start again")
-    features = np.memmap(place, np.float32, "c", shape=(kept[-1] + 1, width))
     if unreadable:
-        with open(partial / "kept.f32", "wb") as handle:
-            for start in range(0, len(kept), 4096):
-                handle.write(features[kept[start:start + 4096]].tobytes())
-        features = np.memmap(partial / "kept.f32", np.float32, "c", shape=(len(kept), width))
+        with open(place, "rb") as source, open(partial / "kept.f32", "wb") as handle:
+            for start in range(0, kept[-1] + 1, 4096):
+                block = np.fromfile(source, np.float32, 4096 * width).reshape(-1, width)
+                handle.write(block[[start + row not in unreadable for row in range(len(block))]].tobytes())
+        place = partial / "kept.f32"
         print(f"{len(unreadable)} of {len(pictures)} pictures could not be read and are left out:", flush=True)
         print("\n".join(f"  {reason}" for _, reason in sorted(unreadable.items())))
     labels_N = torch.tensor([pictures.labels[row] for row in kept])
@@ -202,8 +203,9 @@ def _finish(pictures: PictureSet, partial: Path, width: int, chunks: int, file: 
                "pictures_hash": _pictures_hash(pictures)}
     for leftover in file.parent.glob(f".{file.stem}.*.tmp{file.suffix}"):  # killed while the file was written
         leftover.unlink()
-    save_embeddings(file, Embeddings(torch.from_numpy(features), labels_N, list(pictures.class_names), names,
-                                     provenance, record))
+    with mapped(place, len(kept), width) as features:
+        save_embeddings(file, Embeddings(torch.from_numpy(features), labels_N, list(pictures.class_names), names,
+                                         provenance, record))
     del features
     shutil.rmtree(partial)
     return len(kept)
