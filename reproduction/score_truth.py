@@ -1,6 +1,6 @@
 """Does the IIS order representations by their semantic content? Features made with a known share of attributes.
 
-    python reproduction/score_truth.py                     # after demo/paint_shapes.py; about 10 minutes on 2 busy cores
+    python reproduction/score_truth.py                     # after demo/paint_shapes.py; about 15 minutes, busy machine
 
 reproduction/controlled_features.py makes the features; the usual doors train on them as on features made elsewhere,
 with a bank of Prototypes (whole train pictures, 80 of each class), of Random directions, and of the true attributes'
