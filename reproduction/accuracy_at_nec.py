@@ -24,7 +24,7 @@ from iis.runtime import UserError, choose_device, each, make_output_folder, read
 from iis.statistics import mean_std
 from iis.tables import plus_minus
 from reproduction.outputs import new_figure, write_figure, write_table
-from reproduction.points import groups, plain, seeds_said, slug
+from reproduction.points import finished, groups, seeds_said, slug
 from reproduction.run_files import pictures_of
 from reproduction.runs import Run, add_source_flags, find_runs, output_folder
 
@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     folder, device = make_output_folder(output_folder(args)), choose_device(args.device)
-    runs = plain(find_runs(args, draws=2))  # no bootstrap is shown here
+    runs = finished(find_runs(args, draws=2))  # no bootstrap is shown here
     measured, failed = each(lambda run: (run, measure(run, device)), tqdm(runs, desc="accuracy at NEC", unit="run"))
     if not measured:
         raise UserError("; ".join(failed) or "all runs here are variants of another one")

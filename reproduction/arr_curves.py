@@ -19,7 +19,7 @@ from iis.plots import arr_figure
 from iis.runtime import UserError, make_output_folder, run_door
 from iis.tables import plus_minus
 from reproduction.outputs import write_figure, write_table
-from reproduction.points import epoch_of, groups, meaningful, nets_of, plain, seeds_said, slug
+from reproduction.points import finished, groups, meaningful, nets_of, plain, seeds_said, slug
 from reproduction.runs import Run, add_source_flags, find_runs, output_folder
 
 
@@ -33,11 +33,9 @@ def parser() -> DoorParser:
 def main(args: argparse.Namespace) -> None:
     """Write the table and a figure per data set."""
     folder = make_output_folder(output_folder(args))
-    every = plain(find_runs(args, draws=2))  # no bootstrap is shown here
-    runs = [run for run in every if args.checkpoints or epoch_of(run.model) is None]
+    runs = (plain if args.checkpoints else finished)(find_runs(args, draws=2))  # no bootstrap is shown here
     if not runs:
-        raise UserError("all models here are checkpoints along pre-training (NAME_epochE): give --checkpoints to draw "
-                        "them, or see reproduction/along_pretraining.py")
+        raise UserError("all runs here are variants of another one; reproduction/controls_table.py is for those")
     found = groups(runs)
     lines = [line for (_, bank), mine in found.items() for run in mine for line in arr_lines(run, bank)]
     print(write_table(folder, "arr", lines, shown(found), caption(runs)))

@@ -26,6 +26,7 @@ from iis.config import DoorParser, count, positive
 from iis.runtime import UserError, each, make_output_folder, numpy_rng, run_door, write_text
 from iis.statistics import interval, mean_std
 from iis.tables import as_csv, plus_minus
+from reproduction.points import finished
 from reproduction.runs import Run, add_source_flags, find_runs, output_folder
 
 PANELS = 18  # of the figure
@@ -54,7 +55,7 @@ def main(args: argparse.Namespace) -> Path:
     from reproduction.outputs import write_figure, write_table
 
     folder = make_output_folder(output_folder(args))
-    results, failed = each(lambda run: measure(run, args), find_runs(args, draws=2))
+    results, failed = each(lambda run: measure(run, args), finished(find_runs(args, draws=2)))
     for sentence in failed:
         print(f"left out: {sentence}")
     if not results:
@@ -64,11 +65,9 @@ def main(args: argparse.Namespace) -> Path:
     print(write_table(folder, "faithfulness", lines, shown, CAPTION.format(
         reference=REFERENCES_SAID[args.reference], orders=args.random_orders)))
     write_text(folder / "faithfulness_curves.csv", as_csv([line for result in results for line in result["curves"]]))
-    plain = [result for result in results if not result["variant"]] or results
-    if len(plain) < len(results) or len(plain) > PANELS:
-        print(f"faithfulness.png shows {min(len(plain), PANELS)} of {len(results)} runs (the first {PANELS} that are "
-              "neither variants nor checkpoints); the tables hold all")
-    write_figure(folder, "faithfulness", figure(plain[:PANELS]))
+    if len(results) > PANELS:
+        print(f"faithfulness.png shows the first {PANELS} of {len(results)} runs; the tables hold all")
+    write_figure(folder, "faithfulness", figure(results[:PANELS]))
     print(f"written: {folder}/faithfulness.csv, .md, .tex, .png, .pdf, faithfulness_curves.csv")
     return folder
 
@@ -85,10 +84,8 @@ REFERENCES_SAID = {"runner_up": "runner-up", "mean": "mean of the other classes"
 
 
 def measure(run: Run, args: argparse.Namespace) -> dict[str, Any]:
-    """One run, all its seeds: `line` (what it is), `variant` (whether it is one), `areas` (numbers),
-    `shown` (as read), `curves` (for the figure)."""
+    """One run, all its seeds: `line` (what it is), `areas` (numbers), `shown` (as read), `curves` (for the figure)."""
     from reproduction.explanation import load_predictor
-    from reproduction.points import epoch_of
     from reproduction.removal import bootstrap_means, order_curves
     from reproduction.run_files import pictures_of
 
@@ -110,9 +107,7 @@ def measure(run: Run, args: argparse.Namespace) -> dict[str, Any]:
         low, high = interval(drawn[:, k])
         areas |= {name: mean, f"{name}, std": std, f"{name}, low": low, f"{name}, high": high}
         shown[name] = plus_minus(mean, std, 3) + (f" [{low:.3f}, {high:.3f}]" if name in (CHANGED, *GAPS) else "")
-    variant = bool(run.variant or epoch_of(run.model))
-    return {"line": line, "variant": variant, "areas": areas, "shown": shown,
-            "curves": curve_lines(line, curves)}
+    return {"line": line, "areas": areas, "shown": shown, "curves": curve_lines(line, curves)}
 
 
 def quantities(curves: Any) -> dict[str, np.ndarray]:

@@ -27,6 +27,12 @@ def plain(runs: Sequence[Run]) -> list[Run]:
                                          run.model))
 
 
+def finished(runs: Sequence[Run]) -> list[Run]:
+    """`plain`, without checkpoints along pre-training where there is anything else."""
+    kept = plain(runs)
+    return [run for run in kept if epoch_of(run.model) is None] or kept
+
+
 def _place(run: Run) -> int:
     bank = run.summary["bank"]
     return ORDER.index(bank) if bank in ORDER else len(ORDER)

@@ -28,7 +28,7 @@ from iis.tables import plus_minus
 from reproduction.class_balance import balanced_accuracy
 from reproduction.outputs import write_table
 from reproduction.paired_pictures import accuracy_difference, mcnemar_p
-from reproduction.points import groups, plain, seeds_said
+from reproduction.points import finished, groups, seeds_said
 from reproduction.run_files import pictures_of
 from reproduction.runs import Run, add_source_flags, find_runs, output_folder
 
@@ -48,7 +48,7 @@ def main(args: argparse.Namespace) -> None:
     """Fold the ledgers into one table."""
     check_ratios([args.ratio])
     folder = make_output_folder(output_folder(args))
-    runs = plain(find_runs(args, draws=2))  # no bootstrap is shown here
+    runs = finished(find_runs(args, draws=2))  # no bootstrap is shown here
     titles = [(run, bank) for (_, bank), mine in groups(runs).items() for run in mine]
     lines, failed = each(lambda pair: line_of(*pair, args.ratio), titles)
     if not lines:
