@@ -54,6 +54,8 @@ def training_parser(description: str) -> DoorParser:
     grid.add_argument("--feature_memory", type=float, metavar="GIB", help="the raw features may take this much memory "
                       "as float32; larger ones are read from their file batch by batch, with the same result (default: "
                       "half of what is free)")
+    grid.add_argument("--tf32", action="store_true", help="matrix products on CUDA in TF32: faster, with 10 bits of "
+                      "mantissa; the ledger says so")
     grid.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
 
     fidelity = parser.add_argument_group("fidelity (README, table)")

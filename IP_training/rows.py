@@ -30,7 +30,8 @@ def identity_of(args: argparse.Namespace, kind: str, num_concepts: int | None, i
             "width": inputs.train.width, "num_classes": inputs.num_classes, "n_train": len(inputs.train),
             "n_val": len(inputs.val), "chance": float(labels.max() / labels.sum()), "epochs": args.n_epoch,
             "batch_size": args.batch_size, "holdout": args.holdout,
-            **({} if args.bank_seed is None else {"bank_seed": args.bank_seed})}
+            **({} if args.bank_seed is None else {"bank_seed": args.bank_seed}),
+            **({"tf32": True} if args.tf32 else {})}
 
 
 def row_of(head: Trained, bank: Bank | None, sparsifier: str, seconds: float) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace, kind: str, inputs: Inputs, plan: Plan, num_con
     if "dry_run" in args:
         tell_stage3(args, kind, inputs, num_concepts, folder)
         return folder
-    with claimed(folder, identity, LEDGER):
+    with claimed(folder, identity, LEDGER), tf32_products(args.tf32):
         device = choose_device(args.device)
         write_settings(args, folder / "settings.yaml")
         trained = 0
@@ -80,6 +80,18 @@ def claimed(folder: Path, identity: dict[str, Any], results: str) -> Iterator[No
         if new and not (folder / results).exists():
             manifest.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def tf32_products(on: bool) -> Iterator[None]:
+    """Let CUDA's matrix products use TF32, and put the setting back afterwards; off, as torch has it."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    matmul.allow_tf32 = before or on
+    try:
+        yield
+    finally:
+        matmul.allow_tf32 = before
 
 
 def _train_seed(args: argparse.Namespace, inputs: Inputs, plan: Plan, num_concepts: int | None, seed: Seed,
@@ -138,7 +150,8 @@ def selection_of(holdout: float, count: int, seed: int) -> tuple[torch.Tensor, t
 def _dense_folder(args: argparse.Namespace, inputs: Inputs) -> Path:
     """One folder for everything a dense head depends on, apart from seed and learning rate."""
     parts = [args.model_name, args.dataset, inputs.train.content_hash[:8], inputs.val.content_hash[:8],
-             f"e{args.n_epoch}", f"b{args.batch_size}", *([f"holdout{args.holdout:g}"] if args.holdout else [])]
+             f"e{args.n_epoch}", f"b{args.batch_size}", *([f"holdout{args.holdout:g}"] if args.holdout else []),
+             *(["tf32"] if args.tf32 else [])]
     return DENSE_HEADS / slug("_".join(parts))
 
 
@@ -154,4 +167,6 @@ def default_folder(args: argparse.Namespace, kind: str, num_concepts: int | None
     parts += [f"holdout{args.holdout:g}"] if args.holdout else []
     parts += [f"epochs{args.n_epoch}"] if args.n_epoch != 30 else []
     parts += [f"bank{args.bank_seed}"] if args.bank_seed is not None else []
+    parts += [f"kmeans_{identity['kmeans']}"] if "kmeans" in identity else []
+    parts += ["tf32"] if args.tf32 else []
     return ROOT / "IP_training" / f"IP_{kind}" / slug(args.model_name) / slug("_".join(parts))

@@ -1,88 +1,66 @@
-"""What the speed remarks in IP_training/ rest on: pairs timed side by side in one process, median of several.
+"""What the speed remarks of stage 3 rest on: the sort of the sparsifier, and one training step of 8 heads.
 
     python bench/heads.py                     # about half a minute; writes bench/results/heads.json
 
-Each line is plain / fast: above 1 the fast side wins. Times of a machine are worth little; the ratios travel.
+Each line is plain / fast: above 1 the fast side wins.
 """
 
 import argparse
-import json
-import platform
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from iis.config import DoorParser, path
-from iis.runtime import ROOT, run_door, write_json
+from bench.timing import Job, bench_parser, paired, report, start
+from iis.config import DoorParser
+from iis.runtime import run_door
 
 
 def parser() -> DoorParser:
     """The flags of this door."""
-    door = DoorParser(description=__doc__.splitlines()[0])
-    door.add_argument("--pairs", type=int, default=9, help="timed pairs, after one warm-up of each side")
+    door = bench_parser(__doc__.splitlines()[0], "heads", pairs=9, threads=1)  # one thread is the steadiest
     door.add_argument("--batch_size", type=int, default=1024, help="samples per step")
     door.add_argument("--num_concepts", type=int, default=200, help="M")
     door.add_argument("--num_classes", type=int, default=10, help="C")
-    door.add_argument("--threads", type=int, default=1, help="of PyTorch; 1 is the steadiest")
-    door.add_argument("--out", type=path, default=ROOT / "bench" / "results" / "heads.json", help="the ratios as JSON")
     return door
 
 
 def main(args: argparse.Namespace) -> None:
     """Time every pair."""
-    import torch
-
-    torch.set_num_threads(args.threads)
-    results = {name: ratio(*sides, args.pairs) for name, sides in pairs(args).items()}
-    for name, result in results.items():
-        print(f"{name}: {result['ratio']:.2f} x (plain {1e3 * result['plain_s']:.1f} ms, "
-              f"fast {1e3 * result['fast_s']:.1f} ms)")
-    settings = {key: value for key, value in vars(args).items() if key != "out"}
-    write_json(args.out, {"settings": settings, "machine": platform.processor() or platform.machine(),
-                          "torch": torch.__version__, "results": json.loads(json.dumps(results))})
+    start(args)
+    report(args, "python bench/heads.py",
+           {name: paired(*sides, args.pairs) for name, sides in sides_of(args).items()})
 
 
-def pairs(args: argparse.Namespace) -> dict[str, tuple[Callable, Callable]]:
+def sides_of(args: argparse.Namespace) -> dict[str, tuple[Job, Job]]:
     """{what: (plain, fast)} on a stack of 8 heads, one per sparsity ratio."""
+    import numpy as np
     import torch
 
     from iis.grid import RATIOS
+    from IP_training.fused_step import fused_step
     from IP_training.predictor import InterpretationHeads
     from IP_training.sparsify import sort_ascending
 
     generator = torch.Generator().manual_seed(0)
     heads = InterpretationHeads(RATIOS, args.num_concepts, args.num_classes, generator)
     z_BM = torch.randn(args.batch_size, args.num_concepts, generator=generator)
+    y_B = torch.randint(args.num_classes, (args.batch_size,), generator=generator)
     magnitude = torch.randn(len(RATIOS), args.batch_size, args.num_concepts, generator=generator).abs()
 
-    def step(forward: Callable) -> None:
+    def step(logits_GBC: torch.Tensor) -> None:
         heads.zero_grad(set_to_none=True)
-        forward(z_BM).square().mean().backward()
+        torch.nn.functional.cross_entropy(logits_GBC.transpose(1, 2), y_B.expand(len(logits_GBC), -1)).backward()
 
-    def through_autograd(z: torch.Tensor) -> torch.Tensor:
-        return torch.baddbmm(heads.bias_GC[:, None], heads.interpretations(z), heads.weight_GCM.mT)
+    def through_autograd() -> None:
+        x_GBM = heads.interpretations(z_BM)
+        step(torch.baddbmm(heads.bias_GC[:, None], x_GBM, heads.weight_GCM.mT))
 
     return {"sort (torch.sort / sort_ascending)": (lambda: magnitude.sort(-1), lambda: sort_ascending(magnitude)),
-            "step of 8 heads (autograd / MaskedLinear)": (lambda: step(through_autograd), lambda: step(heads))}
-
-
-def ratio(plain: Callable, fast: Callable, count: int) -> dict[str, float]:
-    """Median over pairs of plain / fast, and the median seconds of each side."""
-    plain(), fast()
-    timed = [(_seconds(plain), _seconds(fast)) for _ in range(count)]
-    return {"ratio": statistics.median(first / second for first, second in timed),
-            "plain_s": statistics.median(first for first, _ in timed),
-            "fast_s": statistics.median(second for _, second in timed)}
-
-
-def _seconds(function: Callable) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
+            "sort (numpy, as floats / as integers)": (lambda: np.sort(magnitude.numpy(), axis=-1),
+                                                      lambda: sort_ascending(magnitude)),
+            "step of 8 heads (autograd / MaskedLinear)": (through_autograd, lambda: step(heads(z_BM))),
+            "step of 8 heads (autograd / fused_step)": (through_autograd, lambda: fused_step(heads, z_BM, y_B))}
 
 
 if __name__ == "__main__":

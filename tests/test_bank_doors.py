@@ -63,12 +63,23 @@ def test_cluster_trains_and_fits_k_means_once_per_seed(toy, monkeypatch):
     assert fits == [0, 1, 0]
 
 
+def test_fast_k_means_and_tf32_are_settings_of_their_own(toy):
+    short = {"ratios": "0.5", "learning_rates": "0.01", "n_epoch": 1}
+    plain = ledger(run(IP_Cluster_training, toy, "plain", **short))
+    rows = ledger(run(IP_Cluster_training, toy, "fast", "--kmeans", "fast", "--tf32", **short))
+    assert {(row["kmeans"], row["tf32"]) for row in rows} == {("fast", True)}
+    assert not any("kmeans" in row or "tf32" in row for row in plain)
+    assert not torch.backends.cuda.matmul.allow_tf32  # put back
+    with pytest.raises(UserError, match="kmeans = 'fast', and this run has kmeans = None"):
+        run(IP_Cluster_training, toy, "fast", **short)
+
+
 @pytest.mark.parametrize("choice", ["balanced", "first"])
 def test_which_elements_a_cluster_bank_is_made_of(toy, monkeypatch, choice):
     """Where there are more elements than may be used (30 of 80 here), the protocol says which."""
     seen = []
 
-    def bank(elements, count, seed, choice, folder):
+    def bank(elements, count, seed, choice, folder, method):
         seen.append(clusters.chosen_elements(elements, seed, choice, most=30))
         return clusters.Bank("Cluster", torch.eye(12), [["picture"]] * 12)
 

@@ -11,6 +11,7 @@ from iis.embedding_file import content_hash
 from iis.runtime import UserError
 from IP_training.clusters import cached_centres, chosen_elements, cluster_bank, cluster_centres
 from IP_training.concept_banks import unit_rows
+from IP_training.fast_kmeans import lloyd
 
 
 def elements(count=80):
@@ -97,3 +98,42 @@ def test_refusals():
         cluster_centres(torch.eye(4), 5, 0)
     with pytest.raises(UserError, match="only 2 of the 6 elements differ"):
         cluster_centres(torch.eye(2).repeat(3, 1), 4, 0)
+
+
+def test_fast_is_scikit_learn_from_the_same_centres():
+    """Separated groups: the labels are the same; a cloud without groups: the inertia within 0.1 %."""
+    from sklearn.cluster import KMeans
+
+    generator = torch.Generator().manual_seed(0)
+    middles = torch.randn(12, 40, generator=generator)
+    for spread, rows in ((0.1, 600), (3.0, 900)):
+        x = unit_rows(middles[torch.arange(rows) % 12] + spread * torch.randn(rows, 40, generator=generator))
+        start = x[torch.randperm(rows, generator=generator)[:12]]
+        theirs = KMeans(12, init=start.numpy(), n_init=1).fit(x.numpy())
+        ours = lloyd(x, start)
+        assert ours.inertia == pytest.approx(theirs.inertia_, rel=1e-3)
+        exact = float((x - ours.centres_MD[ours.labels_E]).double().square().sum())
+        assert ours.inertia == pytest.approx(exact, rel=1e-4)
+        nearest = torch.cdist(x.double(), ours.centres_MD.double()).min(1)
+        assert float((nearest.values ** 2).sum()) == pytest.approx(exact, rel=1e-4)  # labels are the nearest centres
+        if spread < 1:
+            assert (ours.labels_E.numpy() == theirs.labels_).all()
+
+
+def test_fast_fills_an_empty_cluster_as_scikit_learn_does():
+    """A centre that no element is near takes the element farthest from its own."""
+    from sklearn.cluster import KMeans
+
+    x = torch.tensor([[0.0, 0.0], [0.1, 0.0], [1.0, 0.0], [1.1, 0.0], [5.0, 0.0]])
+    start = torch.tensor([[0.0, 0.0], [1.0, 0.0], [50.0, 50.0]])
+    ours, theirs = lloyd(x, start), KMeans(3, init=start.numpy(), n_init=1).fit(x.numpy())
+    torch.testing.assert_close(ours.centres_MD, torch.tensor([[0.05, 0.0], [1.05, 0.0], [5.0, 0.0]]))
+    assert ours.labels_E.tolist() == theirs.labels_.tolist() == [0, 0, 1, 1, 2]
+
+
+def test_fast_starts_where_scikit_learn_does():
+    rows = unit_rows(elements(300).features_ND)
+    slow, fast = (cluster_centres(rows, 6, 0, method=method)[0] for method in ("sklearn", "fast"))
+    torch.testing.assert_close(slow, fast, rtol=0, atol=1e-4)
+    with pytest.raises(UserError, match="only 2 of the 6 elements differ"):
+        cluster_centres(torch.eye(2).repeat(3, 1), 4, 0, method="fast")
