@@ -20,9 +20,14 @@ CLIP_NAME=${CLIP_NAME:-}                 # which CLIP; empty: ViT-B/16
 WORKERS=${WORKERS:-}                     # reading processes
 BATCH_SIZE=${BATCH_SIZE:-}               # empty: the YAML's
 DEVICE=${DEVICE:-}                       # empty: cuda where there is one
+TOGETHER=${TOGETHER:-}                   # 1: all MODELS in memory at once, each picture decoded once for all of them
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 
+together=
+if [ -n "$TOGETHER" ]; then together=$(echo $MODELS | tr ' ' ','); fi
 for model in $MODELS; do
+    others=${together#"$model"}
+    together=    # the first model takes the others along; they then find their files done
     for kind in $ELEMENTS; do
         elements=$("$PYTHON" -c 'import sys; from iis.names import elements_folder; print(elements_folder(*sys.argv[1:]))' \
             "$DATASET" "$kind" "$PROTOCOL")
@@ -35,7 +40,8 @@ for model in $MODELS; do
             exit 2
         fi
         "$PYTHON" extractor/visual_element_emb_extractor.py --config_yaml "$model" --dataset "$DATASET" \
-            ${elements:+--data_path "$elements"} --representations train,val ${WORKERS:+--workers "$WORKERS"} \
+            ${elements:+--data_path "$elements"} --representations train,val ${others:+--together "${others#,}"} \
+            ${WORKERS:+--workers "$WORKERS"} \
             ${BATCH_SIZE:+--batch_size "$BATCH_SIZE"} ${DEVICE:+--device "$DEVICE"} ${DRY_RUN:+--dry_run}
     done
     if [ -n "$CONCEPT_SET" ]; then

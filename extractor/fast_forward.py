@@ -16,18 +16,13 @@ from iis.runtime import torch_rng
 TOLERANCE = 1e-4  # largest difference of features, in units of the largest feature (or of 1 where that is smaller)
 
 
-def ready(module: nn.Module, node: Node, side: int, compiled: bool = False) -> nn.Module:
-    """`module` (frozen, in eval mode) ready for pictures of `side` x `side` pixels taken at `node`.
-
-    `module` itself is only laid out anew. compiled: torch.compile, for long runs on a GPU; batches of another size
-    than the first (the last one) are compiled again.
-    """
+def ready(module: nn.Module, node: Node, side: int) -> nn.Module:
+    """`module` (frozen, in eval mode) ready for pictures of `side` x `side` pixels taken at `node`; `module` itself
+    is only laid out anew."""
     module = module.to(memory_format=torch.channels_last)
     # A folded model is one flat graph: of its layers only those with weights can still be asked, as the head is.
     if node.name == HEAD_INPUT and any(type(part) is nn.BatchNorm2d for part in module.modules()):
-        module = _folded(module, node, side)
-    if compiled:
-        module.compile()
+        return _folded(module, node, side)
     return module
 
 

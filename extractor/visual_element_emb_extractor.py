@@ -33,6 +33,8 @@ def parser() -> DoorParser:
                        "classifier.2, layer4 … all mean the head's input; an earlier layer is pooled to N x D")
     flags.add_argument("--representations", type=_splits, default=(), metavar="train,val", help="embed these pictures "
                        "of --dataset too")
+    flags.add_argument("--together", type=_names, default=(), metavar="A,B", help="other configurations of "
+                       "model_configs/ to embed the same pictures with, each picture decoded once for all")
     flags.add_argument("--element_kind", choices=KINDS, help="for elements made elsewhere, without a manifest")
     flags.add_argument("--check", action="store_true", help="only compare the backbone's own head on the val pictures "
                        "of --dataset with the published top-1 of its weights")
@@ -48,28 +50,42 @@ def main(args: argparse.Namespace | None = None) -> None:
         check(args)
         return
     from extractor.backbone_flags import backbone_of
-    from extractor.embed import prepared, ranks
+    from extractor.embed import embed_together, prepared, ranks
     from extractor.jobs import folder_name, plan
     from extractor.stage_plans import tell_stage2
 
-    sources = _sources(args)
-    backbone, device = backbone_of(args)
-    folder = folder_name(args.model, backbone, args.precision, args.model_name)
-    dry = "dry_run" in args
-    jobs = [plan(pictures, backbone, layer, folder, args.save_root, args.precision, elements, write=not dry)
-            for pictures, layer, elements in sources]
-    for job in jobs if dry else ():
-        tell_stage2(job.pictures, [prepared(job.target(backbone))], args.batch_size, args.workers, device)
-    if dry:
-        return
-    for job in jobs:
-        if ranks()[0] == 0:
-            write_settings(args, job.file.with_name(f"{job.file.name}.settings.yaml"))
-        job.run(backbone, args.batch_size, args.workers, device)
+    sources, dry = _sources(args), "dry_run" in args
+    everyone = [args, *(_like(args, name) for name in args.together)]
+    backbones = [backbone_of(one) for one in everyone]
+    planned = []
+    for pictures, flag, elements in sources:
+        jobs = [plan(pictures, backbone, getattr(one, flag),
+                     folder_name(one.model, backbone, one.precision, one.model_name), one.save_root, one.precision,
+                     elements, write=not dry) for one, (backbone, _) in zip(everyone, backbones, strict=True)]
+        planned.append((pictures, jobs))
+    device = backbones[0][1]
+    for pictures, jobs in planned:
+        targets = [job.target(backbone) for job, (backbone, _) in zip(jobs, backbones, strict=True)]
+        if dry:
+            tell_stage2(pictures, [prepared(target) for target in targets], args.batch_size, args.workers, device)
+            continue
+        for one, target in zip(everyone, targets, strict=True):
+            if ranks()[0] == 0:
+                write_settings(one, target.file.with_name(f"{target.file.name}.settings.yaml"))
+        embed_together(pictures, targets, args.batch_size, args.workers, device)
+
+
+def _like(args: argparse.Namespace, name: str) -> argparse.Namespace:
+    """The settings of another configuration, with this run's pictures, place and batches."""
+    own = parser().settings(["--config_yaml", name])
+    for flag in ("dataset", "data_path", "representations", "element_kind", "save_root", "batch_size", "workers",
+                 "device", "precision"):
+        setattr(own, flag, getattr(args, flag))
+    return own
 
 
 def _sources(args: argparse.Namespace) -> list[tuple[Any, str, dict[str, Any] | None]]:
-    """What to embed: (pictures, layer, stage-1 settings or None for the data set's own)."""
+    """What to embed: (pictures, the flag that names their layer, stage-1 settings or None for the data set's own)."""
     from extractor.backbone_flags import need_dataset
     from extractor.picture_walk import read_stage1
     from iis.datasets import UNNAMED, folder_pictures, load_dataset, same_classes
@@ -85,13 +101,13 @@ def _sources(args: argparse.Namespace) -> list[tuple[Any, str, dict[str, Any] | 
                 raise UserError(f"{args.data_path} holds {elements['kind']}, not {args.element_kind}: leave "
                                 "--element_kind out, or give the folder of the others")
         pictures = folder_pictures(args.data_path, _dataset(args, elements) or UNNAMED, "elements")
-        sources.append((pictures, args.target_layer_name, elements))
+        sources.append((pictures, "target_layer_name", elements))
     if args.representations:
         dataset = load_dataset(need_dataset(args, "--representations"))
         sets = {split: dataset.pictures(split) for split in args.representations}
         if len(sets) == 2:
             same_classes(sets["train"].class_names, sets["val"].class_names)
-        sources += [(pictures, args.feature_layer, None) for pictures in sets.values()]
+        sources += [(pictures, "feature_layer", None) for pictures in sets.values()]
     if not sources:
         raise UserError("say what to embed: --data-path FOLDER (stage 1's elements), --representations train,val with "
                         "--dataset NAME, or both")
@@ -106,6 +122,10 @@ def _dataset(args: argparse.Namespace, elements: dict[str, Any]) -> str | None:
     if recorded not in (None, UNNAMED):
         return recorded
     return load_dataset(args.dataset).name if args.dataset and args.dataset.endswith(".yaml") else args.dataset
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _splits(text: str) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import torchvision
 from PIL import Image
 
 from extractor.visual_element_emb_extractor import main, parser
+from iis.datasets import PictureSet
 from iis.embedding_file import check_same_space, load_embeddings
 from iis.runtime import UserError
 
@@ -131,3 +132,27 @@ def test_a_folder_that_cannot_be_written_is_told_first(place):
     (place / "embs").write_text("a file in the way")
     with pytest.raises(UserError, match="cannot write"):
         run(place)
+
+
+def test_several_backbones_over_one_decode_make_the_files_each_makes_alone(place, monkeypatch):
+    stage1(place)
+    for name, seed in (("one", 1), ("two", 2)):
+        (place / f"{name}.yaml").write_text(f"model: resnet20\nweights: none\nseed: {seed}\nmodel_name: {name}\n"
+                                            "feature_layer: linear\ntarget_layer_name: linear\n")
+    pictures = ["--dataset", str(place / "toy.yaml"), "--representations", "val", "--data-path",
+                str(place / "elements"), "--device", "cpu", "-j", "0", "-b", "4"]
+    for name in ("one", "two"):
+        main(parser().settings(["--config_yaml", str(place / f"{name}.yaml"), "--save_root", str(place / "alone"),
+                                *pictures]))
+    opened = []
+    whole = PictureSet.open
+    monkeypatch.setattr(PictureSet, "open", lambda self, row: opened.append(self.names[row]) or whole(self, row))
+    main(parser().settings(["--config_yaml", str(place / "one.yaml"), "--together", str(place / "two.yaml"),
+                            "--save_root", str(place / "embs"), *pictures]))
+    assert len(opened) == 8  # 4 elements and 4 validation pictures, once each
+    files = made(place)
+    assert len(files) == 4 and {file.split("/")[0] for file in files} == {"one", "two"}
+    for file in files:
+        ours, alone = (load_embeddings(place / root / file) for root in ("embs", "alone"))
+        assert ours.content_hash == alone.content_hash and ours.provenance == alone.provenance
+        assert (place / "embs" / f"{file}.settings.yaml").is_file()
