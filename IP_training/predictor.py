@@ -51,8 +51,8 @@ class DenseHeads(nn.Module):
 class MaskedLinear(torch.autograd.Function):
     """scale, shift, mask and Linear of `InterpretationHeads` as one step, with its gradient written down.
 
-    The same numbers as through `sparsify` (tested). On a CPU some 1.4 times as fast (bench/heads.py):
-    autograd would multiply transposed matrices for the weights, and take new memory for every intermediate.
+    The same numbers as through `sparsify` (tested). Autograd would multiply transposed matrices for the weights, and
+    take new memory for every intermediate. What CUDA trains with; on a CPU fused_step.py goes further (bench/heads.py).
     """
 
     @staticmethod
