@@ -23,10 +23,10 @@ from iis.plots import COLOURS, MARKERS
 from iis.runtime import UserError, choose_device, each, make_output_folder, read_json, run_door, write_json
 from iis.statistics import mean_std
 from iis.tables import plus_minus
-from reproduction.outputs import new_figure, write_figure, write_table
-from reproduction.points import finished, groups, seeds_said, slug
-from reproduction.run_files import pictures_of
-from reproduction.runs import Run, add_source_flags, find_runs, output_folder
+from reproduction.rooms.outputs import new_figure, write_figure, write_table
+from reproduction.rooms.points import finished, groups, seeds_said, slug
+from reproduction.rooms.run_files import pictures_of
+from reproduction.rooms.runs import Run, add_source_flags, find_runs, output_folder
 
 CACHE = "nec.json"
 
@@ -62,7 +62,7 @@ def main(args: argparse.Namespace) -> None:
 def measure(run: Run, device: "torch.device") -> dict[int, list[dict[str, Any]]]:
     """Per seed the lines of `nec.accuracy_at_levels`: those of nec.json that still hold, else fitted now."""
     from iis.embedding_file import load_tensors
-    from reproduction.nec import LEVELS, PATH, accuracy_at_levels
+    from reproduction.rooms.nec import LEVELS, PATH, accuracy_at_levels
 
     file = run.folder / CACHE
     kept = read_json(file) if file.exists() else {}
@@ -102,7 +102,7 @@ def hash_of(bank_MD: "torch.Tensor") -> str:
 
 def lines_of(run: Run, bank: str, by_folder: dict[Path, dict[int, list[dict[str, Any]]]]) -> list[dict[str, Any]]:
     """One line per level and one for ANEC: mean and std over seeds; accuracies are fractions."""
-    from reproduction.nec import anec
+    from reproduction.rooms.nec import anec
 
     seeds = list(by_folder[run.folder].values())
     start = {"dataset": run.summary["dataset"], "bank": bank, "model": run.model, "seeds": len(seeds),

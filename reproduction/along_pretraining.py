@@ -19,10 +19,10 @@ from iis.config import DoorParser
 from iis.plots import COLOURS, MARKERS
 from iis.runtime import UserError, make_output_folder, run_door
 from iis.tables import plus_minus
-from reproduction.association import associate
-from reproduction.outputs import new_figure, write_figure, write_table
-from reproduction.points import epoch_of, groups, meaningful, net_of, plain, point, seeds_said, slug
-from reproduction.runs import Run, add_source_flags, find_runs, output_folder
+from reproduction.rooms.association import associate
+from reproduction.rooms.outputs import new_figure, write_figure, write_table
+from reproduction.rooms.points import epoch_of, groups, meaningful, net_of, plain, point, seeds_said, slug
+from reproduction.rooms.runs import Run, add_source_flags, find_runs, output_folder
 
 STYLES = ("-", "--", ":", "-.")
 

@@ -18,9 +18,9 @@ from iis.config import DoorParser
 from iis.plots import arr_figure
 from iis.runtime import UserError, make_output_folder, run_door
 from iis.tables import plus_minus
-from reproduction.outputs import write_figure, write_table
-from reproduction.points import finished, groups, meaningful, nets_of, plain, seeds_said, slug
-from reproduction.runs import Run, add_source_flags, find_runs, output_folder
+from reproduction.rooms.outputs import write_figure, write_table
+from reproduction.rooms.points import finished, groups, meaningful, nets_of, plain, seeds_said, slug
+from reproduction.rooms.runs import Run, add_source_flags, find_runs, output_folder
 
 
 def parser() -> DoorParser:

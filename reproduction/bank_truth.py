@@ -27,10 +27,10 @@ from iis.runtime import ROOT, UserError, each, read_json, run_door, write_text
 from iis.statistics import mean_std
 from iis.tables import as_csv, plus_minus
 from IP_training.concept_banks import Bank
-from reproduction.attribute_auroc import Captions, auroc, best_matching, linear_probe
-from reproduction.outputs import write_table
-from reproduction.run_files import pictures_of
-from reproduction.runs import Run, add_source_flags, find_runs, output_folder
+from reproduction.rooms.attribute_auroc import Captions, auroc, best_matching, linear_probe
+from reproduction.rooms.outputs import write_table
+from reproduction.rooms.run_files import pictures_of
+from reproduction.rooms.runs import Run, add_source_flags, find_runs, output_folder
 
 PROBE, RAW, OWN_WORD = "(linear probe)", ", unnormalised", ", by own word"
 

@@ -20,7 +20,7 @@ from iis.config import DoorParser, path
 from iis.names import EMBEDDINGS
 from iis.runtime import ROOT, UserError, make_output_folder, run_door, write_text
 from iis.tables import as_csv, as_markdown, plus_minus
-from reproduction.measured import (
+from reproduction.rooms.measured import (
     KEY,
     OURS,
     lines_of_elastic_nets,
@@ -29,8 +29,8 @@ from reproduction.measured import (
     merged,
     read_lines,
 )
-from reproduction.outputs import write_table
-from reproduction.runs import add_source_flags, find_runs
+from reproduction.rooms.outputs import write_table
+from reproduction.rooms.runs import add_source_flags, find_runs
 
 PUBLISHED = (*KEY, "value", "unit", "tolerance", "source")
 INSIDE, OUTSIDE, NOT_HERE, NO_SOURCE, ALONE = "inside", "OUTSIDE", "not computed here", "no source", "not published"

@@ -24,10 +24,10 @@ from iis.grid import DENSE
 from iis.runtime import UserError, run_door
 from iis.score import too_close_to_chance
 from iis.tables import plus_minus
-from reproduction.class_balance import accuracies_at
-from reproduction.outputs import write_table
-from reproduction.paired import Difference, paired_difference
-from reproduction.runs import Run, add_source_flags, find_runs, output_folder
+from reproduction.rooms.class_balance import accuracies_at
+from reproduction.rooms.outputs import write_table
+from reproduction.rooms.paired import Difference, paired_difference
+from reproduction.rooms.runs import Run, add_source_flags, find_runs, output_folder
 
 BASE = "base"
 CAPTION = ("IIS: mean ± std over seeds. Δ: mean over models of the difference to the base, paired over seeds, with "

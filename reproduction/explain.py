@@ -46,13 +46,13 @@ def main(args: argparse.Namespace) -> Path:
     import torch
 
     from iis.tables import as_csv
-    from reproduction.concept_pictures import concept_of, elements_root
-    from reproduction.explanation import explain, load_predictor
-    from reproduction.explanation_figure import explanation_figure
-    from reproduction.explanation_page import explanation_page
-    from reproduction.outputs import write_figure
-    from reproduction.run_files import embeddings_of
-    from reproduction.stories import csv_lines, stories
+    from reproduction.rooms.concept_pictures import concept_of, elements_root
+    from reproduction.rooms.explanation import explain, load_predictor
+    from reproduction.rooms.explanation_figure import explanation_figure
+    from reproduction.rooms.explanation_page import explanation_page
+    from reproduction.rooms.outputs import write_figure
+    from reproduction.rooms.run_files import embeddings_of
+    from reproduction.rooms.stories import csv_lines, stories
 
     predictor = load_predictor(args.run, args.seed, args.ratio)
     identity = predictor.identity
@@ -82,8 +82,8 @@ def main(args: argparse.Namespace) -> Path:
 def chosen(args: argparse.Namespace, predictor: Any, val: Any,
            val_file: Path) -> tuple[list[Any], dict[str, Any] | None]:
     """The subjects the flags name, and, with --class, the explanation of the class."""
-    from reproduction.explanation import explain_class
-    from reproduction.subjects import class_label, from_files, from_rows, spread
+    from reproduction.rooms.explanation import explain_class
+    from reproduction.rooms.subjects import class_label, from_files, from_rows, spread
 
     dataset = predictor.identity["dataset"]
     if args.images:

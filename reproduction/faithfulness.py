@@ -26,8 +26,8 @@ from iis.config import DoorParser, count, positive
 from iis.runtime import UserError, each, make_output_folder, numpy_rng, run_door, write_text
 from iis.statistics import interval, mean_std
 from iis.tables import as_csv, plus_minus
-from reproduction.points import finished
-from reproduction.runs import Run, add_source_flags, find_runs, output_folder
+from reproduction.rooms.points import finished
+from reproduction.rooms.runs import Run, add_source_flags, find_runs, output_folder
 
 PANELS = 18  # of the figure
 COLOURS = {"most": "#c4622d", "random": "#7a7a7a", "least": "#1f6fb4"}
@@ -36,7 +36,7 @@ SAID = {"most": "most important first", "random": "random order", "least": "leas
 
 def parser() -> DoorParser:
     """The flags of this door."""
-    from reproduction.removal import REFERENCES
+    from reproduction.rooms.removal import REFERENCES
 
     door = add_source_flags(DoorParser(description=__doc__.splitlines()[0]))
     door.add_argument("--ratio", type=float, help="sparsity ratio s (default: the sparsest that keeps at least 5 "
@@ -52,7 +52,7 @@ def parser() -> DoorParser:
 
 def main(args: argparse.Namespace) -> Path:
     """Measure every run that has predictors and features; returns the output folder."""
-    from reproduction.outputs import write_figure, write_table
+    from reproduction.rooms.outputs import write_figure, write_table
 
     folder = make_output_folder(output_folder(args))
     results, failed = each(lambda run: measure(run, args), finished(find_runs(args, draws=2)))
@@ -85,9 +85,9 @@ REFERENCES_SAID = {"runner_up": "runner-up", "mean": "mean of the other classes"
 
 def measure(run: Run, args: argparse.Namespace) -> dict[str, Any]:
     """One run, all its seeds: `line` (what it is), `areas` (numbers), `shown` (as read), `curves` (for the figure)."""
-    from reproduction.explanation import load_predictor
-    from reproduction.removal import bootstrap_means, order_curves
-    from reproduction.run_files import pictures_of
+    from reproduction.rooms.explanation import load_predictor
+    from reproduction.rooms.removal import bootstrap_means, order_curves
+    from reproduction.rooms.run_files import pictures_of
 
     val = pictures_of(run, "val")
     rows = numpy_rng("faithfulness pictures").permutation(len(val))[:args.max_pictures or None]
@@ -112,7 +112,7 @@ def measure(run: Run, args: argparse.Namespace) -> dict[str, Any]:
 
 def quantities(curves: Any) -> dict[str, np.ndarray]:
     """What is averaged over pictures, each (N,): areas, their gaps, and whether one removal changes the prediction."""
-    from reproduction.removal import ORDERS
+    from reproduction.rooms.removal import ORDERS
 
     found = {CHANGED: curves.changed_N}
     for what, gap, area_ON in zip(("probability", "top-1"), GAPS, curves.areas(), strict=True):
@@ -132,7 +132,7 @@ def seeds_of(folder: Path) -> list[int]:
 def curve_lines(line: dict[str, Any], curves: list[Any]) -> list[dict[str, Any]]:
     """A line for every order and step, means over seeds and pictures. Banks of different size over seeds (Text) have
     different steps: their curves are read at those of the first."""
-    from reproduction.removal import ORDERS
+    from reproduction.rooms.removal import ORDERS
 
     steps_F = curves[0].share_F
 
@@ -151,7 +151,7 @@ def figure(results: list[dict[str, Any]], columns: int = 3) -> Any:
     """A panel a run: probability of the predicted class (solid) and top-1 (dashed) against the share removed."""
     from matplotlib.lines import Line2D
 
-    from reproduction.outputs import new_figure
+    from reproduction.rooms.outputs import new_figure
 
     columns = min(columns, len(results))
     rows = -(-len(results) // columns)

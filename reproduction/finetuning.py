@@ -114,7 +114,7 @@ def run_cell(plan: dict[str, Any], cell: dict[str, Any], folder: Path, device: s
     """Fine-tune (unless it is the backbone as it came), embed, and train the predictors of stage 3. Returns `folder`,
     where all of it lies."""
     from IP_training import IP_Finetuning, IP_Prototype_training
-    from reproduction.doors import call_door
+    from reproduction.rooms.doors import call_door
 
     weights = plan["weights"]
     if cell["objective"] != BEFORE:

@@ -27,9 +27,8 @@ from iis.summary import summarise
 from iis.tables import plus_minus
 from IP_training.IP_Finetuning import EPOCHS, RESULTS
 from reproduction.finetuning import BEFORE, FOLDER, INDEX
-from reproduction.outputs import new_figure, write_figure, write_table
-from reproduction.paired import paired_difference
-from reproduction.paired_tests import sign_flip_p, t_test_p
+from reproduction.rooms.outputs import new_figure, write_figure, write_table
+from reproduction.rooms.paired import paired_difference, sign_flip_p, t_test_p
 
 CONTROL = "dense"
 NAMES = {"interpretability": "CE + λ CE(IP), Eq. 8", "dense": "CE alone (control)", "weight_decay": "CE + weight decay",

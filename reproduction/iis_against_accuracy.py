@@ -19,9 +19,9 @@ from iis.config import DoorParser
 from iis.plots import COLOURS, MARKERS
 from iis.runtime import make_output_folder, run_door
 from iis.tables import plus_minus
-from reproduction.association import Association, associate, beside_accuracy, division_null
-from reproduction.outputs import new_figure, write_figure, write_table
-from reproduction.points import (
+from reproduction.rooms.association import Association, associate, beside_accuracy, division_null
+from reproduction.rooms.outputs import new_figure, write_figure, write_table
+from reproduction.rooms.points import (
     epoch_of,
     groups,
     meaningful,
@@ -33,7 +33,7 @@ from reproduction.points import (
     slug,
     undivided,
 )
-from reproduction.runs import Run, add_source_flags, find_runs, output_folder
+from reproduction.rooms.runs import Run, add_source_flags, find_runs, output_folder
 
 MEASURES = {"iis": "ρ(IIS, acc)", "area": "ρ(∫acc ds, acc)", "corrected": "ρ(chance-corrected IIS, acc)"}
 ALL, FINISHED = "with checkpoints", "finished"

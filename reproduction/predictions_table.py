@@ -25,12 +25,12 @@ from iis.runtime import UserError, each, make_output_folder, run_door
 from iis.selection import select
 from iis.statistics import mean_std
 from iis.tables import plus_minus
-from reproduction.class_balance import balanced_accuracy
-from reproduction.outputs import write_table
-from reproduction.paired_pictures import accuracy_difference, mcnemar_p
-from reproduction.points import finished, groups, seeds_said
-from reproduction.run_files import pictures_of
-from reproduction.runs import Run, add_source_flags, find_runs, output_folder
+from reproduction.rooms.class_balance import balanced_accuracy
+from reproduction.rooms.outputs import write_table
+from reproduction.rooms.paired_pictures import accuracy_difference, mcnemar_p
+from reproduction.rooms.points import finished, groups, seeds_said
+from reproduction.rooms.run_files import pictures_of
+from reproduction.rooms.runs import Run, add_source_flags, find_runs, output_folder
 
 CONCEPTS = {"Text": "textual", "Prototype": "visual", "Cluster": "visual", "End2End": "visual",
             "Combined": "combined", "Random": "control"}

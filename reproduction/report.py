@@ -16,12 +16,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from iis.config import DoorParser, count
 from iis.runtime import make_output_folder, run_door, write_text
-from reproduction import report_pictures, report_tables
-from reproduction.explanation_page import STYLE as CARDS
-from reproduction.page import contents, escape, folded, html_list, html_table, page, section
-from reproduction.points import epoch_of
-from reproduction.report_made import made_before
-from reproduction.runs import Run, add_source_flags, find_runs, output_folder
+from reproduction.rooms import report_pictures, report_tables
+from reproduction.rooms.explanation_page import STYLE as CARDS
+from reproduction.rooms.page import contents, escape, folded, html_list, html_table, page, section
+from reproduction.rooms.points import epoch_of
+from reproduction.rooms.report_made import made_before
+from reproduction.rooms.runs import Run, add_source_flags, find_runs, output_folder
 
 STYLE = """
 .panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: .5rem 1.5rem; }

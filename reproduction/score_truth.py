@@ -2,7 +2,7 @@
 
     python reproduction/score_truth.py                     # after demo/paint_shapes.py; about 15 minutes, busy machine
 
-reproduction/controlled_features.py makes the features; the usual doors train on them as on features made elsewhere,
+rooms/controlled_features.py makes the features; the usual doors train on them as on features made elsewhere,
 with a bank of Prototypes (whole train pictures, 80 of each class), of Random directions, and of the true attributes'
 directions (Own), at M = the number of attributes. Were IIS a measure of semantic content, it would rise with the share
 of attributes wherever accuracy is held equal, whatever the rest is, and would not under the Random bank. ρ is
@@ -30,11 +30,11 @@ from iis.score import too_close_to_chance
 from iis.statistics import mean_std
 from iis.summary import summarise
 from iis.tables import plus_minus
-from reproduction.association import associate
-from reproduction.attribute_auroc import Captions, linear_probe
-from reproduction.controlled_features import RESTS, Pictures, controlled
-from reproduction.doors import call_door
-from reproduction.outputs import new_figure, write_figure, write_table
+from reproduction.rooms.association import associate
+from reproduction.rooms.attribute_auroc import Captions, linear_probe
+from reproduction.rooms.controlled_features import RESTS, Pictures, controlled
+from reproduction.rooms.doors import call_door
+from reproduction.rooms.outputs import new_figure, write_figure, write_table
 
 BANKS = ("Prototype", "Random", "Own")
 SHOWN = {"Own": "true attributes"}

@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from iis.config import DoorParser, path
 from iis.ledger import LEDGER
 from iis.runtime import ROOT, UserError, nearest, read_json, run_door, write_json
-from reproduction.runs import SWEEPS
-from reproduction.sweep_cells import Sweep, read_sweep
+from reproduction.rooms.runs import SWEEPS
+from reproduction.rooms.sweep_cells import Sweep, read_sweep
 
 YAMLS = ROOT / "reproduction" / "sweeps"
 
@@ -41,7 +41,7 @@ def parser() -> DoorParser:
 
 def main(args: argparse.Namespace) -> None:
     """Run every cell that is not finished, and keep the index up to date after each."""
-    from reproduction.sweep_steps import Steps
+    from reproduction.rooms.sweep_steps import Steps
 
     sweep = read_sweep(find_sweep(args.sweep))
     index = (args.save_dir or SWEEPS / sweep.name) / "cells.json"

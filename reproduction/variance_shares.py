@@ -24,9 +24,9 @@ from iis.names import elements_file, slug
 from iis.runtime import ROOT, UserError, run_door, write_text
 from iis.summary import summarise
 from iis.tables import as_csv
-from reproduction.doors import call_door
-from reproduction.outputs import write_table
-from reproduction.variance_components import components, share_intervals
+from reproduction.rooms.doors import call_door
+from reproduction.rooms.outputs import write_table
+from reproduction.rooms.variance_components import components, share_intervals
 
 WITHOUT_ELEMENTS = ("Random",)
 CAPTION = ("Method of moments; a variance estimated below 0 is given as 0 and marked *. Ranges: parametric bootstrap, "

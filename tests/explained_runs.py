@@ -11,7 +11,7 @@ from iis.datasets import Dataset
 from iis.embedding_file import save_embeddings
 from IP_training import IP_Prototype_training
 from IP_training.normalise import Normaliser
-from reproduction.explanation import Predictor
+from reproduction.rooms.explanation import Predictor
 
 
 def predictor_of(ratio: float = 0.5, concepts: int = 8, classes: int = 3, width: int = 5) -> Predictor:

@@ -8,8 +8,8 @@ from made_sweep import made_ledger, made_sweep
 
 from iis.runtime import UserError
 from reproduction import along_pretraining as door
-from reproduction.points import plain
-from reproduction.runs import find_runs
+from reproduction.rooms.points import plain
+from reproduction.rooms.runs import find_runs
 
 
 def run(folder, *flags):

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reproduction.association import DRAWS, associate, beside_accuracy, bootstrap_rho, division_null, rank_correlation
+from reproduction.rooms.association import (
+    DRAWS,
+    associate,
+    beside_accuracy,
+    bootstrap_rho,
+    division_null,
+    rank_correlation,
+)
 
 X6, Y6 = [0.31, 0.12, 0.55, 0.55, 0.20, 0.90], [0.7, 0.1, 0.4, 0.8, 0.4, 0.9]  # with ties in both
 

@@ -12,9 +12,9 @@ from iis.embedding_file import Embeddings, save_embeddings
 from iis.runtime import UserError, write_json
 from IP_training import IP_Bank_training
 from reproduction import bank_truth
-from reproduction.attribute_auroc import Captions, auroc, best_matching, linear_probe
 from reproduction.bank_truth import own_words
-from reproduction.doors import call_door
+from reproduction.rooms.attribute_auroc import Captions, auroc, best_matching, linear_probe
+from reproduction.rooms.doors import call_door
 
 
 def test_auroc_by_hand():

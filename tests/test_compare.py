@@ -9,7 +9,7 @@ from test_iis_computing import hand_made
 from iis.ledger import add_rows
 from iis.runtime import UserError
 from reproduction.compare import PUBLISHED, compared, main, parser
-from reproduction.measured import OURS, lines_of_elastic_nets, merged, read_lines
+from reproduction.rooms.measured import OURS, lines_of_elastic_nets, merged, read_lines
 
 PLAIN = {"elements": {"kind": "segments", "dataset": "toy"}, "prototypes": "balanced", "element_choice": "balanced"}
 

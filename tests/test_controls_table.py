@@ -15,9 +15,9 @@ from iis.ledger import add_rows, pack_hits
 from iis.runtime import UserError, write_json
 from IP_training import IP_Prototype_training
 from reproduction import controls_table
-from reproduction.class_balance import balanced_accuracy
 from reproduction.controls_table import ranking
-from reproduction.paired import paired_difference
+from reproduction.rooms.class_balance import balanced_accuracy
+from reproduction.rooms.paired import paired_difference
 
 LABELS = torch.tensor([0] * 80 + [1] * 20)  # 100 pictures; always naming class 0 is right 80 times
 

@@ -14,14 +14,15 @@ from iis.backbones import load_backbone
 from iis.datasets import Dataset
 from iis.embedding_file import Embeddings
 from iis.runtime import UserError, write_text
-from reproduction import explain, subjects
-from reproduction.concept_pictures import concept_of
-from reproduction.explanation import explain as explain_all
-from reproduction.explanation import load_predictor
-from reproduction.explanation_page import explanation_page
-from reproduction.run_files import embeddings_of
-from reproduction.stories import if_removed, stories, the_rest
-from reproduction.subjects import Subject, embed_pictures, spread
+from reproduction import explain
+from reproduction.rooms import subjects
+from reproduction.rooms.concept_pictures import concept_of
+from reproduction.rooms.explanation import explain as explain_all
+from reproduction.rooms.explanation import load_predictor
+from reproduction.rooms.explanation_page import explanation_page
+from reproduction.rooms.run_files import embeddings_of
+from reproduction.rooms.stories import if_removed, stories, the_rest
+from reproduction.rooms.subjects import Subject, embed_pictures, spread
 
 
 def door(run, out, *words):

@@ -7,7 +7,7 @@ from conftest import clusters
 from explained_runs import explained_run, features, predictor_of
 
 from iis.runtime import UserError, write_json
-from reproduction.explanation import (
+from reproduction.rooms.explanation import (
     contributions,
     default_ratio,
     explain,

@@ -12,8 +12,7 @@ from test_finetuning import world  # noqa: F401 - a fixture
 from iis.runtime import UserError
 from reproduction import finetuning, finetuning_table
 from reproduction.finetuning import cells_of, read_plan
-from reproduction.paired import paired_difference
-from reproduction.paired_tests import sign_flip_p, t_test_p
+from reproduction.rooms.paired import paired_difference, sign_flip_p, t_test_p
 
 AFTER, BASE = [0.91, 0.93, 0.90, 0.95, 0.92], [0.90, 0.91, 0.905, 0.92, 0.90]
 

@@ -8,8 +8,8 @@ from made_sweep import made_ledger, made_sweep
 
 from iis.runtime import UserError
 from reproduction import iis_against_accuracy as door
-from reproduction.points import groups, plain
-from reproduction.runs import find_runs
+from reproduction.rooms.points import groups, plain
+from reproduction.rooms.runs import find_runs
 
 
 def run(folder, *flags):

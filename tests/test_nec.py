@@ -14,7 +14,7 @@ from iis.runtime import UserError
 from IP_training import IP_Prototype_training
 from IP_training.elastic_net import Fit
 from reproduction import accuracy_at_nec as door
-from reproduction.nec import accuracy_at_levels, anec, at_levels, lams_from, prune
+from reproduction.rooms.nec import accuracy_at_levels, anec, at_levels, lams_from, prune
 
 
 def fit(*rows):
@@ -95,7 +95,7 @@ def test_door(toy, monkeypatch, capsys):
         assert (toy / "table" / name).stat().st_size
     # Nothing is fitted again, but for a seed whose entry is gone (as after a kill).
     fitted = []
-    monkeypatch.setattr("reproduction.nec.gram_path", lambda *_: fitted.append(1) or iter(()))
+    monkeypatch.setattr("reproduction.rooms.nec.gram_path", lambda *_: fitted.append(1) or iter(()))
     call("--model_root", folder, "--save_dir", toy / "table")
     assert not fitted
     del kept["0"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reproduction.page import (
+from reproduction.rooms.page import (
     anchor,
     contents,
     data_uri,

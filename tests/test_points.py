@@ -5,8 +5,8 @@ from made_sweep import made_ledger
 
 from iis.config import DoorParser
 from iis.grid import RATIOS
-from reproduction.points import epoch_of, groups, meaningful, nets_of, plain, point, short_name, slug, undivided
-from reproduction.runs import add_source_flags, find_runs
+from reproduction.rooms.points import epoch_of, groups, meaningful, nets_of, plain, point, short_name, slug, undivided
+from reproduction.rooms.runs import add_source_flags, find_runs
 
 
 def runs_of(*folders):

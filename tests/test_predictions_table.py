@@ -9,7 +9,7 @@ from scipy import stats
 
 from iis.runtime import UserError
 from reproduction import predictions_table as door
-from reproduction.paired_pictures import accuracy_difference, mcnemar_p
+from reproduction.rooms.paired_pictures import accuracy_difference, mcnemar_p
 
 
 def test_accuracy_difference_by_hand():

@@ -7,7 +7,7 @@ from torchvision import models
 from extractor.check_backbone import tolerance
 from iis.runtime import ROOT
 from reproduction.compare import PUBLISHED
-from reproduction.measured import KEY, read_lines
+from reproduction.rooms.measured import KEY, read_lines
 
 LINES = read_lines(ROOT / "reproduction" / "published.csv", ("value", "tolerance"), PUBLISHED)
 

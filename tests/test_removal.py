@@ -10,7 +10,7 @@ from explained_runs import explained_run, features, predictor_of
 
 from iis.runtime import UserError
 from reproduction import faithfulness
-from reproduction.removal import ORDERS, bootstrap_means, order_curves
+from reproduction.rooms.removal import ORDERS, bootstrap_means, order_curves
 
 
 def plain_curve(predictor, x_M, label, reference, sign):

@@ -13,10 +13,10 @@ from test_page import Closed
 from iis.ledger import add_rows
 from iis.runtime import ROOT, UserError
 from IP_training import IP_Prototype_training
-from reproduction import report_tables
 from reproduction.report import main, parser
-from reproduction.report_made import from_markdown, made_before
-from reproduction.runs import find_runs
+from reproduction.rooms import report_tables
+from reproduction.rooms.report_made import from_markdown, made_before
+from reproduction.rooms.runs import find_runs
 
 
 def flags(*words):

@@ -8,9 +8,9 @@ from bank_runs import own_caches  # noqa: F401
 
 from iis.runtime import UserError, write_json
 from reproduction import score_truth
-from reproduction.attribute_auroc import linear_probe
-from reproduction.controlled_features import RESTS, Pictures, controlled, linear_accuracy
-from reproduction.doors import call_door
+from reproduction.rooms.attribute_auroc import linear_probe
+from reproduction.rooms.controlled_features import RESTS, Pictures, controlled, linear_accuracy
+from reproduction.rooms.doors import call_door
 
 GROUPS = {"shape": ["circle", "square"], "texture": ["plain", "striped"], "size": ["small", "large"]}
 

@@ -5,9 +5,10 @@ import json
 import pytest
 
 from iis.runtime import UserError
-from reproduction import sweep, sweep_steps
-from reproduction.doors import words_of
-from reproduction.sweep_cells import read_sweep
+from reproduction import sweep
+from reproduction.rooms import sweep_steps
+from reproduction.rooms.doors import words_of
+from reproduction.rooms.sweep_cells import read_sweep
 
 PLAIN = """
 settings: {seeds: 2, num_concepts: 5}
@@ -41,7 +42,7 @@ def test_blocks_share_the_settings(tmp_path):
 
 
 def test_checkpoints_are_models_in_the_order_of_their_epochs(tmp_path, monkeypatch):
-    from reproduction import sweep_cells
+    from reproduction.rooms import sweep_cells
 
     monkeypatch.setattr(sweep_cells, "ROOT", tmp_path)
     for epoch in (10, 2):

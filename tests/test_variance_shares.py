@@ -13,7 +13,7 @@ from iis.ledger import read_ledger
 from iis.runtime import UserError
 from IP_training import inputs
 from reproduction import variance_shares
-from reproduction.variance_components import components, mean_squares, share_intervals, simulate
+from reproduction.rooms.variance_components import components, mean_squares, share_intervals, simulate
 
 
 def test_two_way_by_hand():

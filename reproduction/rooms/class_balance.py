@@ -9,8 +9,8 @@ import numpy as np
 from iis.ledger import LEDGER, read_ledger, unpack_hits
 from iis.runtime import UserError
 from iis.selection import select
-from reproduction.run_files import pictures_of
-from reproduction.runs import Run
+from reproduction.rooms.run_files import pictures_of
+from reproduction.rooms.runs import Run
 
 
 def balanced_accuracy(hits_N: np.ndarray, labels_N: np.ndarray) -> float:

@@ -11,7 +11,7 @@ from PIL import Image
 from iis.embedding_file import load_embeddings
 from iis.names import elements_file, elements_folder
 from iis.runtime import UserError
-from reproduction.run_files import settings_of
+from reproduction.rooms.run_files import settings_of
 
 PICTURED = ("Prototype", "Cluster", "End2End")  # banks whose evidence is pictures of visual elements
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from reproduction.concept_pictures import Concept
-from reproduction.stories import if_removed, percent, verdict
-from reproduction.subjects import Subject
+from reproduction.rooms.concept_pictures import Concept
+from reproduction.rooms.stories import if_removed, percent, verdict
+from reproduction.rooms.subjects import Subject
 
 FOR, AGAINST = "#1f6fb4", "#c4622d"
 TILE = 30  # points: side of a concept's picture
@@ -21,7 +21,7 @@ WIDTH = 10.0  # inches
 def explanation_figure(told: Sequence[dict[str, Any]], subjects: Sequence[Subject], concepts: Mapping[int, Concept],
                        top: int, tiles: int = 3) -> Any:
     """A figure with at most `top` concepts a picture, `tiles` pictures a concept."""
-    from reproduction.outputs import new_figure
+    from reproduction.rooms.outputs import new_figure
 
     heights = [0.75 + 0.5 * max(2, min(top, len(story["concepts"]))) for story in told]  # inches
     figure, axes = new_figure(WIDTH, sum(heights), len(told), 2, height_ratios=heights, width_ratios=[1, 3.9])

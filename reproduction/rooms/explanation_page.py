@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reproduction.concept_pictures import Concept
-from reproduction.page import data_uri, escape, html_list, page, section
-from reproduction.stories import if_removed, percent, the_rest, verdict
-from reproduction.subjects import Subject
+from reproduction.rooms.concept_pictures import Concept
+from reproduction.rooms.page import data_uri, escape, html_list, page, section
+from reproduction.rooms.stories import if_removed, percent, the_rest, verdict
+from reproduction.rooms.subjects import Subject
 
 STYLE = """
 .card { border: 1px solid #c8c8c8; border-radius: .4rem; padding: .8rem; margin: 1rem 0; }

@@ -15,7 +15,7 @@ from iis.names import EMBEDDINGS
 from iis.runtime import ROOT, UserError, read_json
 from iis.statistics import mean_std
 from IP_training.flags import PROTOCOLS
-from reproduction.runs import Run
+from reproduction.rooms.runs import Run
 
 KEY = ("method", "model", "dataset", "setting", "measure")
 OURS = (*KEY, "value", "std", "unit", "seeds", "protocol", "variant", "made_from")

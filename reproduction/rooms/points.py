@@ -10,7 +10,7 @@ import numpy as np
 
 from iis.score import area, too_close_to_chance
 from IP_training.flags import PROTOCOLS
-from reproduction.runs import Run
+from reproduction.rooms.runs import Run
 
 # Runs are comparable where these agree; titles tell them where they differ.
 SETTING = ("bank", "parts", "num_concepts", "elements", "protocol", *PROTOCOLS["paper"], "concept_set", "holdout")

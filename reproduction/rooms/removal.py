@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from iis.runtime import numpy_rng, torch_rng
-from reproduction.explanation import Predictor
+from reproduction.rooms.explanation import Predictor
 
 ORDERS = ("most", "random", "least")
 REFERENCES = ("runner_up", "mean")  # the predicted class against its runner-up, or against the other classes' mean

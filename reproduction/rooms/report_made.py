@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from reproduction.page import escape, folded, html_figure, html_table, section
+from reproduction.rooms.page import escape, folded, html_figure, html_table, section
 
 # What a report makes itself: the same twice would only be longer.
 OWN = ("arr", "iis_points", "iis_against_accuracy", "report")

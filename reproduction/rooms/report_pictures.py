@@ -11,16 +11,16 @@ from PIL import Image
 from iis.plots import arr_figure
 from iis.runtime import UserError
 from reproduction.arr_curves import curve
-from reproduction.concept_pictures import Concept, concept_of, elements_root
-from reproduction.explanation import Predictor, explain, load_predictor
-from reproduction.explanation_page import card
 from reproduction.iis_against_accuracy import scatter
-from reproduction.page import data_uri, escape, html_figure, section
-from reproduction.points import epoch_of, groups, plain
-from reproduction.run_files import pictures_of
-from reproduction.runs import Run
-from reproduction.stories import stories
-from reproduction.subjects import from_rows, spread
+from reproduction.rooms.concept_pictures import Concept, concept_of, elements_root
+from reproduction.rooms.explanation import Predictor, explain, load_predictor
+from reproduction.rooms.explanation_page import card
+from reproduction.rooms.page import data_uri, escape, html_figure, section
+from reproduction.rooms.points import epoch_of, groups, plain
+from reproduction.rooms.run_files import pictures_of
+from reproduction.rooms.runs import Run
+from reproduction.rooms.stories import stories
+from reproduction.rooms.subjects import from_rows, spread
 
 INCHES = (4.7, 4.2)  # of a panel: drawn small, so that its words can be read at the width of a phone
 

@@ -10,11 +10,11 @@ from iis.grid import DENSE
 from iis.ledger import LEDGER, read_ledger
 from iis.runtime import UserError, read_json
 from iis.tables import plus_minus
-from reproduction.concept_pictures import elements_root
-from reproduction.measured import method_of, variant_of
-from reproduction.points import epoch_of, warning
-from reproduction.run_files import pictures_of
-from reproduction.runs import Run
+from reproduction.rooms.concept_pictures import elements_root
+from reproduction.rooms.measured import method_of, variant_of
+from reproduction.rooms.points import epoch_of, warning
+from reproduction.rooms.run_files import pictures_of
+from reproduction.rooms.runs import Run
 
 
 def score_line(run: Run) -> dict[str, Any]:

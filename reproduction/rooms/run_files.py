@@ -9,7 +9,7 @@ from iis.config import read_yaml
 from iis.embedding_file import Embeddings, load_embeddings
 from iis.runtime import UserError
 from IP_training.inputs import representations_of
-from reproduction.runs import Run
+from reproduction.rooms.runs import Run
 
 
 def pictures_of(run: Run, split: str) -> Embeddings:

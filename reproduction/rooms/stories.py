@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from reproduction.explanation import Explanation, Predictor, strongest
-from reproduction.subjects import Subject
+from reproduction.rooms.explanation import Explanation, Predictor, strongest
+from reproduction.rooms.subjects import Subject
 
 
 def stories(predictor: Predictor, explanation: Explanation, subjects: Sequence[Subject]) -> list[dict[str, Any]]:

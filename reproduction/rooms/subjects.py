@@ -13,7 +13,7 @@ from iis.config import find_config, path
 from iis.datasets import PictureSet, UnreadablePicture, load_dataset
 from iis.embedding_file import Embeddings
 from iis.runtime import UserError, nearest
-from reproduction.concept_pictures import open_picture
+from reproduction.rooms.concept_pictures import open_picture
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 from iis.names import elements_file, elements_folder, slug
 from iis.runtime import ROOT, UserError, nearest
-from reproduction.doors import call_door
-from reproduction.sweep_cells import DOORS, Sweep, SweepCell
+from reproduction.rooms.doors import call_door
+from reproduction.rooms.sweep_cells import DOORS, Sweep, SweepCell
 
 WITH_WORDS = ("Text", "Combined")
 WITHOUT_ELEMENTS = ("Text", "Random", "Own")
