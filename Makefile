@@ -1,4 +1,4 @@
-# The two commands of the README: `make demo` and `make test`. Both make their own environment in $(VENV), once.
+# The commands of the README. Each makes the environment in $(VENV) first, once.
 PYTHON ?= python3
 VENV ?= .venv
 MODELS = shapes_small shapes_medium shapes_large
@@ -10,7 +10,7 @@ SETTINGS = DATASET=shapes MODELS="$(MODELS)" BANKS="$(BANKS)" ELEMENTS=segments 
 	CONCEPT_SET=concept_library/textual/shapes_filtered.txt CLIP_NAME=demo/weights/tiny_clip.json CLIP_CUTOFF=0.1 \
 	INTERPRETABILITY_CUTOFF=0
 
-.PHONY: help demo test lint clean-demo
+.PHONY: help demo reproduce test lint bench bench-cuda clean-demo
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -25,11 +25,34 @@ demo: $(READY)  ## the whole suite on its built-in data: 3 backbones x 6 banks, 
 	$(SETTINGS) bash ip_train.sh
 	$(RUN) reproduction/bank_table.py --dataset shapes --save_dir results/shapes
 
+# IIS_DATA adds CIFAR-10 (hours, and reproduction/cifar10.sh first).
+reproduce: demo  ## every table and figure of the paper on `shapes`, with a report in results/reproduction/shapes
+	$(if $(IIS_DATA),PYTHON=$(abspath $(RUN)) bash reproduction/cifar10.sh)
+	PYTHON=$(abspath $(RUN)) SWEEPS="shapes $(if $(IIS_DATA),cifar10)" bash reproduction/reproduce.sh
+
 test: $(READY)  ## all tests
 	$(RUN) -m pytest
 
 lint: $(READY)  ## ruff over everything
 	$(RUN) -m ruff check .
+
+bench: $(READY)  ## speed claims on this machine's processor, both sides of each; JSON in bench/results
+	$(RUN) bench/heads.py
+	$(RUN) bench/grid_epoch.py
+	$(RUN) bench/saga.py
+	$(RUN) bench/kmeans.py
+	$(RUN) bench/segments.py
+	$(RUN) bench/embeddings.py
+	$(RUN) bench/one_decode.py
+	$(RUN) bench/memory.py --fraction 0.02
+	$(RUN) bench/table.py
+
+bench-cuda: $(READY)  ## the same on a GPU, at ImageNet's shape
+	$(RUN) bench/cuda_heads.py --device cuda
+	$(RUN) bench/cuda_heads.py --device cuda --tf32
+	$(RUN) bench/cuda_end2end.py --device cuda
+	$(RUN) bench/cuda_end2end.py --device cuda --tf32
+	$(RUN) bench/cuda_embeddings.py --device cuda
 
 clean-demo:  ## remove what `make demo` made; the environment stays
 	rm -rf datasets/shapes demo/weights concept_library/visual/shapes results/shapes
