@@ -54,9 +54,11 @@ bench-cuda: $(READY)  ## the same on a GPU, at ImageNet's shape
 	$(RUN) bench/cuda_end2end.py --device cuda --tf32
 	$(RUN) bench/cuda_embeddings.py --device cuda
 
-clean-demo:  ## remove what `make demo` made; the environment stays
-	rm -rf datasets/shapes demo/weights concept_library/visual/shapes results/shapes
-	rm -rf $(foreach model,$(MODELS),extractor/embs/$(model) IP_training/IP_*/$(model)) extractor/embs/clip/shapes_*
+clean-demo:  ## remove what `make demo` and `make reproduce` made of `shapes`; the environment stays
+	rm -rf datasets/shapes demo/weights concept_library/visual/shapes extractor/embs/shapes_* extractor/embs/clip/shapes_*
+	rm -rf IP_training/IP_*/shapes_* IP_training/dense_heads/shapes_* results/shapes results/sweeps/shapes
+	rm -rf results/reproduction/shapes results/reproduction/variance results/reproduction/score_truth
+	rm -rf results/finetuning/finetuning_shapes results/reproduction/finetuning_shapes
 
 # The stamp is written last: an installation that was broken off is taken up again.
 $(READY): requirements.txt
