@@ -57,7 +57,7 @@ bench-cuda: $(READY)  ## the same on a GPU, at ImageNet's shape
 clean-demo:  ## remove what `make demo` and `make reproduce` made of `shapes`; the environment stays
 	rm -rf datasets/shapes demo/weights concept_library/visual/shapes extractor/embs/shapes_* extractor/embs/clip/shapes_*
 	rm -rf IP_training/IP_*/shapes_* IP_training/dense_heads/shapes_* results/shapes results/sweeps/shapes
-	rm -rf results/reproduction/shapes results/reproduction/variance results/reproduction/score_truth
+	rm -rf results/reproduction/shapes results/reproduction/variance_shapes results/reproduction/score_truth
 	rm -rf results/finetuning/finetuning_shapes results/reproduction/finetuning_shapes
 
 # The stamp is written last: an installation that was broken off is taken up again.

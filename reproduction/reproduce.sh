@@ -20,7 +20,13 @@ step() {    # a script of reproduction/ with its flags
     echo "-- $script: $((SECONDS - started)) s"
 }
 
+made() {    # what lies in another folder, beside the rest: the report takes all tables and figures it finds
+    mkdir -p "$out"
+    find "$1" -maxdepth 1 -name '*.*' ! -name '*.jsonl' -type f -exec cp {} "$out" \; 2> /dev/null
+}
+
 for sweep in $SWEEPS; do
+    out=results/reproduction/$sweep
     step sweep "$sweep"
     step iis_against_accuracy --sweep "$sweep"
     step arr_curves --sweep "$sweep"
@@ -29,17 +35,19 @@ for sweep in $SWEEPS; do
     step controls_table --sweep "$sweep"
     step faithfulness --sweep "$sweep"
     step finetuning "finetuning_$sweep"
-    step finetuning_table --sweep "finetuning_$sweep"
+    step finetuning_table --sweep "finetuning_$sweep" --save_dir "$out"
     if [ "$sweep" = shapes ]; then      # its checkpoints along pre-training are at hand, and its concepts are known
         step along_pretraining --sweep shapes
         step bank_truth --sweep shapes
-        step variance_shares --dataset shapes --model shapes_medium
+        step variance_shares --dataset shapes --model shapes_medium --save_dir results/reproduction/variance_shapes
+        made results/reproduction/variance_shapes
         step score_truth
+        made results/reproduction/score_truth
         step explain --run IP_training/IP_Prototype/shapes_large/shapes_segments_M64
     fi
+    step compare --collect --sweep "$sweep" --ours results/ours.csv --save_dir "$out"
     step report --sweep "$sweep"
 done
-step compare --collect --model_root IP_training
 if [ ${#failed[@]} -gt 0 ]; then
     echo "error: not made: $(printf '%s; ' "${failed[@]}")start the same command again once they are mended" >&2
     exit 1
