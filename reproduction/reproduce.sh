@@ -10,46 +10,56 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 SWEEPS=${SWEEPS:-shapes}
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
-failed=()
+failed=$(mktemp)
+trap 'rm -f "$failed"; kill $(jobs -p) 2> /dev/null' EXIT
+cores=$(getconf _NPROCESSORS_ONLN)
 
 step() {    # a script of reproduction/ with its flags
     local started=$SECONDS script=$1
     shift
     echo "== $script $*"
-    "$PYTHON" "reproduction/$script.py" "$@" || failed+=("$script $*")
+    "$PYTHON" "reproduction/$script.py" "$@" || echo "$script $*" >> "$failed"
     echo "-- $script: $((SECONDS - started)) s"
 }
 
 made() {    # what lies in another folder, beside the rest: the report takes all tables and figures it finds
-    mkdir -p "$out"
     find "$1" -maxdepth 1 -name '*.*' ! -name '*.jsonl' -type f -exec cp {} "$out" \; 2> /dev/null
 }
 
 for sweep in $SWEEPS; do
     out=results/reproduction/$sweep
+    mkdir -p "$out"
     step sweep "$sweep"
+    # Small nets keep no more than a core or two busy, so fine-tuning has half of them while the rest is made.
+    export OMP_NUM_THREADS=$(((cores + 1) / 2))
+    {
+        step finetuning "finetuning_$sweep"
+        step finetuning_table --sweep "finetuning_$sweep" --save_dir "$out"
+    } > "$out/finetuning.log" 2>&1 &
     step iis_against_accuracy --sweep "$sweep"
     step arr_curves --sweep "$sweep"
     step accuracy_at_nec --sweep "$sweep"
     step predictions_table --sweep "$sweep"
     step controls_table --sweep "$sweep"
     step faithfulness --sweep "$sweep"
-    step finetuning "finetuning_$sweep"
-    step finetuning_table --sweep "finetuning_$sweep" --save_dir "$out"
     if [ "$sweep" = shapes ]; then      # its checkpoints along pre-training are at hand, and its concepts are known
         step along_pretraining --sweep shapes
         step bank_truth --sweep shapes
+        step explain --run IP_training/IP_Prototype/shapes_large/shapes_segments_M64
         step variance_shares --dataset shapes --model shapes_medium --save_dir results/reproduction/variance_shapes
         made results/reproduction/variance_shapes
         step score_truth
         made results/reproduction/score_truth
-        step explain --run IP_training/IP_Prototype/shapes_large/shapes_segments_M64
     fi
+    echo "fine-tuning goes on (tail -f $out/finetuning.log)"
+    wait
+    grep -E '^(--|[a-z_]+: .* finished)' "$out/finetuning.log"
+    unset OMP_NUM_THREADS
     step compare --collect --sweep "$sweep" --ours results/ours.csv --save_dir "$out"
     step report --sweep "$sweep"
 done
-if [ ${#failed[@]} -gt 0 ]; then
-    echo "error: not made: $(printf '%s; ' "${failed[@]}")start the same command again once they are mended" >&2
+if [ -s "$failed" ]; then
+    echo "error: not made: $(paste -sd ';' "$failed"); mend them and start the same command again" >&2
     exit 1
 fi
 echo "all tables and figures of $SWEEPS: $SECONDS s; results/reproduction/"
