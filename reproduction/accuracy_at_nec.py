@@ -21,14 +21,11 @@ if TYPE_CHECKING:
 from iis.config import DoorParser
 from iis.plots import COLOURS, MARKERS
 from iis.runtime import UserError, choose_device, each, make_output_folder, read_json, run_door, write_json
-from iis.statistics import mean_std
 from iis.tables import plus_minus
 from reproduction.rooms.outputs import new_figure, write_figure, write_table
 from reproduction.rooms.points import finished, groups, seeds_said, slug
 from reproduction.rooms.run_files import pictures_of
 from reproduction.rooms.runs import Run, add_source_flags, find_runs, output_folder
-
-CACHE = "nec.json"
 
 
 def parser() -> DoorParser:
@@ -62,7 +59,7 @@ def main(args: argparse.Namespace) -> None:
 def measure(run: Run, device: "torch.device") -> dict[int, list[dict[str, Any]]]:
     """Per seed the lines of `nec.accuracy_at_levels`: those of nec.json that still hold, else fitted now."""
     from iis.embedding_file import load_tensors
-    from reproduction.rooms.nec import LEVELS, PATH, accuracy_at_levels
+    from reproduction.rooms.nec import CACHE, LEVELS, PATH, accuracy_at_levels
 
     file = run.folder / CACHE
     kept = read_json(file) if file.exists() else {}
@@ -102,19 +99,12 @@ def hash_of(bank_MD: "torch.Tensor") -> str:
 
 def lines_of(run: Run, bank: str, by_folder: dict[Path, dict[int, list[dict[str, Any]]]]) -> list[dict[str, Any]]:
     """One line per level and one for ANEC: mean and std over seeds; accuracies are fractions."""
-    from reproduction.rooms.nec import anec
+    from reproduction.rooms.nec import over_seeds
 
     seeds = list(by_folder[run.folder].values())
     start = {"dataset": run.summary["dataset"], "bank": bank, "model": run.model, "seeds": len(seeds),
              "dense": run.summary["dense"]["mean"]}
-    levels = [{"nec": at[0]["nec"], **_spread([line["top1"] for line in at]),
-               "used": _spread([line["used"] for line in at])["top1"]} for at in zip(*seeds, strict=True)]
-    return [{**start, **line} for line in (*levels, {"nec": "ANEC", **_spread(list(map(anec, seeds))), "used": None})]
-
-
-def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
-    mean, std = (None, None) if None in values else mean_std(values)
-    return {"top1": mean, "top1_std": std}
+    return [{**start, **line} for line in over_seeds(seeds)]
 
 
 def shown(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -5,8 +5,9 @@
     python reproduction/compare.py --collect --sweep imagenet --strict         # status 2 where something is outside
 
 published.csv holds values with a source only; where there is none at hand the cell is empty, ready to be filled.
-ours.csv is written by --collect alone, from ledgers, own-head checks (extractor/check_backbone.py) and elastic nets:
-a line replaces the one of the same key, all others stay.
+ours.csv is written by --collect alone, from ledgers, own-head checks (extractor/check_backbone.py), elastic nets,
+accuracies at NEC and fine-tunings: a line replaces the one of the same key, all others stay. Values are compared where
+the backbone is the same; with --all, ours of other backbones stand beside an accuracy at NEC, without a verdict.
 """
 
 import argparse
@@ -20,10 +21,13 @@ from iis.config import DoorParser, path
 from iis.names import EMBEDDINGS
 from iis.runtime import ROOT, UserError, make_output_folder, run_door, write_text
 from iis.tables import as_csv, as_markdown, plus_minus
+from reproduction.rooms.finetuned import FOLDER
 from reproduction.rooms.measured import (
     KEY,
     OURS,
     lines_of_elastic_nets,
+    lines_of_fine_tuning,
+    lines_of_nec,
     lines_of_own_heads,
     lines_of_runs,
     merged,
@@ -34,6 +38,7 @@ from reproduction.rooms.runs import add_source_flags, find_runs
 
 PUBLISHED = (*KEY, "value", "unit", "tolerance", "source")
 INSIDE, OUTSIDE, NOT_HERE, NO_SOURCE, ALONE = "inside", "OUTSIDE", "not computed here", "no source", "not published"
+OTHER_MODEL = "other backbone: no comparison"
 
 
 def parser() -> DoorParser:
@@ -42,6 +47,7 @@ def parser() -> DoorParser:
     door.add_argument("--collect", action="store_true", help="bring --ours up to date from --sweep or --model_root")
     add_source_flags(door)
     door.add_argument("--embeddings", type=path, default=EMBEDDINGS, help="where check_backbone.py kept own heads")
+    door.add_argument("--finetuning", type=path, default=FOLDER, help="folder of what finetuning.py has run")
     door.add_argument("--published", type=path, default=ROOT / "reproduction" / "published.csv", help="values with a "
                       "source")
     door.add_argument("--ours", type=path, default=ROOT / "reproduction" / "ours.csv", help="values computed here")
@@ -61,10 +67,11 @@ def main(args: argparse.Namespace) -> None:
     lines = compared(published, ours)
     shown = [line for line in lines if args.all or line["verdict"] in (INSIDE, OUTSIDE, NOT_HERE)]
     count = {verdict: sum(line["verdict"] == verdict for line in lines)
-             for verdict in (INSIDE, OUTSIDE, NOT_HERE, NO_SOURCE, ALONE)}
+             for verdict in (INSIDE, OUTSIDE, NOT_HERE, NO_SOURCE, ALONE, OTHER_MODEL)}
     sentence = (f"{count[INSIDE] + count[OUTSIDE]} compared: {count[INSIDE]} inside their tolerance, {count[OUTSIDE]} "
                 f"outside; {count[NOT_HERE]} published values not computed here, {count[NO_SOURCE]} cells without a "
-                f"source, {count[ALONE]} values of ours without a published one")
+                f"source, {count[ALONE]} values of ours without a published one, {count[OTHER_MODEL]} beside one of "
+                "another backbone")
     for_people = [shown_line(line) for line in shown]
     if args.save_dir:
         write_table(make_output_folder(args.save_dir), "compare", shown, for_people, sentence)
@@ -78,7 +85,8 @@ def collect(args: argparse.Namespace) -> None:
     """Write --ours: what is there already, and the lines of the runs named."""
     runs = find_runs(args, draws=2)  # no interval is needed here
     roots = args.model_root or [run.folder for run in runs]
-    new = [*lines_of_runs(runs), *lines_of_own_heads(args.embeddings), *lines_of_elastic_nets(roots)]
+    new = [*lines_of_runs(runs), *lines_of_own_heads(args.embeddings), *lines_of_elastic_nets(roots),
+           *lines_of_nec(runs), *lines_of_fine_tuning(args.finetuning)]
     old = read_lines(args.ours, (), OURS) if args.ours.is_file() else []
     lines = merged(old, new)
     write_text(args.ours, as_csv(lines))
@@ -88,10 +96,11 @@ def collect(args: argparse.Namespace) -> None:
 def compared(published: list[dict[str, Any]], ours: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Join the two by `KEY`, with a verdict per line; several of ours (protocols) may stand beside one published.
 
-    A value is inside where |ours − published| ≤ tolerance; a published value must say its tolerance.
+    A value is inside where |ours − published| ≤ tolerance; a published value must say its tolerance. Below an accuracy
+    at NEC that no line of ours has the backbone of stand those that agree in all else, without a verdict.
     """
-    def key(line: dict[str, Any]) -> tuple[str, ...]:
-        return tuple(line[name] for name in KEY)
+    def key(line: dict[str, Any], but: str = "") -> tuple[str, ...]:
+        return tuple(line[name] for name in KEY if name != but)
 
     lines, used = [], set()
     for line in published:
@@ -100,6 +109,11 @@ def compared(published: list[dict[str, Any]], ours: list[dict[str, Any]]) -> lis
         if line["value"] is not None and line["tolerance"] is None:
             raise UserError(f"the published value of {', '.join(key(line))} has no tolerance; give it one")
         lines += [_line(line, ours[index]) for index in found] or [_line(line, None)]
+        if not found and line["setting"].startswith("NEC = "):
+            near = [index for index, one in enumerate(ours) if key(one, "model") == key(line, "model")
+                    and not one["variant"]]
+            used |= set(near)
+            lines += [_other_model(line, ours[index]) for index in near]
     return lines + [_line(None, one) for index, one in enumerate(ours) if index not in used]
 
 
@@ -119,6 +133,11 @@ def _line(published: dict[str, Any] | None, ours: dict[str, Any] | None) -> dict
             "variant": ours["variant"] if ours else "", "published": value, "ours": ours["value"] if ours else None,
             "std": ours["std"] if ours else None, "unit": known["unit"], "off": off, "tolerance": tolerance,
             "verdict": verdict, "source": published["source"] if published else ours["made_from"]}
+
+
+def _other_model(published: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+    return {**_line(published, ours), "model": f"{published['model']}; ours: {ours['model']}", "off": None,
+            "tolerance": None, "verdict": OTHER_MODEL}
 
 
 def shown_line(line: dict[str, Any]) -> dict[str, str]:

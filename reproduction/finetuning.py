@@ -19,15 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from iis.config import DoorParser, path, read_yaml
 from iis.ledger import LEDGER
-from iis.runtime import ROOT, UserError, claim_folder, make_output_folder, nearest, read_json, run_door, write_json
+from iis.runtime import UserError, claim_folder, make_output_folder, nearest, read_json, run_door, write_json
+from reproduction.rooms.finetuned import BEFORE, FOLDER, INDEX
 from reproduction.sweep import attempt, find_sweep
 
-FOLDER = ROOT / "results" / "finetuning"
-INDEX = "runs.json"
 OBJECTIVES = ("interpretability", "dense", "weight_decay")
 MANIFEST = ("model_config", "weights", "dataset", "element_kind", "recipe", "measure")  # what a folder is made with
 KEYS = (*MANIFEST, "seeds", "objectives", "ablations")
-BEFORE = "before"
 
 
 def parser() -> DoorParser:

@@ -11,7 +11,6 @@ accuracies along fine-tuning. Written as CSV, Markdown and LaTeX, PNG and PDF.
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,35 +18,27 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from iis import plots
 from iis.config import DoorParser, path
-from iis.ledger import LEDGER, read_ledger
-from iis.runtime import ROOT, UserError, each, make_output_folder, read_json, run_door
+from iis.runtime import ROOT, UserError, make_output_folder, run_door
 from iis.statistics import mean_std
-from iis.summary import summarise
 from iis.tables import plus_minus
-from IP_training.IP_Finetuning import EPOCHS, RESULTS
-from reproduction.finetuning import BEFORE, FOLDER, INDEX
+from reproduction.rooms.finetuned import (
+    BEFORE,
+    CONTROL,
+    FOLDER,
+    INDEX,
+    MEASURES,
+    NAMES,
+    PERCENT,
+    Measured,
+    finished_cells,
+)
 from reproduction.rooms.outputs import new_figure, write_figure, write_table
 from reproduction.rooms.paired import paired_difference, sign_flip_p, t_test_p
 
-CONTROL = "dense"
-NAMES = {"interpretability": "CE + λ CE(IP), Eq. 8", "dense": "CE alone (control)", "weight_decay": "CE + weight decay",
-         BEFORE: "as it came"}
-COLOURS = {"interpretability": "#0072b2", "dense": "#d55e00", "weight_decay": "#009e73"}
-# What is measured of a backbone: own head and the predictor that trained along, then stage 3 with all fresh.
-MEASURES = {"own_head": "own head, %", "predictor": "predictor, %", "fresh_dense": "fresh dense head, %",
-            "fresh_ip": "fresh IP at s, %", "iis": "IIS", "iis_chance_corrected": "IIS, chance-corrected"}
-PERCENT = ("own_head", "predictor", "fresh_dense", "fresh_ip")
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One cell: its entry in the index, the values of MEASURES (accuracies in percent), and the log of its epochs."""
-
-    cell: dict[str, Any]
-    values: dict[str, float | None]
-    log: list[dict[str, Any]]
-    results: dict[str, Any]
+# The objectives that are drawn.
+COLOURS = dict(zip(("interpretability", CONTROL, "weight_decay"), plots.COLOURS, strict=False))
 
 
 def parser() -> DoorParser:
@@ -64,8 +55,7 @@ def main(args: argparse.Namespace) -> None:
     root = next((folder for folder in (path(args.sweep), FOLDER / args.sweep) if (folder / INDEX).is_file()), None)
     if root is None:
         raise UserError(f"there is no fine-tuning {args.sweep} in {FOLDER}: run reproduction/finetuning.py first")
-    cells = [cell for cell in read_json(root / INDEX) if cell["seconds"] is not None and not cell["message"]]
-    measured, failed = each(lambda cell: read_cell(root, cell), cells)
+    measured, failed = finished_cells(root)
     for sentence in failed:
         print(f"left out: {sentence}")
     folder = make_output_folder(args.save_dir or ROOT / "results" / "reproduction" / root.name)
@@ -91,26 +81,7 @@ def main(args: argparse.Namespace) -> None:
     draw(folder, {objective: [one for one in main_runs if one.cell["objective"] == objective] for objective in COLOURS})
     print(f"\nwritten: {folder}/finetuning*.csv, .md, .tex, finetuning_curves.png, .pdf")
     if failed:
-        raise UserError(f"left out {len(failed)} of {len(cells)} cells: {'; '.join(failed)}")
-
-
-def read_cell(root: Path, cell: dict[str, Any]) -> Measured:
-    """Results of one cell: both JSONs of fine-tuning (none for the backbone as it came) and its ledger."""
-    folder = root / cell["name"]
-    rows = read_ledger(folder / "iis" / LEDGER)
-    summary = summarise(rows, where=str(folder / "iis" / LEDGER))
-    results = read_json(folder / RESULTS) if cell["objective"] != BEFORE else {}
-    column = int(np.argmin(np.abs(np.array(summary["ratios"]) - (results.get("sparsity") or 0.1))))
-    after = results.get("after", {})
-    values = {"own_head": _percent(after.get("dense_top1")), "predictor": _percent(after.get("ip_top1")),
-              "fresh_dense": 100 * summary["dense"]["mean"],
-              "fresh_ip": 100 * float(np.mean([curve[column] for curve in summary["curves"]["best"]["accuracy"]])),
-              "iis": summary["iis"]["mean"], "iis_chance_corrected": summary["iis_chance_corrected"]["mean"]}
-    return Measured(cell, values, read_json(folder / EPOCHS) if results else [], results)
-
-
-def _percent(fraction: float | None) -> float | None:
-    return None if fraction is None else 100 * fraction
+        raise UserError(f"left out {len(failed)} of {len(measured) + len(failed)} cells: {'; '.join(failed)}")
 
 
 def write(folder: Path, name: str, column: str, groups: dict[Any, list[Measured]], control: Sequence[Measured],

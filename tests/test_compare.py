@@ -1,4 +1,4 @@
-"""Published beside ours: what is collected from ledgers, own heads and elastic nets, and every verdict by hand."""
+"""Published beside ours: what is collected from ledgers, own heads, elastic nets, NECs, every verdict by hand."""
 
 import csv
 import json
@@ -6,12 +6,15 @@ import json
 import pytest
 from test_iis_computing import hand_made
 
+from iis.config import DoorParser
 from iis.ledger import add_rows
 from iis.runtime import UserError
 from reproduction.compare import PUBLISHED, compared, main, parser
-from reproduction.rooms.measured import OURS, lines_of_elastic_nets, merged, read_lines
+from reproduction.rooms.measured import OURS, lines_of_elastic_nets, lines_of_nec, merged, read_lines
+from reproduction.rooms.runs import add_source_flags, find_runs
 
-PLAIN = {"elements": {"kind": "segments", "dataset": "toy"}, "prototypes": "balanced", "element_choice": "balanced"}
+PLAIN = {"elements": {"kind": "segments", "dataset": "toy"}, "prototypes": "balanced", "element_choice": "balanced",
+         "train_hash": "t", "val_hash": "v"}
 
 
 def write(file, columns, *lines):
@@ -45,7 +48,8 @@ def place(tmp_path):
 
 def run(place, *flags):
     main(parser().settings(["--ours", str(place / "ours.csv"), "--published", str(place / "published.csv"),
-                            "--embeddings", str(place / "embs"), *map(str, flags)]))
+                            "--embeddings", str(place / "embs"), "--finetuning", str(place / "none"),
+                            *map(str, flags)]))
 
 
 def test_collects_and_compares(place, capsys):
@@ -53,7 +57,7 @@ def test_collects_and_compares(place, capsys):
     said = capsys.readouterr().out
     # 80 against 81 with 1 point: inside. 0.6 against 0.49 with 0.1: outside. The variant is never compared.
     assert "2 compared: 1 inside their tolerance, 1 outside; 1 published values not computed here, " \
-           "1 cells without a source, 5 values of ours without a published one" in said
+           "1 cells without a source, 5 values of ours without a published one, 0 beside one of another" in said
     assert "| Prototype | toy | toy | M = 20 paper | IIS | 0.6000 | 0.4900 ± 0.0000 | -0.1100 | 0.1 | OUTSIDE |" in said
     assert "M = 22" not in said
     ours = read_lines(place / "ours.csv", ("value", "std"), OURS)
@@ -94,6 +98,62 @@ def test_an_elastic_net_is_the_mean_over_seeds(place):
     line, = lines_of_elastic_nets([place])
     assert (line["value"], line["std"]) == (75, pytest.approx(7.071, abs=1e-3))
     assert line["protocol"] == "λ = 0.01: 5.0 weights a class"
+
+
+def nec_file(folder, of_seeds, **depends):
+    """nec.json as accuracy_at_nec.py writes it; of_seeds: {seed: [(nec, top1, used), …]}."""
+    (folder / "nec.json").write_text(json.dumps({
+        seed: {"depends": {"train_hash": "t", "val_hash": "v", **depends}, "levels": [
+            dict(zip(("nec", "top1", "used"), level, strict=True)) for level in levels]}
+        for seed, levels in of_seeds.items()}))
+
+
+def runs_at(place):
+    return find_runs(add_source_flags(DoorParser()).settings(["--model_root", str(place)]), draws=2)
+
+
+def test_accuracy_at_nec_is_the_mean_over_seeds(place):
+    seeds = runs_at(place / "plain")[0].summary["seeds"]
+    levels = {str(seed): [(5, 0.5 + 0.1 * place, 5.0), (10, 0.7 + 0.1 * place, 8.0), (30, None, None)]
+              for place, seed in enumerate(seeds)}
+    nec_file(place / "plain", levels)
+    lines = lines_of_nec(runs_at(place / "plain"))
+    middle = 10 * (len(seeds) - 1) / 2
+    # NEC = 30 is more than M: no line, and no mean over all levels. NEC = 10 was not reached: a variant.
+    assert [(line["method"], line["setting"], line["measure"], line["value"], line["variant"]) for line in lines] == [
+        ("Prototype, elastic net", "NEC = 5", "top-1", pytest.approx(50 + middle), ""),
+        ("Prototype, elastic net", "NEC = 10", "top-1", pytest.approx(70 + middle), "8.0 weights a class")]
+    assert lines[0]["seeds"] == len(seeds) and lines[0]["protocol"] == "paper, M = 20"
+    nec_file(place / "plain", {seed: kept[:2] for seed, kept in levels.items()})
+    *_, mean = lines_of_nec(runs_at(place / "plain"))
+    assert (mean["setting"], mean["measure"], mean["value"]) == ("NEC = 5 to 30", "ANEC", pytest.approx(60 + middle))
+    nec_file(place / "plain", {str(seeds[0]): levels[str(seeds[0])][:1]})  # a seed lacks
+    assert len(seeds) > 1 and not lines_of_nec(runs_at(place / "plain"))
+    nec_file(place / "plain", levels, train_hash="of other features")
+    assert not lines_of_nec(runs_at(place / "plain"))
+
+
+def test_accuracies_at_nec_of_other_backbones_stand_beside_without_a_verdict(place, capsys):
+    key = {"method": "random concepts", "dataset": "b", "setting": "NEC = 5", "measure": "top-1"}
+    published = {**key, "model": "net", "value": 67.0, "unit": "%", "tolerance": 2, "source": "s"}
+    ours = {**key, "std": None, "unit": "%", "variant": "", "made_from": "x", "protocol": "paper", "value": 89.0}
+    near = [{**ours, "model": "other"}, {**ours, "model": "other", "variant": "3.0 weights a class"}]
+    lines = compared([published], near)
+    assert [(line["model"], line["ours"], line["off"], line["verdict"]) for line in lines] == [
+        ("net", None, None, "not computed here"), ("net; ours: other", 89.0, None, "other backbone: no comparison"),
+        ("other", 89.0, None, "not published")]
+    # With the backbone itself at hand no other one stands beside; an own head is a backbone's own.
+    assert [line["verdict"] for line in compared([published], [{**ours, "model": "net"}, near[0]])] == [
+        "OUTSIDE", "not published"]
+    own = {"method": "own head", "setting": "tag"}
+    assert [line["verdict"] for line in compared([{**published, **own}], [{**near[0], **own}])] == [
+        "not computed here", "not published"]
+    write(place / "published.csv", PUBLISHED, published)
+    write(place / "ours.csv", OURS, *near)
+    for flags, there in (((), False), (("--all",), True)):
+        run(place, *flags)
+        said = capsys.readouterr().out
+        assert ("net; ours: other" in said) is there and "1 beside one of another backbone" in said
 
 
 def test_a_new_line_replaces_the_old_one_of_its_key():

@@ -1,4 +1,4 @@
-"""What was computed here, as the lines of ours.csv: read from ledgers, own-head checks and elastic nets, never typed.
+"""What was computed here, as the lines of ours.csv: read from what the doors wrote, never typed.
 
 A line's `method, model, dataset, setting, measure` are spelt as in published.csv, so that the two can be joined.
 `variant` tells every way in which a run is not the plain one; only plain runs are compared with published values.
@@ -17,6 +17,10 @@ from iis.statistics import mean_std
 from IP_training.flags import PROTOCOLS
 from reproduction.rooms.runs import Run
 
+NEC_METHODS = {"Text": "LF-CBM", "Random": "random concepts"}  # as published.csv calls an elastic net on these banks
+FINE_TUNED = {"own_head": ("own head top-1", "%"), "predictor": ("predictor top-1", "%"),
+              "fresh_dense": ("dense top-1", "%"), "fresh_ip": ("IP top-1", "%"), "iis": ("IIS", "area"),
+              "iis_chance_corrected": ("chance-corrected IIS", "area")}
 KEY = ("method", "model", "dataset", "setting", "measure")
 OURS = (*KEY, "value", "std", "unit", "seeds", "protocol", "variant", "made_from")
 EPOCHS = 30  # of the paper's recipe
@@ -110,6 +114,71 @@ def lines_of_elastic_nets(folders: Iterable[Path]) -> list[dict[str, Any]]:
                       "measure": "top-1", "value": round(top1, 3), "std": _rounded(std, 3), "unit": "%",
                       "seeds": len(results), "variant": "", "made_from": _place(file),
                       "protocol": f"λ = {identity['lam']:g}: {weights:.1f} weights a class"})
+    return lines
+
+
+def lines_of_nec(runs: Iterable[Run]) -> list[dict[str, Any]]:
+    """Top-1 at NEC = 5, 10, … and their mean ANEC of every run with a nec.json of the features and seeds of its ledger
+    (reproduction/accuracy_at_nec.py). A level that the path did not reach is a variant: it has fewer weights."""
+    from reproduction.rooms.nec import CACHE, over_seeds
+
+    lines = []
+    for run in runs:
+        file, summary = run.folder / CACHE, run.summary
+        kept = read_json(file) if file.exists() else {}
+        seeds = [one for one in map(kept.get, map(str, summary["seeds"])) if one and all(
+            one["depends"][name] == run.identity[name] for name in ("train_hash", "val_hash"))]
+        if not seeds or len(seeds) < len(summary["seeds"]):
+            continue
+        bank = method_of(run)
+        common = {"method": NEC_METHODS.get(bank, f"{bank}, elastic net"), "model": run.model, "unit": "%",
+                  "dataset": summary["dataset"], "seeds": len(seeds), "made_from": _place(file),
+                  "protocol": f"{summary['protocol']}, M = {summary['num_concepts']}"}
+        for line in over_seeds([one["levels"] for one in seeds]):
+            if line["top1"] is None:  # NEC is more than M
+                continue
+            short = line["used"] is not None and line["used"] < line["nec"] - 1e-9
+            words = [variant_of(run), f"{line['used']:.1f} weights a class" if short else ""]
+            what = ("NEC = 5 to 30", "ANEC") if line["nec"] == "ANEC" else (f"NEC = {line['nec']}", "top-1")
+            lines.append({**common, **dict(zip(("setting", "measure"), what, strict=True)),
+                          "variant": "; ".join(filter(None, words)), "value": round(100 * line["top1"], 3),
+                          "std": None if line["top1_std"] is None else round(100 * line["top1_std"], 3)})
+    return lines
+
+
+def lines_of_fine_tuning(root: Path) -> list[dict[str, Any]]:
+    """Every measure of every objective, mean ± std over seeds, of the fine-tunings in `root` (runs.json of
+    reproduction/finetuning.py). The paper's is plain: Eq. 8, M = 200, s = 0.1, and the backbone as it came."""
+    from IP_training import IP_Finetuning
+    from reproduction.rooms.finetuned import BEFORE, INDEX, NAMES, Measured, finished_cells
+
+    usual, lines = IP_Finetuning.parser().settings([]), []
+    for index in sorted(root.glob(f"*/{INDEX}")):
+        made = read_json(index.parent / "manifest.json")
+        measured, failed = finished_cells(index.parent)
+        for sentence in failed:
+            print(f"left out: {sentence}")
+        groups: dict[tuple[Any, ...], list[Measured]] = {}
+        for one in measured:
+            place = tuple(one.cell[name] for name in ("objective", "num_concepts", "sparsity"))
+            groups.setdefault(place, []).append(one)
+        for (objective, num_concepts, sparsity), cells in groups.items():
+            words = [NAMES[objective]] if objective not in (BEFORE, usual.objective) else []
+            words += [f"M = {num_concepts}"] if num_concepts not in (None, usual.num_concepts) else []
+            words += [f"s = {sparsity:g}"] if sparsity not in (None, usual.sparsity) else []
+            of_bank = cells[0].num_concepts
+            common = {"method": "fine-tuning", "model": made["model_config"], "dataset": made["dataset"],
+                      "setting": "before fine-tuning" if objective == BEFORE else "after fine-tuning",
+                      "seeds": len(cells), "protocol": index.parent.name, "made_from": _place(index)}
+            for name, (measure, unit) in FINE_TUNED.items():
+                if None in (values := [one.values[name] for one in cells]):  # the own head of a backbone as it came
+                    continue
+                mean, std = mean_std(values)
+                digits = 3 if unit == "%" else 5
+                with_bank = [f"measured at M = {of_bank}"] if of_bank != usual.num_concepts and name in (
+                    "fresh_ip", "iis", "iis_chance_corrected") else []
+                lines.append({**common, "variant": "; ".join(words + with_bank), "measure": measure, "unit": unit,
+                              "value": round(mean, digits), "std": _rounded(std, digits)})
     return lines
 
 

@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 
 import torch
 
+from iis.statistics import mean_std
 from IP_training.elastic_gram import gram_path
 from IP_training.elastic_net import Fit, largest_lam
 from IP_training.normalise import fit_normaliser
 from IP_training.predictor import interpret
 
+CACHE = "nec.json"  # beside a ledger, written by reproduction/accuracy_at_nec.py: {seed: {"depends", "levels"}}
 LEVELS = (5, 10, 15, 20, 25, 30)
 # lam falls geometrically from the largest to its 1/1000 in `lams` steps; each solution is taken where the optimality
 # conditions hold up to `tolerance` of the penalty, or after `passes` over the data.
@@ -101,3 +103,18 @@ def anec(lines: Sequence[dict[str, Any]]) -> float | None:
     """Mean accuracy over the levels; None where one is empty."""
     values = [line["top1"] for line in lines]
     return None if None in values else sum(values) / len(values)
+
+
+def over_seeds(seeds: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """A line per level and one for ANEC: {"nec", "top1", "top1_std": mean and std over seeds, fractions; "used": mean}.
+
+    seeds: for each the lines of `accuracy_at_levels`. None where a seed has none.
+    """
+    levels = [{"nec": at[0]["nec"], **_spread([line["top1"] for line in at]),
+               "used": _spread([line["used"] for line in at])["top1"]} for at in zip(*seeds, strict=True)]
+    return [*levels, {"nec": "ANEC", **_spread([anec(lines) for lines in seeds]), "used": None}]
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
+    mean, std = (None, None) if None in values else mean_std(values)
+    return {"top1": mean, "top1_std": std}
