@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,8 @@ from iis.embedding_file import Embeddings, save_tensors
 from iis.runtime import ROOT, UserError, seed_of
 from IP_training.concept_banks import Bank, balanced_choice, check_enough, unit_rows
 
-CENTRES = ROOT / "IP_training" / "cluster_centres"  # where doors keep fitted centres, by elements, M and seed
+# Where doors keep fitted centres, by elements, M and seed.
+CENTRES = Path(os.environ.get("IIS_CLUSTER_CENTRES", ROOT / "IP_training" / "cluster_centres"))
 MAX_ELEMENTS = 20_000  # release
 NEAREST = 9  # elements shown for a centre
 

@@ -14,7 +14,7 @@ from iis.runtime import UserError, choose_device, write_json
 from IP_training.inputs import Inputs
 from IP_training.rows import identity_of
 from IP_training.stacks import MakeBank, Seed
-from IP_training.training_run import claimed, default_folder, selection_of
+from IP_training.training_run import claimed, default_folder, selection_of, tf32_products
 
 
 def run_elastic_net(args: argparse.Namespace, kind: str, inputs: Inputs, make_bank: MakeBank,
@@ -39,7 +39,7 @@ def run_elastic_net(args: argparse.Namespace, kind: str, inputs: Inputs, make_ba
                       f"C = {inputs.num_classes}; at most {args.n_iters} passes for each of {args.seeds} seeds",
             "disk": f"a few MB in {folder}", "time": "not foreseen: it stops where the objective does"})
         return folder
-    with claimed(folder, identity, "elastic_net.json"):
+    with claimed(folder, identity, "elastic_net.json"), tf32_products(args.tf32):
         write_settings(args, folder / "settings.yaml")
         device, results = choose_device(args.device), []
         for number in range(args.first_seed, args.first_seed + args.seeds):

@@ -94,6 +94,17 @@ def tf32_products(on: bool) -> Iterator[None]:
         matmul.allow_tf32 = before
 
 
+@contextmanager
+def dense_heads_in(folder: Path) -> Iterator[None]:
+    """Keep dense heads in `folder` meanwhile: where no other run will ever see these features."""
+    global DENSE_HEADS
+    before, DENSE_HEADS = DENSE_HEADS, folder
+    try:
+        yield
+    finally:
+        DENSE_HEADS = before
+
+
 def _train_seed(args: argparse.Namespace, inputs: Inputs, plan: Plan, num_concepts: int | None, seed: Seed,
                 folder: Path, identity: dict[str, Any]) -> int:
     """Train the missing cells of one seed, group by group; known dense heads are copied. How many were trained."""

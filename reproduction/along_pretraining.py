@@ -21,7 +21,18 @@ from iis.runtime import UserError, make_output_folder, run_door
 from iis.tables import plus_minus
 from reproduction.rooms.association import associate
 from reproduction.rooms.outputs import new_figure, write_figure, write_table
-from reproduction.rooms.points import epoch_of, groups, meaningful, net_of, plain, point, seeds_said, slug
+from reproduction.rooms.points import (
+    counted,
+    epoch_of,
+    groups,
+    meaningful,
+    net_of,
+    nets_of,
+    plain,
+    point,
+    seeds_said,
+    slug,
+)
 from reproduction.rooms.runs import Run, add_source_flags, find_runs, output_folder
 
 STYLES = ("-", "--", ":", "-.")
@@ -102,7 +113,7 @@ def shown_trend(line: dict[str, Any]) -> dict[str, Any]:
 
 def caption(runs: Sequence[Run]) -> str:
     """How many nets these checkpoints are of."""
-    return (f"{len({run.model for run in runs})} checkpoints of {len({net_of(run.model) for run in runs})} net(s), "
+    return (f"{counted(len({run.model for run in runs}), 'checkpoint')} of {counted(nets_of(runs), 'net')}, "
             f"mean ± std over {seeds_said(runs)}. Checkpoints of one net are not independent models, and each net was "
             "pre-trained once: another pre-training may run otherwise. \"near chance\": the dense head is so weak that "
             "the IIS means nothing; \"saturated\": within one standard error of its ceiling.")
@@ -110,8 +121,8 @@ def caption(runs: Sequence[Run]) -> str:
 
 def trend_caption(runs: Sequence[Run]) -> str:
     """Why there is no p-value."""
-    return (f"Spearman ρ and Kendall τ over the checkpoints of each of {len({net_of(run.model) for run in runs})} "
-            "net(s), those near chance left out. They describe one pre-training each; checkpoints of one net are not "
+    return (f"Spearman ρ and Kendall τ over each net's own checkpoints ({counted(nets_of(runs), 'net')}), those near "
+            "chance left out. They describe one pre-training each; checkpoints of one net are not "
             "independent, so there is no p-value and no interval.")
 
 

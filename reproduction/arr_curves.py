@@ -19,7 +19,7 @@ from iis.plots import arr_figure
 from iis.runtime import UserError, make_output_folder, run_door
 from iis.tables import plus_minus
 from reproduction.rooms.outputs import write_figure, write_table
-from reproduction.rooms.points import finished, groups, meaningful, nets_of, plain, seeds_said, slug
+from reproduction.rooms.points import finished, groups, meaningful, models_said, plain, seeds_said, slug
 from reproduction.rooms.runs import Run, add_source_flags, find_runs, output_folder
 
 
@@ -83,9 +83,9 @@ def _percent(mean: float, std: float | None) -> str:
 def caption(runs: Sequence[Run]) -> str:
     """What the numbers are, and of how many models."""
     near = sorted({run.model for run in runs if not meaningful(run)})
-    return (f"Accuracy retention rate, % of dense top-1, at sparsity ratio s: {len({run.model for run in runs})} "
-            f"models ({nets_of(runs)} independent nets), mean ± std over {seeds_said(runs)}, each with that seed's "
-            "dense head. ± tells how far bank and heads move a curve, not how far another backbone would."
+    return (f"Accuracy retention rate, % of dense top-1, at sparsity ratio s: {models_said(runs)}, mean ± std "
+            f"over {seeds_said(runs)}, each with that seed's dense head. ± tells how far bank and heads move "
+            "a curve, not how far another backbone would."
             + (f" Near chance, so that ARR means nothing: {', '.join(near)}." if near else ""))
 
 

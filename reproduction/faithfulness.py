@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from iis import plots
 from iis.config import DoorParser, count, positive
 from iis.runtime import UserError, each, make_output_folder, numpy_rng, run_door, write_text
 from iis.statistics import interval, mean_std
@@ -30,7 +31,7 @@ from reproduction.rooms.points import finished
 from reproduction.rooms.runs import Run, add_source_flags, find_runs, output_folder
 
 PANELS = 18  # of the figure
-COLOURS = {"most": "#c4622d", "random": "#7a7a7a", "least": "#1f6fb4"}
+COLOURS = {"most": plots.COLOURS[1], "random": "0.5", "least": plots.COLOURS[0]}
 SAID = {"most": "most important first", "random": "random order", "least": "least important first"}
 
 

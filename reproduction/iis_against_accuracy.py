@@ -22,9 +22,11 @@ from iis.tables import plus_minus
 from reproduction.rooms.association import Association, associate, beside_accuracy, division_null
 from reproduction.rooms.outputs import new_figure, write_figure, write_table
 from reproduction.rooms.points import (
+    counted,
     epoch_of,
     groups,
     meaningful,
+    models_said,
     nets_of,
     plain,
     point,
@@ -138,22 +140,22 @@ def _signed(value: float) -> str:
 
 def points_caption(runs: Sequence[Run]) -> str:
     """What the points are made of."""
-    return (f"IIS and dense top-1 of {len({run.model for run in runs})} models ({nets_of(runs)} independent nets); "
-            f"mean ± std over {seeds_said(runs)}. The seeds share backbone and pictures, so ± tells how far bank and "
-            "heads move the number, not how far another backbone would.")
+    return (f"IIS and dense top-1 of {models_said(runs)}; mean ± std over {seeds_said(runs)}. The seeds share "
+            "backbone and pictures, so ± tells how far bank and heads move the number, not how far another backbone "
+            "would.")
 
 
 def correlations_caption(lines: Sequence[dict[str, Any]]) -> str:
     """What so few models can and cannot show. lines: of `correlations`."""
     models, nets = max(line["models"] for line in lines), max(line["nets"] for line in lines)
     caption = (
-        f"At most {models} models ({nets} independent nets) in a line, those near chance left out. Spearman ρ with its "
-        "95 % bootstrap interval over models (five or more only; a perfect order has one without width, which is no "
-        "certainty) and the two-sided p of permuted models; Kendall τ with its p. These models are few and were not "
-        "drawn at random: p and interval speak of them alone, and three cannot give a permutation p below 0.33, four "
-        "none below 0.083. IIS divides by the accuracy it is compared with: the last column is ρ and its 95 % range "
-        "when the curves acc(s) are divided by dense accuracies permuted over models, so a ρ(IIS, acc) inside it needs "
-        "no other explanation.")
+        f"At most {counted(models, 'model')} ({counted(nets, 'independent net')}) in a line, those near chance left "
+        "out. Spearman ρ with its 95 % bootstrap interval over models (five or more only; a perfect order has one "
+        "without width, which is no certainty) and the two-sided p of permuted models; Kendall τ with its p. These "
+        "models are few and were not drawn at random: p and interval speak of them alone, and three cannot give a "
+        "permutation p below 0.33, four none below 0.083. IIS divides by the accuracy it is compared with: the last "
+        "column is ρ and its 95 % range when the curves acc(s) are divided by dense accuracies permuted over models, "
+        "so a ρ(IIS, acc) inside it needs no other explanation.")
     if any(line["which"] == ALL for line in lines):
         caption += (" Checkpoints of one net are not independent models: p and interval of the lines with checkpoints "
                     "are too sure of themselves.")

@@ -19,7 +19,7 @@ from iis.runtime import make_output_folder, run_door, write_text
 from reproduction.rooms import report_pictures, report_tables
 from reproduction.rooms.explanation_page import STYLE as CARDS
 from reproduction.rooms.page import contents, escape, folded, html_list, html_table, page, section
-from reproduction.rooms.points import epoch_of
+from reproduction.rooms.points import counted, epoch_of
 from reproduction.rooms.report_made import made_before
 from reproduction.rooms.runs import Run, add_source_flags, find_runs, output_folder
 
@@ -94,9 +94,10 @@ def summary(runs: Sequence[Run]) -> str:
 
     seeds, checkpoints = sum(len(run.summary["seeds"]) for run in runs), {
         run.model for run in runs if epoch_of(run.model) is not None}
-    also = f" and {len(checkpoints)} checkpoints along pre-training" if checkpoints else ""
-    return (f"{len(runs)} ledgers ({seeds} seeds in all). Models: {names({run.model for run in runs} - checkpoints)}"
-            f"{also}. Data sets: {names({run.summary['dataset'] for run in runs})}. Banks: "
+    also = f" and {counted(len(checkpoints), 'checkpoint')} along pre-training" if checkpoints else ""
+    return (f"{counted(len(runs), 'ledger')} ({counted(seeds, 'seed')} in all). Models: "
+            f"{names({run.model for run in runs} - checkpoints)}{also}. Data sets: "
+            f"{names({run.summary['dataset'] for run in runs})}. Banks: "
             f"{names({run.summary['bank'] for run in runs})}.")
 
 

@@ -61,14 +61,17 @@ def parser() -> DoorParser:
 
 def main(args: argparse.Namespace) -> Path:
     """Make features, train what is missing, and write table and figure. Returns the output folder."""
+    from IP_training.training_run import dense_heads_in
+
     if len(set(args.shares)) < 3:
         raise UserError(f"--shares {','.join(f'{share:g}' for share in args.shares)}: a rank correlation needs "
                         "3 or more")
     pictures = pictures_of(Captions(args.captions))
     cells = [(rest, share, draw) for draw in range(args.draws) for rest in args.rests
              for share in sorted(set(args.shares))]
-    lines = [line for cell in tqdm(cells, "features", unit="set") for line in measure(args, pictures, *cell)]
     folder = args.save_dir
+    with dense_heads_in(folder / "dense_heads"):
+        lines = [line for cell in tqdm(cells, "features", unit="set") for line in measure(args, pictures, *cell)]
     print(write_table(folder, "score_truth", lines, table(lines), (
         f"IIS at M = {pictures.train_has_NA.shape[1]}, means over {args.draws} draws, by the share of true attributes "
         "in the features. ρ: Spearman's of share and mean IIS, its permutation p, and mean ± std of ρ over draws. "

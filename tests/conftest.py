@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,11 @@ from iis.embedding_file import Embeddings, save_embeddings
 
 ROOT = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)  # the arrays here are tiny, and CI's cores are shared
+
+# What runs keep for later ones, in this process and in those it starts: nothing of it lands in the repository. Set
+# before any test imports IP_training; the folder goes with the process.
+CACHES = tempfile.TemporaryDirectory(prefix="iis_tests_")
+os.environ |= {"IIS_DENSE_HEADS": f"{CACHES.name}/dense_heads", "IIS_CLUSTER_CENTRES": f"{CACHES.name}/centres"}
 
 PROVENANCE = {"model": "toy", "weights": "toy", "weights_hash": "0123", "node": "head_input", "preprocessing": {},
               "precision": "fp32", "dataset": "toy"}

@@ -28,7 +28,7 @@ def test_a_sweep_by_hand(tmp_path):
     assert (trend["checkpoints"], trend["near_chance"]) == ("3", "1")
     assert [float(trend[name]) for name in ("iis_rho", "iis_tau", "dense_rho")] == pytest.approx([-0.5, -1 / 3, 1])
     shown = (tmp_path / "out" / "along_pretraining.md").read_text()
-    assert "4 checkpoints of 1 net(s), mean ± std over 2 seeds" in shown and "not independent" in shown
+    assert "4 checkpoints of 1 net, mean ± std over 2 seeds" in shown and "not independent" in shown
     for name in ("along_pretraining.tex", "along_pretraining_trend.tex", "along_pretraining_toy.png",
                  "along_pretraining_toy.pdf"):
         assert (tmp_path / "out" / name).stat().st_size

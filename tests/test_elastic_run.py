@@ -51,6 +51,16 @@ def test_holdout_fits_without_the_slice(toy, monkeypatch):
     torch.testing.assert_close(x.mean(0), torch.zeros(4), rtol=0, atol=1e-4)
 
 
+def test_tf32_is_on_while_it_is_fitted(toy, monkeypatch):
+    seen, fit = [], elastic_net.fit_elastic_net
+    monkeypatch.setattr(elastic_net, "fit_elastic_net", lambda *a, **k: seen.append(
+        torch.backends.cuda.matmul.allow_tf32) or fit(*a, **k))
+    save_clip(toy)
+    for switches in ((), ("--tf32",)):
+        run(IP_Text_training, toy, f"out{len(switches)}", *switches, **text_flags(toy, n_iters=5))
+    assert seen == [False, True] and not torch.backends.cuda.matmul.allow_tf32
+
+
 def test_grid_and_elastic_net_never_share_a_folder(toy):
     elastic(toy)
     with pytest.raises(UserError, match="final_layer"):

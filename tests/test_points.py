@@ -5,7 +5,18 @@ from made_sweep import made_ledger
 
 from iis.config import DoorParser
 from iis.grid import RATIOS
-from reproduction.rooms.points import epoch_of, groups, meaningful, nets_of, plain, point, short_name, slug, undivided
+from reproduction.rooms.points import (
+    epoch_of,
+    groups,
+    meaningful,
+    models_said,
+    nets_of,
+    plain,
+    point,
+    short_name,
+    slug,
+    undivided,
+)
 from reproduction.rooms.runs import add_source_flags, find_runs
 
 
@@ -53,5 +64,6 @@ def test_checkpoints_of_a_net_count_once(tmp_path):
     for model in ("vit_b_16", "net_epoch1", "net_epoch2", "net"):
         made_ledger(tmp_path / model, model, 0.8, 0.7)
     runs = runs_of(tmp_path)
-    assert nets_of(runs) == 2
+    assert nets_of(runs) == 2 and models_said(runs) == "4 models (2 independent nets)"
+    assert models_said(runs[:1]) == "1 model (1 independent net)"
     assert {short_name(run) for run in runs if run.model in ("vit_b_16", "net")} == {"b_16", "net"}

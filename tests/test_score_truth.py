@@ -99,6 +99,7 @@ def test_the_door_trains_three_banks_on_every_set(tmp_path, captions):
     assert ("noise", "0.0") in {(line["rest"], line["share"]) for line in near}
     shown = (folder / "score_truth.md").read_text()
     assert "| noise | IIS, true attributes | n.c. |" in shown
+    assert len(list(folder.glob("dense_heads/controlled_*"))) == 3 and not (tmp_path / "dense_heads").exists()
 
 
 def test_rho_by_hand_leaves_out_what_is_near_chance():

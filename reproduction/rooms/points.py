@@ -125,11 +125,20 @@ def point(run: Run, bank: str) -> dict[str, Any]:
             "iis_chance_corrected_std": summary["iis_chance_corrected"]["std"], "warning": warning(run)}
 
 
+def counted(count: int, what: str) -> str:
+    """"1 model", "3 models"."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def seeds_said(runs: Sequence[Run]) -> str:
     """"3 seeds", "1 to 3 seeds"."""
     counts = sorted({len(run.summary["seeds"]) for run in runs})
-    return (f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}") + \
-        f" seed{'s' if counts[-1] > 1 else ''}"
+    return (f"{counts[0]} to " if len(counts) > 1 else "") + counted(counts[-1], "seed")
+
+
+def models_said(runs: Sequence[Run]) -> str:
+    """"5 models (3 independent nets)"."""
+    return f"{counted(len({run.model for run in runs}), 'model')} ({counted(nets_of(runs), 'independent net')})"
 
 
 def nets_of(runs: Sequence[Run]) -> int:
