@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.cuda_heads import WHOLE, add_shape, made_up, precision
 from bench.timing import RESULTS, bench_parser, median_seconds, peak_memory, report, seconds, start
-from iis.config import DoorParser
+from iis.config import DoorParser, part, positive
 from iis.runtime import run_door
 
 TARGETS = {False: (720, 180), True: (300, 180)}  # seconds: must, aim; by --tf32
@@ -26,8 +26,8 @@ def parser() -> DoorParser:
     """The flags of this door."""
     door = add_shape(bench_parser(__doc__.splitlines()[0], "cuda_end2end", pairs=5))
     door.set_defaults(device="cuda", out=None, num_val=50_000)
-    door.add_argument("--num_elements", type=int, default=20_000, help="E")
-    door.add_argument("--fraction", type=float, default=0.1, help="of an epoch that is run")
+    door.add_argument("--num_elements", type=positive, default=20_000, help="E")
+    door.add_argument("--fraction", type=part, default=0.1, help="of an epoch that is run")
     return door
 
 

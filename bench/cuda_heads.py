@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.timing import RESULTS, bench_parser, median_seconds, report, start
-from iis.config import DoorParser
+from iis.config import DoorParser, positive
 from iis.runtime import run_door
 
 TARGETS = {False: (75, 45), True: (40, 20)}  # seconds: must, aim; by --tf32
@@ -33,13 +33,13 @@ def parser() -> DoorParser:
 def add_shape(door: DoorParser) -> DoorParser:
     """The sizes of ImageNet, as flags."""
     door.add_argument("--tf32", action="store_true", help="matrix products in TF32")
-    door.add_argument("--num_train", type=int, default=1_281_167, help="N")
-    door.add_argument("--num_val", type=int, default=50_000, help="validation pictures")
-    door.add_argument("--width", type=int, default=2048, help="D")
-    door.add_argument("--num_concepts", type=int, default=200, help="M")
-    door.add_argument("--num_classes", type=int, default=1000, help="C")
-    door.add_argument("--batch_size", type=int, default=1024, help="samples per step")
-    door.add_argument("--epochs", type=int, default=3, help="epochs run; their mean is multiplied to 30")
+    door.add_argument("--num_train", type=positive, default=1_281_167, help="N")
+    door.add_argument("--num_val", type=positive, default=50_000, help="validation pictures")
+    door.add_argument("--width", type=positive, default=2048, help="D")
+    door.add_argument("--num_concepts", type=positive, default=200, help="M")
+    door.add_argument("--num_classes", type=positive, default=1000, help="C")
+    door.add_argument("--batch_size", type=positive, default=1024, help="samples per step")
+    door.add_argument("--epochs", type=positive, default=3, help="epochs run; their mean is multiplied to 30")
     return door
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.timing import Job, bench_parser, paired, report, start
-from iis.config import DoorParser
+from iis.config import DoorParser, count, positive
 from iis.runtime import UserError, run_door
 
 TARGETS = {10: {4: (12, 30), 0: (6, 15)}, 100: {4: (12, 25), 0: (6, 12)}}  # C: {workers: (must, aim)}
@@ -29,11 +29,12 @@ def parser() -> DoorParser:
     door = bench_parser(__doc__.splitlines()[0], "grid_epoch", pairs=3)
     door.add_argument("--shapes", default="64x10,2048x10,64x100", help="D x C of each")
     door.add_argument("--workers", default="4,0", help="worker processes of the plain DataLoader")
-    door.add_argument("--num_train", type=int, default=50_000, help="N")
-    door.add_argument("--num_val", type=int, default=10_000, help="validation pictures (0: no evaluation)")
-    door.add_argument("--num_concepts", type=int, default=200, help="M")
-    door.add_argument("--batch_size", type=int, default=1024, help="samples per step")
-    door.add_argument("--plain_heads", type=int, default=3, help="heads the plain side runs: one dense, the others IPs")
+    door.add_argument("--num_train", type=positive, default=50_000, help="N")
+    door.add_argument("--num_val", type=count, default=10_000, help="validation pictures (0: no evaluation)")
+    door.add_argument("--num_concepts", type=positive, default=200, help="M")
+    door.add_argument("--batch_size", type=positive, default=1024, help="samples per step")
+    door.add_argument("--plain_heads", type=positive, default=3, choices=(2, 3, 4),
+                      help="heads the plain side runs: one dense, the others IPs")
     return door
 
 
@@ -41,11 +42,15 @@ def main(args: argparse.Namespace) -> None:
     """Time every shape with every number of workers."""
     start(args)
     results, targets = {}, {}
+    try:
+        numbers_of_workers = [count(text) for text in args.workers.split(",")]
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"--workers {args.workers}: {error}") from None
     for shape in args.shapes.split(","):
         width, num_classes = sizes(shape)
         data = made_up(args, width, num_classes)
         fast = grid(args, data, num_classes)
-        for workers in map(int, args.workers.split(",")):
+        for workers in numbers_of_workers:
             name = f"grid epoch, D = {width}, C = {num_classes}, {workers} workers"
             results[name] = paired(loop(args, data, num_classes, workers), fast, args.pairs)
             targets[name] = TARGETS.get(num_classes, {}).get(workers)
@@ -56,8 +61,8 @@ def main(args: argparse.Namespace) -> None:
 def sizes(shape: str) -> tuple[int, int]:
     """D and C of "64x10"; `UserError` for anything else."""
     try:
-        width, num_classes = map(int, shape.split("x"))
-    except ValueError:
+        width, num_classes = map(positive, shape.split("x"))
+    except (ValueError, argparse.ArgumentTypeError):
         raise UserError(f"--shapes has {shape!r}; write D and C as 64x10") from None
     return width, num_classes
 

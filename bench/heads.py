@@ -12,16 +12,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.timing import Job, bench_parser, paired, report, start
-from iis.config import DoorParser
+from iis.config import DoorParser, positive
 from iis.runtime import run_door
 
 
 def parser() -> DoorParser:
     """The flags of this door."""
     door = bench_parser(__doc__.splitlines()[0], "heads", pairs=9, threads=1)  # one thread is the steadiest
-    door.add_argument("--batch_size", type=int, default=1024, help="samples per step")
-    door.add_argument("--num_concepts", type=int, default=200, help="M")
-    door.add_argument("--num_classes", type=int, default=10, help="C")
+    door.add_argument("--batch_size", type=positive, default=1024, help="samples per step")
+    door.add_argument("--num_concepts", type=positive, default=200, help="M")
+    door.add_argument("--num_classes", type=positive, default=10, help="C")
     return door
 
 

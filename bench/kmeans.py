@@ -13,16 +13,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.timing import bench_parser, paired, report, start
-from iis.config import DoorParser
+from iis.config import DoorParser, positive
 from iis.runtime import run_door
 
 
 def parser() -> DoorParser:
     """The flags of this door."""
     door = bench_parser(__doc__.splitlines()[0], "kmeans", pairs=3)
-    door.add_argument("--num_elements", type=int, default=20_000, help="E")
-    door.add_argument("--width", type=int, default=2048, help="D")
-    door.add_argument("--num_concepts", type=int, default=200, help="M")
+    door.add_argument("--num_elements", type=positive, default=20_000, help="E")
+    door.add_argument("--width", type=positive, default=2048, help="D")
+    door.add_argument("--num_concepts", type=positive, default=200, help="M")
     return door
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.timing import bench_parser, report
-from iis.config import DoorParser, path, positive
+from iis.config import DoorParser, part, path, positive
 from iis.runtime import run_door
 
 ROWS, VALIDATION = 1_280_000, 25  # of ImageNet's train; a validation row for every 25
@@ -31,7 +31,7 @@ MUST = {STAGE2: 2, STAGE3: 24}  # GiB
 def parser() -> DoorParser:
     """The flags of this door."""
     door = bench_parser(__doc__.splitlines()[0], "memory")
-    door.add_argument("--fraction", type=float, default=0.1, help=f"of {ROWS:,} rows")
+    door.add_argument("--fraction", type=part, default=0.1, help=f"of {ROWS:,} rows")
     door.add_argument("--width", type=positive, default=2048, help="D")
     door.add_argument("--classes", type=positive, default=1000, help="C")
     door.add_argument("--scratch", type=path, default=path(tempfile.gettempdir()), help="folder for the files, which "

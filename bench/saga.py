@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.timing import bench_parser, paired, report, start
-from iis.config import DoorParser
+from iis.config import DoorParser, positive
 from iis.runtime import run_door
 
 LAM, ALPHA, SIZE = 7e-4, 0.99, 0.01
@@ -24,10 +24,10 @@ LAM, ALPHA, SIZE = 7e-4, 0.99, 0.01
 def parser() -> DoorParser:
     """The flags of this door."""
     door = bench_parser(__doc__.splitlines()[0], "saga", pairs=9)
-    door.add_argument("--num_train", type=int, default=1024, help="N, the samples whose gradients are kept")
-    door.add_argument("--batch_size", type=int, default=256, help="B")
-    door.add_argument("--num_concepts", type=int, default=800, help="M")
-    door.add_argument("--num_classes", type=int, default=100, help="C")
+    door.add_argument("--num_train", type=positive, default=1024, help="N, the samples whose gradients are kept")
+    door.add_argument("--batch_size", type=positive, default=256, help="B")
+    door.add_argument("--num_concepts", type=positive, default=800, help="M")
+    door.add_argument("--num_classes", type=positive, default=100, help="C")
     return door
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.timing import bench_parser, paired, report
-from iis.config import DoorParser, positive
+from iis.config import DoorParser, count, positive
 from iis.runtime import UserError, run_door
 
 WHOLE, SLIC = "segments of a picture (plain / suite)", "its three SLICs (slic / shared conversion and blur)"
@@ -25,7 +25,7 @@ def parser() -> DoorParser:
     door = bench_parser(__doc__.splitlines()[0], "segments", pairs=7, threads=1)
     door.add_argument("--width", type=positive, default=500, help="pixels, of the painted picture")
     door.add_argument("--height", type=positive, default=375, help="pixels")
-    door.add_argument("--photographs", type=int, default=4, help="of --width x --height below IIS_DATA, at most")
+    door.add_argument("--photographs", type=count, default=4, help="of --width x --height below IIS_DATA, at most")
     return door
 
 

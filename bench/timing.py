@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from iis.config import DoorParser, path
+from iis.config import DoorParser, count, path, positive
 from iis.runtime import ROOT, choose_device, write_json
 
 Job = Callable[[], Any] | Sequence[tuple[Callable[[], Any], float]]  # or parts: (function, how often the job has it)
@@ -24,8 +24,8 @@ RESULTS = ROOT / "bench" / "results"
 def bench_parser(description: str, name: str, pairs: int = 5, threads: int = 0) -> DoorParser:
     """The flags all benchmarks have. name: of the JSON in bench/results/."""
     door = DoorParser(description=description)
-    door.add_argument("--pairs", type=int, default=pairs, help="timed pairs, after one warm-up of each side")
-    door.add_argument("--threads", type=int, default=threads, help="of PyTorch (0: as it chooses)")
+    door.add_argument("--pairs", type=positive, default=pairs, help="timed pairs, after one warm-up of each side")
+    door.add_argument("--threads", type=count, default=threads, help="of PyTorch (0: as it chooses)")
     door.add_argument("--device", default="cpu", help="where both sides run")
     door.add_argument("--out", type=path, default=RESULTS / f"{name}.json", help="the result as JSON")
     return door

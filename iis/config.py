@@ -46,6 +46,17 @@ def count(text: str) -> int:
     return int(text)
 
 
+def part(text: str) -> float:
+    """A part of a whole: above 0, at most 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0 and at most 1")
+    return value
+
+
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Defaults in the help, but not where there is none to tell."""
 

@@ -56,5 +56,13 @@ def test_the_plain_head_is_the_recipe(tmp_path):
 def test_refusals(tmp_path):
     with pytest.raises(UserError, match="write D and C as 64x10"):
         grid_epoch.main(grid_epoch.parser().settings(["--shapes", "64"]))
+    for door, flags, sentence in (
+            (grid_epoch, ["--shapes", "0x3"], "write D and C as 64x10"),
+            (grid_epoch, ["--workers", "4,x"], "--workers 4,x: x is not a whole number"),
+            (grid_epoch, ["--plain_heads", "1"], "invalid choice"), (heads, ["--pairs", "0"], "is not a whole number"),
+            (heads, ["--threads=-1"], "is not a whole number"), (saga, ["--batch_size", "0"], "is not a whole number"),
+            (cuda_end2end, ["--fraction", "2"], "above 0 and at most 1")):
+        with pytest.raises(UserError, match=sentence):
+            door.main(door.parser().settings(flags))
     with pytest.raises(UserError, match="run a benchmark first"):
         table.main(table.parser().settings(["--results", str(tmp_path)]))
