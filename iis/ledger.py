@@ -33,8 +33,12 @@ def read_ledger(file: Path) -> list[dict[str, Any]]:
     file = Path(file)
     if not file.exists():
         return []
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{file} is no ledger, it is not even text; delete it and run stage 3 again") from None
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             rows.append(json.loads(line))
             cell_of(rows[-1])
@@ -63,6 +67,12 @@ def pack_hits(hits_N: np.ndarray) -> str:
 
 
 def unpack_hits(text: str, count: int) -> np.ndarray:
-    """The (count,) bool array that `pack_hits` packed."""
-    packed = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
+    """The (count,) bool array that `pack_hits` packed. Raises `UserError` where the text is damaged."""
+    try:
+        packed = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
+    except (ValueError, TypeError, zlib.error):
+        raise UserError("a ledger's `hits` are damaged; delete its results.jsonl and run stage 3 again") from None
+    if 8 * len(packed) < count:
+        raise UserError(f"a ledger's `hits` hold fewer than its {count} pictures; delete its results.jsonl and run "
+                        "stage 3 again")
     return np.unpackbits(packed, count=count).astype(bool)

@@ -27,15 +27,19 @@ from iis.statistics import bootstrap_iis, interval, mean_std
 
 # What names a run in tables.
 TITLE = ("model", "dataset", "bank", "num_concepts", "protocol")
+# What else a row must hold to be summarised; those of MEASURED must be numbers.
+MEASURED = ("top1", "top5", "last_top1", "last_top5", "select_top1", "last_select_top1")
+NEEDED = (*TITLE, *MEASURED, "kept", "hits", "chance", "n_val", "sparsifier", "width", "holdout")
 
 
 def summarise(rows: Sequence[dict[str, Any]], draws: int = 1000, where: str = "the ledger") -> dict[str, Any]:
     """Everything `iis_computing.py` reports about one ledger, as plain values. Accuracies are fractions.
 
-    Raises `UserError` where a seed lacks a ratio or its dense head.
+    Raises `UserError` where a seed lacks a ratio or its dense head, or a row what is measured.
     """
     if not rows:
         raise UserError(f"{where} has no rows: run stage 3 first")
+    _check_rows(rows, where)
     seeds, first = sorted({row["seed"] for row in rows}), rows[0]
     ratios = sorted({row["ratio"] for row in rows if row["ratio"] != DENSE})
     for seed in seeds:
@@ -65,6 +69,15 @@ def summarise(rows: Sequence[dict[str, Any]], draws: int = 1000, where: str = "t
         result["num_concepts"] = sizes[0] if len(sizes) == 1 else f"{sizes[0]}-{sizes[-1]}"
     result["remarks"] = [*_verdicts(result), *advice(rows)]
     return result
+
+
+def _check_rows(rows: Sequence[dict[str, Any]], where: str) -> None:
+    for row in rows:
+        gone = [name for name in NEEDED if name not in row] or [
+            name for name in MEASURED if not isinstance(row[name], int | float)]
+        if gone:
+            raise UserError(f"{where}: the row of seed {row['seed']}, ratio {row['ratio']} says nothing of "
+                            f"{', '.join(gone)}; delete that line and run stage 3 again, which trains what is missing")
 
 
 def _curves(chosen: dict[tuple[int, float], dict[str, Any]], seeds: Sequence[int], ratios: Sequence[float],

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from iis.config import DoorParser, path
-from iis.runtime import ROOT, UserError, each, read_json, run_door, write_text
+from iis.runtime import ROOT, UserError, each, make_output_folder, read_json, run_door, write_text
 from iis.statistics import mean_std
 from iis.tables import as_csv, plus_minus
 from IP_training.concept_banks import Bank
@@ -47,6 +47,9 @@ def parser() -> DoorParser:
 
 def main(args: argparse.Namespace) -> Path:
     """Measure every seed's bank of every run. Returns the output folder."""
+    if not 0 < args.enough <= 1:
+        raise UserError(f"--enough {args.enough:g} is no AUROC to ask for: it must lie above 0 and be at most 1")
+    folder = make_output_folder(output_folder(args))
     captions, dataset = Captions(args.captions), args.captions.parent.name
     runs = [run for run in find_runs(args, draws=2) if run.summary["dataset"] == dataset
             and (args.all or not (run.variant or re.search(r"_epoch\d+$", run.model)))]
@@ -58,7 +61,6 @@ def main(args: argparse.Namespace) -> Path:
     found = {key: by_seed for banks in measured for key, by_seed in banks.items()}
     if not found:
         raise UserError("no bank could be read: run stage 3 again")
-    folder = output_folder(args)
     lines, shown = table(found, args.enough)
     write_text(folder / "bank_truth_attributes.csv", as_csv([
         {"model": model, "M": size, "bank": bank, "seed": seed, "attribute": word, "auroc": float(value)}

@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from iis.config import DoorParser
-from iis.grid import DENSE
-from iis.runtime import UserError, run_door
+from iis.grid import DENSE, check_ratios
+from iis.runtime import UserError, make_output_folder, run_door
 from iis.score import too_close_to_chance
 from iis.tables import plus_minus
 from reproduction.rooms.class_balance import accuracies_at
@@ -47,6 +47,8 @@ def parser() -> DoorParser:
 
 def main(args: argparse.Namespace) -> Path:
     """Write the table. Returns its folder."""
+    check_ratios([args.ratio])
+    folder = make_output_folder(output_folder(args))
     runs = [run for run in find_runs(args, draws=2) if args.with_checkpoints or not re.search(r"_epoch\d+$", run.model)]
     lines, shown, lonely = [], [], []
     for (dataset, size), choices in _by_size(grouped(runs, args.base_bank)):
@@ -66,7 +68,9 @@ def main(args: argparse.Namespace) -> Path:
         print(f"left out: {sentence}")
     if not shown:
         raise UserError(f"there is nothing to compare: no plain {args.base_bank} run (see --base_bank)")
-    folder = output_folder(args)
+    if all(line[f"top-1 at s={args.ratio:g}"] is None for line in lines):
+        raise UserError(f"no run here has the ratio {args.ratio:g}; choose --ratio among "
+                        f"{', '.join(f'{ratio:g}' for ratio in runs[0].summary['ratios'])}")
     if all(line["even classes"] for line in lines):  # then both accuracies are the same
         shown = [{key: value for key, value in row.items() if "balanced" not in key} for row in shown]
     print(write_table(folder, "controls", lines, shown, CAPTION))

@@ -102,7 +102,13 @@ def test_the_door_finds_the_concept_that_is_there_and_misses_the_other(known):
 def test_bad_input_is_one_sentence(known):
     with pytest.raises(UserError, match="no file .*nowhere.json with the true attributes"):
         call_door(bank_truth, flags(known, captions=known / "nowhere.json"))
+    with pytest.raises(UserError, match="--enough 2 is no AUROC"):
+        call_door(bank_truth, flags(known, enough=2))
     captions = known / "other" / "captions.json"
+    for other in ([], {"a": 1}):
+        write_json(captions, other)
+        with pytest.raises(UserError, match="does not hold the true attributes of pictures"):
+            Captions(captions)
     write_json(captions, {"attributes": {"a": ["red"]}, "images": {}})
     with pytest.raises(UserError, match="none of these runs is of other"):
         call_door(bank_truth, flags(known, captions=captions))

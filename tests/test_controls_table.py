@@ -128,6 +128,11 @@ def test_what_cannot_be_compared_is_one_sentence(tmp_path):
         sweep(tmp_path, *cells)
     with pytest.raises(UserError, match="name either --sweep NAME or --model_root"):
         table(tmp_path)
+    whole = make_ledger(tmp_path / "whole", "net", (90, 91))
+    for ratio, said in (("0.33", "no run here has the ratio 0.33; choose --ratio among 0, 0.1"),
+                        ("-1", "the sparsity ratio -1 is outside")):  # -1 is how a ledger marks the dense head
+        with pytest.raises(UserError, match=said):
+            table(tmp_path, "--model_root", whole, f"--ratio={ratio}")
 
 
 def test_balanced_accuracy_against_scikit_learn():

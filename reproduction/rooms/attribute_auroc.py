@@ -15,11 +15,14 @@ class Captions:
     """The true attributes of every picture of a data set, from its captions.json (demo/paint_shapes.py)."""
 
     def __init__(self, file: Path) -> None:
-        """Raises `UserError` where the file is missing."""
+        """Raises `UserError` where the file is missing, or is none of captions."""
         if not file.is_file():
             raise UserError(f"there is no file {file} with the true attributes: run demo/paint_shapes.py, or name it "
                             "with --captions")
         data: dict[str, Any] = read_json(file)
+        if not isinstance(data, dict) or not all(isinstance(data.get(key), dict) for key in ("attributes", "images")):
+            raise UserError(f"{file} does not hold the true attributes of pictures: name captions.json as "
+                            "demo/paint_shapes.py writes it")
         self.groups: dict[str, list[str]] = data["attributes"]
         self.words = [word for group in self.groups.values() for word in group]
         self._images = data["images"]

@@ -91,12 +91,16 @@ def find_runs(args: argparse.Namespace, draws: int = 1000) -> list[Run]:
     Raises `UserError` where none can.
     """
     if bool(args.sweep) == bool(args.model_root):
-        raise UserError("name either --sweep NAME or --model_root FOLDER, not both")
+        raise UserError("name either --sweep NAME or --model_root FOLDER" + ", not both" * bool(args.sweep))
     if args.sweep:
         file = cells_file(args.sweep)
         if not file.is_file():
             raise UserError(f"there is no sweep {file}; run python reproduction/sweep.py first")
-        cells = [(ROOT / cell["folder"], cell) for cell in read_json(file) if cell.get("folder")]
+        found = read_json(file)
+        if not isinstance(found, list) or not all(isinstance(cell, dict) for cell in found):
+            raise UserError(f"{file} is no list of cells, as reproduction/sweep.py writes it; delete it and run that "
+                            "again")
+        cells = [(ROOT / cell["folder"], cell) for cell in found if cell.get("folder")]
     else:
         cells = [(file.parent, {}) for root in args.model_root for file in sorted(root.rglob(LEDGER))]
     runs, failed = each(lambda cell: _run(*cell, draws), cells)
