@@ -48,6 +48,9 @@ def main(args: argparse.Namespace) -> None:
     new = {"folder": None, "seconds": None, "message": None}
     entries = [{**new, **known.get(cell["name"], {}), **cell} for cell in cells_of(plan)]
     wanted = [entry for entry in entries if not args.only or args.only in entry["name"]]
+    if not wanted:
+        raise UserError(f"no cell of {file.stem} has {args.only!r} in its name; it has "
+                        f"{', '.join(entry['name'] for entry in entries[:4])} …")
     started = time.monotonic()
     for number, entry in enumerate(wanted, start=1):
         if entry["seconds"] is None or entry["message"] or not (root / entry["name"] / "iis" / LEDGER).is_file():
@@ -73,6 +76,7 @@ def read_plan(file: Path) -> dict[str, Any]:
             raise UserError(f"{file} needs a line `{key}: NAME`")
     plan = {"weights": None, "element_kind": "segments", "seeds": 3, "objectives": list(OBJECTIVES), "ablations": {},
             "recipe": {}, "measure": {}, **{key: value for key, value in plan.items() if value is not None}}
+    _check_types(plan, file)
     for objective in plan["objectives"]:
         if objective not in OBJECTIVES:
             raise UserError(f"{file}: the objective {objective} is not known{nearest(objective, OBJECTIVES)}")
@@ -80,6 +84,19 @@ def read_plan(file: Path) -> dict[str, Any]:
         raise UserError(f"{file}: there is no ablation of {', '.join(sorted(unknown))}: num_concepts and sparsity are "
                         "known")
     return plan
+
+
+def _check_types(plan: dict[str, Any], file: Path) -> None:
+    for name in ("recipe", "measure", "ablations"):
+        if not isinstance(plan[name], dict):
+            raise UserError(f"{file}: {name} should hold `key: value` pairs, and is {plan[name]!r}")
+    ablated = {name: value for name, value in plan["ablations"].items() if name != "seeds"}
+    for name, value in {"objectives": plan["objectives"], **ablated}.items():
+        if not isinstance(value, list) or not value:
+            raise UserError(f"{file}: {name} should be a list, and is {value!r}")
+    for seeds in (plan["seeds"], plan["ablations"].get("seeds", 3)):
+        if not isinstance(seeds, int) or seeds < 1:
+            raise UserError(f"{file}: seeds should be a whole number above 0, and is {seeds!r}")
 
 
 def cells_of(plan: dict[str, Any]) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from iis.config import DoorParser, path
 from iis.ledger import LEDGER
-from iis.runtime import ROOT, UserError, nearest, read_json, run_door, write_json
+from iis.runtime import ROOT, UserError, make_output_folder, nearest, read_json, run_door, write_json
 from reproduction.rooms.runs import SWEEPS
 from reproduction.rooms.sweep_cells import Sweep, read_sweep
 
@@ -48,12 +48,15 @@ def main(args: argparse.Namespace) -> None:
     entries = entries_of(sweep, read_json(index) if index.exists() else [])
     wanted = [(cell, entry) for cell, entry in zip(sweep.cells, entries, strict=True)
               if not args.only or args.only in cell.name]
+    if not wanted:
+        raise UserError(f"no cell of {sweep.name} has {args.only!r} in its name; --dry_run lists them all")
     todo = [(cell, entry) for cell, entry in wanted if not _finished(entry)]
     print(f"sweep {sweep.name}: {len(wanted)} cells, {len(wanted) - len(todo)} finished before")
     if args.dry_run:
         for cell, entry in wanted:
             print(f"  {'done' if _finished(entry) else 'would run'}: {cell.name}")
         return
+    make_output_folder(index.parent)
     steps, started = Steps(sweep, args.device), time.monotonic()
     for number, (cell, entry) in enumerate(todo, start=1):
         print(f"\n[{number} of {len(todo)}, {time.monotonic() - started:.0f} s] {cell.name}", flush=True)

@@ -54,7 +54,12 @@ def test_cells_of_a_yaml(tmp_path):
 @pytest.mark.parametrize(("text", "words"), [
     ("dataset: toy", "needs a line `model_config: NAME`"), ("model: net", "unknown key 'model'"),
     ("model_config: a\ndataset: b\nobjectives: [iis]", "the objective iis is not known"),
-    ("model_config: a\ndataset: b\nablations: {width: [1]}", "no ablation of width")])
+    ("model_config: a\ndataset: b\nablations: {width: [1]}", "no ablation of width"),
+    ("model_config: a\ndataset: b\nablations: [1]", "ablations should hold `key: value` pairs"),
+    ("model_config: a\ndataset: b\nablations: {sparsity: 0.5}", "sparsity should be a list, and is 0.5"),
+    ("model_config: a\ndataset: b\nobjectives: dense", "objectives should be a list"),
+    ("model_config: a\ndataset: b\nseeds: many", "seeds should be a whole number above 0, and is 'many'"),
+    ("model_config: a\ndataset: b\nseeds: 0", "seeds should be a whole number above 0, and is 0")])
 def test_a_bad_yaml_is_one_sentence(tmp_path, text, words):
     with pytest.raises(UserError, match=words):
         read_plan(plan_file(tmp_path, text))
@@ -65,6 +70,12 @@ def test_an_unknown_sweep_is_one_sentence():
         finetuning.main(finetuning.parser().settings(["finetuning_shape"]))
     with pytest.raises(UserError, match="there is no fine-tuning nothing"):
         finetuning_table.main(finetuning_table.parser().settings(["--sweep", "nothing"]))
+
+
+def test_no_cell_of_that_name_is_one_sentence(tmp_path):
+    file = plan_file(tmp_path, "model_config: a\ndataset: b\nobjectives: [dense]\nseeds: 1\n")
+    with pytest.raises(UserError, match="no cell of .* has 'Text' in its name; it has before_seed0, dense_M200"):
+        finetuning.main(finetuning.parser().settings([str(file), "--only", "Text", "--save_dir", str(tmp_path / "o")]))
 
 
 def test_from_yaml_to_table(world, monkeypatch, capsys):  # noqa: F811

@@ -61,15 +61,34 @@ def test_checkpoints_are_models_in_the_order_of_their_epochs(tmp_path, monkeypat
     (PLAIN.replace("{bank: Random, variant: small, num_concepts: 3}", "Prototype"), "twice"),
     (PLAIN.replace("model_name: two, ", ""), "needs a model_name"),
     (PLAIN + "blocks: [{models: [{checkpoints: 'none/*.pth'}], datasets: [a], banks: [Text]}]", "no checkpoint"),
+    (PLAIN.replace("{seeds: 2, num_concepts: 5}", "[2, 5]"), "settings should hold `key: value` pairs"),
+    (PLAIN + "stage2: 5", "stage2 should hold `key: value` pairs"), (PLAIN + "blocks: [a]", "a block should hold"),
+    (PLAIN.replace("[toy]", "[10]"), "the data set 10 or the bank 'Prototype' is no name"),
+    (PLAIN.replace("[Prototype,", "[null,"), "the data set 'toy' or the bank None is no name"),
+    (PLAIN.replace("[one,", "[1,"), "the model 1 is neither a name"),
     ("settings: {seeds: 1}", "names no cell")])
 def test_a_wrong_yaml_is_told(tmp_path, text, sentence):
     with pytest.raises(UserError, match=sentence.replace("(", r"\(")):
         read_sweep(written(tmp_path, text))
 
 
-def test_a_setting_that_no_door_knows_is_told(tmp_path):
-    with pytest.raises(UserError, match="num_concept'.*did you mean num_concepts"):
-        sweep_steps.check_settings(read_sweep(written(tmp_path, PLAIN.replace("num_concepts: 5", "num_concept: 5"))))
+@pytest.mark.parametrize("text, sentence", [
+    (PLAIN.replace("num_concepts: 5", "num_concept: 5"), "num_concept'.*no training door.*did you mean num_concepts"),
+    (PLAIN + "stage1: {formatt: png}", "formatt'.*no stage 1 door.*did you mean format"),
+    (PLAIN + "stage2: {batch: 3}", "batch'.*no stage 2 door.*did you mean batch_size"),
+    (PLAIN.replace("weights: none", "wieghts: none"), "wieghts'.*no stage 2 door.*did you mean weights"),
+    (PLAIN.replace("[Prototype,", "[{bank: Prototype, element_kind: patch},"), "element_kind 'patch'; did you")])
+def test_a_setting_that_no_door_knows_is_told(tmp_path, text, sentence):
+    with pytest.raises(UserError, match=sentence):
+        sweep_steps.check_settings(read_sweep(written(tmp_path, text)))
+
+
+def test_no_cell_and_no_place_to_write_are_told(tmp_path):
+    (tmp_path / "file").touch()
+    for flags, sentence in ((["--only", "Text"], "no cell of toy has 'Text' in its name"),
+                            (["--save_dir", str(tmp_path / "file")], "cannot write to the output folder")):
+        with pytest.raises(UserError, match=sentence):
+            sweep.main(sweep.parser().settings([str(written(tmp_path, PLAIN)), *flags]))
 
 
 def test_flags_become_words():

@@ -46,7 +46,7 @@ def read_cell(root: Path, cell: dict[str, Any]) -> Measured:
     """Results of one cell: both JSONs of fine-tuning (none for the backbone as it came) and its ledger."""
     folder = root / cell["name"]
     rows = read_ledger(folder / "iis" / LEDGER)
-    summary = summarise(rows, where=str(folder / "iis" / LEDGER))
+    summary = summarise(rows, draws=2, where=str(folder / "iis" / LEDGER))  # no interval is used
     results = read_json(folder / RESULTS) if cell["objective"] != BEFORE else {}
     column = int(np.argmin(np.abs(np.array(summary["ratios"]) - (results.get("sparsity") or 0.1))))
     after = results.get("after", {})

@@ -73,6 +73,8 @@ def read_sweep(file: Path) -> Sweep:
     for key in data:
         if key not in (*BLOCK, "blocks", "stage1", "stage2"):
             raise UserError(f"{file}: unknown key {key!r}{nearest(key, [*BLOCK, 'blocks', 'stage1', 'stage2'])}")
+    for key in ("settings", "stage1", "stage2"):
+        _check_mapping(data.get(key), key, file)
     first = {key: data[key] for key in BLOCK if key in data and key != "settings"}
     cells: list[SweepCell] = []
     for block in ([first] if first else []) + list(data.get("blocks") or []):
@@ -87,7 +89,14 @@ def read_sweep(file: Path) -> Sweep:
     return Sweep(file.stem, cells, data.get("stage1") or {}, data.get("stage2") or {})
 
 
+def _check_mapping(value: Any, what: str, file: Path) -> None:
+    if not isinstance(value, dict | None):
+        raise UserError(f"{file}: {what} should hold `key: value` pairs, and is {value!r}")
+
+
 def _cells(block: dict[str, Any], settings: dict[str, Any], file: Path) -> list[SweepCell]:
+    _check_mapping(block, "a block", file)
+    _check_mapping(block.get("settings"), "settings", file)
     for key in block:
         if key not in BLOCK:
             raise UserError(f"{file}: a block has the unknown key {key!r}{nearest(key, BLOCK)}")
@@ -102,6 +111,9 @@ def _cells(block: dict[str, Any], settings: dict[str, Any], file: Path) -> list[
 
 def _cell(model: dict[str, Any], dataset: str, bank: str | dict[str, Any], settings: dict[str, Any],
           file: Path) -> SweepCell:
+    if not isinstance(dataset, str) or not isinstance(bank, str | dict):
+        raise UserError(f"{file}: the data set {dataset!r} or the bank {bank!r} is no name (in quotes, where it looks "
+                        "like a number)")
     entry = {"bank": bank} if isinstance(bank, str) else dict(bank)
     kind = entry.pop("bank", None)
     if kind not in DOORS:
@@ -115,6 +127,9 @@ def _cell(model: dict[str, Any], dataset: str, bank: str | dict[str, Any], setti
 def _models(entry: str | dict[str, Any], file: Path) -> list[dict[str, Any]]:
     if isinstance(entry, str):
         return [{"model_name": entry, "config_yaml": entry}]
+    if not isinstance(entry, dict):
+        raise UserError(f"{file}: the model {entry!r} is neither a name (in quotes, where it looks like a number) nor "
+                        "a mapping")
     entry = dict(entry)
     pattern = entry.pop("checkpoints", None)
     if pattern is None:

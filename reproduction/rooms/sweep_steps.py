@@ -13,6 +13,8 @@ from reproduction.rooms.sweep_cells import DOORS, Sweep, SweepCell
 
 WITH_WORDS = ("Text", "Combined")
 WITHOUT_ELEMENTS = ("Text", "Random", "Own")
+STAGE1 = {"segments": "segment_extractor", "patches": "patch_extractor"}
+STAGE2 = ("visual_element_emb_extractor", "textual_emb_extractor")
 
 
 class Steps:
@@ -83,7 +85,7 @@ class Steps:
         if folder.is_dir():
             return
         kind, protocol = cell.flags.get("element_kind", "segments"), cell.flags.get("protocol", "paper")
-        call_door(_door("extractor", {"segments": "segment_extractor", "patches": "patch_extractor"}[kind]),
+        call_door(_door("extractor", STAGE1[kind]),
                   {**self.sweep.stage1, "dataset": dataset, "protocol": protocol})
 
     def _words(self, cell: SweepCell, dataset: str) -> None:
@@ -97,14 +99,24 @@ class Steps:
 
 
 def check_settings(sweep: Sweep) -> None:
-    """Raise `UserError` for a setting that no training door knows: a typo must not be dropped silently."""
-    doors = {name: _door("IP_training", name).parser().flags() for name in sorted(set(DOORS.values()))}
-    everything = {flag for flags in doors.values() for flag in flags}
+    """Raise `UserError` for a setting that no door of its stage knows: a typo must not be dropped silently, also where
+    the stage is done already."""
+    training, stage2 = _known("IP_training", *sorted(set(DOORS.values()))), _known("extractor", *STAGE2)
+    stages = [(sweep.stage1, _known("extractor", *STAGE1.values()), "stage 1"), (sweep.stage2, stage2, "stage 2")]
     for cell in sweep.cells:
-        for key in cell.flags:
-            if key not in everything:
-                raise UserError(f"the sweep {sweep.name} sets {key!r}, which no training door knows"
-                                f"{nearest(key, everything)}")
+        stages += [(cell.flags, training, "training"), (cell.model, stage2, "stage 2")]
+        kind = cell.flags.get("element_kind", "segments")
+        if kind not in STAGE1:
+            raise UserError(f"the sweep {sweep.name} has the element_kind {kind!r}{nearest(str(kind), STAGE1)}")
+    for flags, known, stage in stages:
+        for key in flags:
+            if key not in known:
+                raise UserError(f"the sweep {sweep.name} sets {key!r}, which no {stage} door knows"
+                                f"{nearest(key, known)}")
+
+
+def _known(folder: str, *names: str) -> set[str]:
+    return {flag for name in names for flag in _door(folder, name).parser().flags()}
 
 
 def _door(folder: str, name: str) -> Any:
