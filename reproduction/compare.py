@@ -83,11 +83,12 @@ def main(args: argparse.Namespace) -> None:
 
 def collect(args: argparse.Namespace) -> None:
     """Write --ours: what is there already, and the lines of the runs named."""
+    make_output_folder(args.ours.parent)
+    old = read_lines(args.ours, (), OURS) if args.ours.is_file() else []
     runs = find_runs(args, draws=2)  # no interval is needed here
     roots = args.model_root or [run.folder for run in runs]
     new = [*lines_of_runs(runs), *lines_of_own_heads(args.embeddings), *lines_of_elastic_nets(roots),
            *lines_of_nec(runs), *lines_of_fine_tuning(args.finetuning)]
-    old = read_lines(args.ours, (), OURS) if args.ours.is_file() else []
     lines = merged(old, new)
     write_text(args.ours, as_csv(lines))
     print(f"{args.ours}: {len(lines)} lines, from {len(runs)} ledgers")

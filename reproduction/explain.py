@@ -17,6 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from iis.config import DoorParser, path, positive
 from iis.runtime import ROOT, UserError, make_output_folder, run_door, write_json, write_text
 
+MOST = 100  # pictures of one explanation: a page to be read, and a figure that can be drawn
+
 
 def parser() -> DoorParser:
     """The flags of this door."""
@@ -59,6 +61,9 @@ def main(args: argparse.Namespace) -> Path:
     val, val_file = embeddings_of(args.run, identity, "val", args.val_pt)
     root = elements_root(args.run, identity, args.elements)
     folder = make_output_folder(args.out or default_folder(args, predictor))
+    wanted = len(args.images or args.rows or range(args.num_images))
+    if wanted > MOST:
+        raise UserError(f"{wanted} pictures do not fit on one page; name at most {MOST}")
     subjects, of_class = chosen(args, predictor, val, val_file)
     explanation = explain(predictor, torch.stack([one.features_D for one in subjects]).float())
     told = stories(predictor, explanation, subjects)

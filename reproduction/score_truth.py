@@ -25,7 +25,7 @@ from iis.config import DoorParser, numbers, path, positive
 from iis.ledger import LEDGER, read_ledger
 from iis.names import slug
 from iis.plots import COLOURS, MARKERS
-from iis.runtime import ROOT, UserError, run_door, write_whole
+from iis.runtime import ROOT, UserError, make_output_folder, run_door, write_whole
 from iis.score import too_close_to_chance
 from iis.statistics import mean_std
 from iis.summary import summarise
@@ -66,6 +66,9 @@ def main(args: argparse.Namespace) -> Path:
     if len(set(args.shares)) < 3:
         raise UserError(f"--shares {','.join(f'{share:g}' for share in args.shares)}: a rank correlation needs "
                         "3 or more")
+    if not 0 < args.target < 1:
+        raise UserError(f"--target {args.target:g} is no accuracy to aim at: it must lie between 0 and 1")
+    make_output_folder(args.save_dir)
     pictures = pictures_of(Captions(args.captions))
     cells = [(rest, share, draw) for draw in range(args.draws) for rest in args.rests
              for share in sorted(set(args.shares))]

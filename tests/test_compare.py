@@ -172,6 +172,9 @@ def test_bad_files_and_flags_are_one_sentence(place):
     write(place / "bad.csv", PUBLISHED[:-1])
     with pytest.raises(UserError, match="lacks the column source"):
         run(place, "--published", place / "bad.csv")
+    (place / "bad.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="is no CSV"):
+        run(place, "--published", place / "bad.csv")
     write(place / "bad.csv", PUBLISHED, {"value": "0,5"})
     with pytest.raises(UserError, match=r"line 2: value = '0,5' is not a number"):
         run(place, "--published", place / "bad.csv")

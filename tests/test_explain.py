@@ -82,6 +82,7 @@ def test_bad_input_is_one_sentence(run, toy):
                         (["--elements", toy / "nowhere"], "name their folder with --elements"),
                         (["--elements", toy], "there is no picture .*name the folder of the elements"),
                         (["--val_pt", toy / "train.pt"], "train.pt holds other numbers than"),
+                        (["--num_images", "101"], "101 pictures do not fit on one page; name at most 100"),
                         (["--ratio", "0.3"], "there are 0.5, 0.7, 0.9"), (["--seed", "5"], "--seed can be 0, 1")):
         with pytest.raises(UserError, match=said):
             door(run, toy / "refused", *words)

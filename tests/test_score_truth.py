@@ -113,6 +113,9 @@ def test_rho_by_hand_leaves_out_what_is_near_chance():
     assert row["ρ over draws"] == "0.80 ± 0.00" and row["share 1"] == "0.800"
 
 
-def test_too_few_shares_are_refused(tmp_path, captions):
+def test_too_few_shares_and_no_accuracy_are_refused(tmp_path, captions):
     with pytest.raises(UserError, match="needs 3 or more"):
         call_door(score_truth, {"captions": captions, "shares": "0,1", "save_dir": tmp_path})
+    for target in ("nan", "2"):
+        with pytest.raises(UserError, match=f"--target {target} is no accuracy"):
+            call_door(score_truth, {"captions": captions, "target": target, "save_dir": tmp_path})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,14 @@ def read_lines(file: Path, numbers: Sequence[str], columns: Sequence[str]) -> li
     """
     if not file.is_file():
         raise UserError(f"there is no file {file}; name another one, or collect it first (compare.py --collect)")
-    with open(file, newline="", encoding="utf-8") as handle:
-        reader = csv.DictReader(handle)
-        missing = [name for name in columns if name not in (reader.fieldnames or ())]
-        if missing:
-            raise UserError(f"{file} lacks the column {missing[0]}; its first line should be {','.join(columns)}")
+    try:
+        reader = csv.DictReader(StringIO(file.read_text(encoding="utf-8"), newline=""))
         lines = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file} is no CSV ({error}); name another one") from None
+    missing = [name for name in columns if name not in (reader.fieldnames or ())]
+    if missing:
+        raise UserError(f"{file} lacks the column {missing[0]}; its first line should be {','.join(columns)}")
     for number, line in enumerate(lines, start=2):
         for name in numbers:
             try:
