@@ -34,7 +34,8 @@ def parser() -> DoorParser:
 
 def main(args: argparse.Namespace) -> Path:
     """Compare the files, then time."""
-    from extractor.embed import Target, embed_together
+    from extractor.embed import embed_together
+    from extractor.targets import Target
     from iis.backbones import load_backbone
     from iis.datasets import folder_pictures
     from iis.embedding_file import load_embeddings

@@ -49,6 +49,11 @@ def backbone_parser(description: str) -> DoorParser:
     parser.add_argument("--seed", type=int, default=0, help="seed of random weights")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the forward pass; features "
                         "are saved as float32")
+    parser.add_argument("--decoder", choices=["pil", "gpu"], default="pil", help="gpu: JPEG files are decoded and "
+                        "resized on --device (cpu too); pixels differ from PIL's by a level or so, so these files are "
+                        "kept apart")
+    parser.add_argument("--compile", action="store_true", help="through torch.compile, for the one batch size: a "
+                        "minute or so first, then faster on a GPU")
     parser.add_argument("--published_top1", type=float, help="percent; what --check expects where the weights do not "
                         "say")
     parser.add_argument("--dataset", help="a data set: a YAML of dataset_configs/, or a folder of datasets/")
@@ -75,6 +80,8 @@ def backbone_of(args: argparse.Namespace) -> tuple[Backbone, torch.device]:
     weights = os.path.join(".", args.resume) if args.resume else args.weights  # always a file, never a tag
     backbone = load_backbone(args.model, weights, device, args.seed, resize=args.val_resize_size,
                              crop=args.val_crop_size, interpolation=args.interpolation, mean=args.mean, std=args.std)
+    if args.decoder != "pil":  # part of what decides the pixels, so provenance compares it
+        backbone.preprocessing = {**backbone.preprocessing, "decoder": args.decoder}
     if args.published_top1 is not None:
         backbone.published_top1 = args.published_top1
     return backbone, device

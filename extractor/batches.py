@@ -6,14 +6,15 @@ A picture is decoded once for all the models that wait for it; models that resiz
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from extractor.device_decoding import check_resampler, decoded, read_encoded, resized
 from extractor.stage1_flags import available_cores
 from iis.datasets import PictureSet, UnreadablePicture
 from iis.preprocessing import to_uint8
@@ -29,34 +30,81 @@ class Batch:
     unreadable: dict[int, str]
     others: list[torch.Tensor] = field(default_factory=list)
 
+    def pin_memory(self) -> Batch:
+        """The same in page-locked memory, from which a GPU copies while it computes; `DataLoader` asks for it."""
+        return self._each(torch.Tensor.pin_memory)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on `device`; from pinned memory the copy may still be under way."""
+        return self._each(lambda one: one.to(device, non_blocking=True))
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        changed = {id(one): change(one) for one in (self.pictures, *self.others)}
+        return replace(self, pictures=changed[id(self.pictures)], others=[changed[id(one)] for one in self.others])
+
+
+@dataclass
+class Encoded:
+    """A batch that the device decodes. content: what `read_encoded` gave for each of `rows`, end to end (one tensor,
+    because each that a worker hands over costs an open file); shapes: of each."""
+
+    rows: list[int]
+    content: torch.Tensor
+    shapes: list[torch.Size]
+    unreadable: dict[int, str]
+
+    def decoded(self, pictures: PictureSet, settings: Sequence[dict[str, Any]], device: torch.device) -> Batch:
+        """The batch for each preprocessing of `settings`; equal geometry shares the pixels."""
+        parts = self.content.split([shape.numel() for shape in self.shapes]) if self.rows else ()
+        files = [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        rows, pixels, unreadable = decoded(files, pictures, self.rows, device)
+        stacked = {_geometry(one): resized(pixels, one) if rows else _nothing(one["crop"]) for one in settings}
+        first, *others = (stacked[_geometry(one)] for one in settings)
+        return Batch(rows, first, self.unreadable | unreadable, others)
+
 
 class _Prepared(Dataset):
     """One item is one whole batch, so that a batch always holds the same pictures."""
 
     def __init__(self, pictures: PictureSet, settings: Sequence[dict[str, Any]], batches: Sequence[range]) -> None:
         self.pictures, self.settings, self.batches = pictures, settings, batches
+        self.on_device = settings[0].get("decoder") == "gpu"
+        for one in settings if self.on_device else ():
+            check_resampler(one)
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, index: int) -> Batch:
-        rows, unreadable = [], {}
-        # mean and std come later, on the device
-        geometry = [(str(one["resize"]), one["crop"], one["interpolation"]) for one in self.settings]
-        prepared: dict[tuple, list[torch.Tensor]] = {key: [] for key in geometry}
+    def __getitem__(self, index: int) -> Batch | Encoded:
+        rows, files, unreadable = [], [], {}
+        prepared: dict[tuple, list[torch.Tensor]] = {_geometry(one): [] for one in self.settings}
         for row in self.batches[index]:
             try:
-                picture = self.pictures.open(row)
+                if self.on_device:
+                    files.append(read_encoded(self.pictures, row))
+                else:
+                    picture = self.pictures.open(row)
             except UnreadablePicture as error:
                 unreadable[row] = str(error)
                 continue
             rows.append(row)
-            for key, stack in prepared.items():
-                stack.append(to_uint8(picture, self.settings[geometry.index(key)]))
-        stacked = {key: _stacked(stack) if stack else torch.empty(0, 3, key[1], key[1], dtype=torch.uint8)
-                   for key, stack in prepared.items()}  # (B, 3, crop, crop)
-        first, *others = (stacked[key] for key in geometry)
+            for one in () if self.on_device else {_geometry(one): one for one in self.settings}.values():
+                prepared[_geometry(one)].append(to_uint8(picture, one))
+        if self.on_device:
+            content = torch.cat([file.flatten() for file in files]) if files else torch.empty(0, dtype=torch.uint8)
+            return Encoded(rows, content, [file.shape for file in files], unreadable)
+        stacked = {key: _stacked(stack) if stack else _nothing(key[1]) for key, stack in prepared.items()}
+        first, *others = (stacked[_geometry(one)] for one in self.settings)  # (B, 3, crop, crop)
         return Batch(rows, first, unreadable, others)
+
+
+def _geometry(settings: dict[str, Any]) -> tuple[str, int, str]:
+    """What decides the pixels; mean and std come later, on the device."""
+    return str(settings["resize"]), settings["crop"], settings["interpolation"]
+
+
+def _nothing(crop: int) -> torch.Tensor:
+    return torch.empty(0, 3, crop, crop, dtype=torch.uint8)
 
 
 def _stacked(pictures: list[torch.Tensor]) -> torch.Tensor:
@@ -77,7 +125,7 @@ def batches(pictures: PictureSet, preprocessing: dict[str, Any], rows: Sequence[
     workers = max(0, min(workers, max(1, cores // 4) if on_cpu else cores, len(rows) - 1))
 
     def loader(count: int) -> Iterator[Batch]:
-        return iter(DataLoader(prepared, batch_size=None, num_workers=count))
+        return iter(DataLoader(prepared, batch_size=None, num_workers=count, pin_memory=device.type == "cuda"))
 
     try:
         source = loader(workers)
@@ -88,9 +136,9 @@ def batches(pictures: PictureSet, preprocessing: dict[str, Any], rows: Sequence[
         if on_cpu:
             torch.set_num_threads(min(threads, max(1, cores - workers)))
         for batch in source:
-            moved = {id(one): one.to(device) for one in (batch.pictures, *batch.others)}
-            batch.pictures, batch.others = moved[id(batch.pictures)], [moved[id(one)] for one in batch.others]
-            yield batch
+            if isinstance(batch, Encoded):
+                batch = batch.decoded(pictures, prepared.settings, device)
+            yield batch.to(device)
     finally:
         torch.set_num_threads(threads)
 

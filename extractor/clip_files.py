@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from extractor.clip_towers import PICTURES, Clip
-from extractor.embed import Target, is_done
+from extractor.embed import is_done
+from extractor.targets import Target
 from iis.datasets import PictureSet
 from iis.embedding_file import PROVENANCE, Embeddings, differing, load_embeddings, save_embeddings
 from iis.names import clip_pictures_file, clip_words_file

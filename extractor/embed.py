@@ -13,7 +13,6 @@ import shutil
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,14 +22,13 @@ import torch
 import torchvision
 from tqdm import tqdm
 
-from extractor.batches import Batch, batches, precise
-from extractor.fast_forward import ready
+from extractor.batches import batches
 from extractor.mapped import mapped
+from extractor.targets import Target, features_of, fetched, prepared, width_of
 from iis.backbones import Backbone
 from iis.datasets import PictureSet
 from iis.embedding_file import PROVENANCE, Embeddings, differing, load_embeddings, save_embeddings
-from iis.layers import Node, represent
-from iis.preprocessing import normalise
+from iis.layers import Node
 from iis.runtime import UserError, claim_folder, read_json, write_json
 from iis.tally import tally
 
@@ -59,24 +57,6 @@ def is_done(pictures: PictureSet, file: Path, provenance: dict[str, Any]) -> boo
     return True
 
 
-@dataclass
-class Target:
-    """One file to make of the pictures: `model` (anything with `module` and `preprocessing`) taken at `node`."""
-
-    model: Any
-    node: Node
-    file: Path
-    provenance: dict[str, Any]
-    precision: str = "fp32"
-    record: dict[str, Any] = field(default_factory=dict)
-    module: Any = None  # what computes, once `ready` has seen it
-
-    @property
-    def partial(self) -> Path:
-        """The folder of a file that is not whole yet."""
-        return self.file.with_name(f"{self.file.name}.partial")
-
-
 def embed(pictures: PictureSet, backbone: Backbone, node: Node, file: Path, provenance: dict[str, Any],
           batch_size: int, workers: int, device: torch.device, precision: str = "fp32",
           record: dict[str, Any] | None = None) -> Path:
@@ -97,10 +77,14 @@ def embed_together(pictures: PictureSet, targets: Sequence[Target], batch_size: 
     """
     started, (rank, world) = time.time(), ranks()
     left = [target for target in targets if not _kept(pictures, target, rank)]
-    if not left:
+    decoders = sorted({target.decoder for target in left})
+    if len(decoders) != 1:  # none left, or pixels that cannot be shared
+        for decoder in decoders:
+            embed_together(pictures, [target for target in left if target.decoder == decoder], batch_size, workers,
+                           device)
         return
     left = [prepared(target) for target in left]
-    widths = [_width(target, device) for target in left]
+    widths = [width_of(target, device) for target in left]
     for target, width in zip(left, widths, strict=True):
         claim_folder(target.partial, {**target.provenance, "pictures": len(pictures),
                                       "pictures_hash": _pictures_hash(pictures), "width": width,
@@ -120,30 +104,30 @@ def embed_together(pictures: PictureSet, targets: Sequence[Target], batch_size: 
                                               "rb+")) for target in left]
         for chunk, places in waiting.items():
             unreadable: dict[int, str] = {}
+            before: list[tuple] = []  # written while the device computes the next batch
             for _ in chunks[chunk]:
                 batch = next(stream)
                 unreadable |= batch.unreadable
-                for place in places if batch.rows else ():
-                    fresh[place] += len(batch.rows)
-                    _place(features[place], batch, features_of(left[place], place, batch, device), pictures)
+                begun = [(place, batch, fetched(features_of(left[place], place, batch, device)))
+                         for place in places if batch.rows]
+                _place(features, before, pictures)
+                before = begun
+            _place(features, before, pictures)
             for place in places:
+                fresh[place] += sum(map(len, chunks[chunk])) - len(unreadable)
                 features[place].flush()
                 os.fsync(features[place].fileno())
                 write_json(_log(left[place].partial, chunk), {"unreadable": unreadable})
     for target, width, count in zip(left, widths, fresh, strict=True) if rank == 0 else ():
         _wait(target.partial, len(chunks))
         seconds = max(time.time() - started, 1e-9)
-        record = {**target.record, "seconds": round(seconds, 1), "root": str(pictures.root),
+        record = {**target.record, "compiled": bool(getattr(target.forward, "works", False)),
+                  "seconds": round(seconds, 1), "root": str(pictures.root),
                   "device": str(device), "made": datetime.now(UTC).isoformat(timespec="seconds"),
                   "torch": str(torch.__version__), "torchvision": str(torchvision.__version__)}
         tally(count)
         kept = _finish(pictures, target.partial, width, len(chunks), target.file, target.provenance, record)
         print(f"{target.file}: {kept:,} x {width}, {seconds:.1f} s, {count / seconds:,.0f} pictures/s, {device}")
-
-
-def prepared(target: Target) -> Target:
-    """The target with the model that will compute; see `fast_forward.ready`."""
-    return replace(target, module=ready(target.model.module, target.node, target.model.preprocessing["crop"]))
 
 
 def _kept(pictures: PictureSet, target: Target, rank: int) -> bool:
@@ -155,26 +139,20 @@ def _kept(pictures: PictureSet, target: Target, rank: int) -> bool:
     return done
 
 
-def features_of(target: Target, place: int, batch: Batch, device: torch.device) -> np.ndarray:
-    """Float32 features (B, D) of a batch; target: as `prepared` leaves it, the batch's own or its others[place - 1]."""
-    pixels = [batch.pictures, *batch.others][place]
-    with torch.inference_mode(), precise(device, target.precision):
-        found = represent(target.module, target.node, normalise(pixels, target.model.preprocessing))
-    return found.float().cpu().numpy()  # (B, D)
-
-
-def _place(features: Any, batch: Batch, found: np.ndarray, pictures: PictureSet) -> None:
+def _place(features: Sequence[Any], computed: Sequence[tuple], pictures: PictureSet) -> None:
     """Write each row to its own place. Plain writes, not a memory map: a full disk must be an error, not a crash."""
-    bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
-    if len(bad):
-        raise UserError(f"the features of {pictures.names[batch.rows[bad[0]]]} are not finite: the weights or the "
-                        "precision do not suit this model (try --precision fp32, and check the checkpoint)")
-    if len(found) >= 8 and (found == found[0]).all():
-        raise UserError(f"the features of {len(found)} different pictures are all the same: the checkpoint or the "
-                        "layer cannot be right")
-    for row, values in zip(batch.rows, found, strict=True):
-        features.seek(row * values.nbytes)
-        features.write(values.tobytes())
+    for place, batch, wait in computed:
+        found = wait()  # (B, D)
+        bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
+        if len(bad):
+            raise UserError(f"the features of {pictures.names[batch.rows[bad[0]]]} are not finite: the weights or the "
+                            "precision do not suit this model (try --precision fp32, and check the checkpoint)")
+        if len(found) >= 8 and (found == found[0]).all():
+            raise UserError(f"the features of {len(found)} different pictures are all the same: the checkpoint or the "
+                            "layer cannot be right")
+        for row, values in zip(batch.rows, found, strict=True):
+            features[place].seek(row * values.nbytes)
+            features[place].write(values.tobytes())
 
 
 def _finish(pictures: PictureSet, partial: Path, width: int, chunks: int, file: Path, provenance: dict[str, Any],
@@ -209,12 +187,6 @@ def _finish(pictures: PictureSet, partial: Path, width: int, chunks: int, file: 
     del features
     shutil.rmtree(partial)
     return len(kept)
-
-
-def _width(target: Target, device: torch.device) -> int:
-    side = target.model.preprocessing["crop"]
-    with torch.inference_mode():
-        return represent(target.module, target.node, torch.zeros(1, 3, side, side, device=device)).shape[1]
 
 
 def _wait(partial: Path, chunks: int) -> None:

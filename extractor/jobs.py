@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from extractor.embed import Target, embed, is_done
+from extractor.embed import embed, is_done
+from extractor.targets import Target
 from iis.backbones import Backbone
 from iis.datasets import UNNAMED, PictureSet
 from iis.layers import HEAD_INPUT, Node, resolve
@@ -29,9 +30,10 @@ class Job:
     provenance: dict[str, Any]
     record: dict[str, Any]
 
-    def target(self, backbone: Backbone) -> Target:
-        """The same for `embed_together`."""
-        return Target(backbone, self.node, self.file, self.provenance, self.provenance["precision"], self.record)
+    def target(self, backbone: Backbone, compiled: int = 0) -> Target:
+        """The same for `embed_together`; compiled: the batch size to compile for, or 0."""
+        return Target(backbone, self.node, self.file, self.provenance, self.provenance["precision"], self.record,
+                      compiled)
 
     def run(self, backbone: Backbone, batch_size: int, workers: int, device: torch.device) -> Path:
         """Make the file, or find it done."""
@@ -41,9 +43,10 @@ class Job:
 
 def folder_name(model: str, backbone: Backbone, precision: str = "fp32", chosen: str | None = None) -> str:
     """The folder of a backbone below `embs/`: `chosen`, or the model with its weights where they are not the usual
-    ones; precision is added where it is not fp32."""
+    ones; precision and decoder are added where they are not fp32 and PIL."""
     name = chosen or model_label(model, backbone.weights, backbone.default_weights)
-    return name if precision == "fp32" else f"{name}__{precision}"
+    decoder = backbone.preprocessing.get("decoder", "pil")
+    return name + f"__{precision}" * (precision != "fp32") + f"__{decoder}-decoded" * (decoder != "pil")
 
 
 def plan(pictures: PictureSet, backbone: Backbone, layer: str, folder: str, root: Path, precision: str = "fp32",

@@ -15,7 +15,7 @@ from iis.runtime import UserError
 if TYPE_CHECKING:
     import torch
 
-    from extractor.embed import Target
+    from extractor.targets import Target
 
 TRIED = 3  # pictures cut, or batches of at most `MOST` embedded
 MOST = 8
@@ -68,7 +68,8 @@ def tell_stage2(pictures: PictureSet, targets: Sequence[Target], batch_size: int
                 device: torch.device) -> None:
     """Read and embed a small batch, and say what all pictures would take."""
     from extractor.batches import batches
-    from extractor.embed import features_of, is_done
+    from extractor.embed import is_done
+    from extractor.targets import features_of
 
     first, *others = (target.model.preprocessing for target in targets)
     some = range(0, min(MOST, batch_size, len(pictures)))
@@ -83,7 +84,8 @@ def tell_stage2(pictures: PictureSet, targets: Sequence[Target], batch_size: int
             print(f"dry run: {target.file} is done already")
             continue
         width = features_of(target, place, batch, device).shape[1]
-        each = measured(lambda target=target, place=place: features_of(target, place, batch, device)) / len(batch.rows)
+        each = measured(lambda target=target, place=place: features_of(target, place, batch, device).cpu())
+        each /= len(batch.rows)
         side, count = target.model.preprocessing["crop"], len(pictures)
         # Reading goes on beside computing, in other processes where there are any.
         whole = max(each, reading / workers) if workers else each + reading

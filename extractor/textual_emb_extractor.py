@@ -55,9 +55,10 @@ def main(args: argparse.Namespace | None = None) -> None:
     from extractor.clip_files import embed_words, give, pictures_target
     from extractor.clip_sources import resolve
     from extractor.clip_towers import load_clip
-    from extractor.embed import embed_together, prepared, ranks
+    from extractor.embed import embed_together, ranks
     from extractor.jobs import folder_name, plan
     from extractor.stage_plans import tell_stage2
+    from extractor.targets import prepared
     from iis.datasets import load_dataset, same_classes
     from iis.names import clip_label
 
@@ -89,7 +90,8 @@ def main(args: argparse.Namespace | None = None) -> None:
         words = embed_words(clip, concepts, args.concept_set, shared, folder)
         write_settings(args, words.with_name(f"{words.name}.settings.yaml"))
     for pictures, job, (target, published) in zip(sets, jobs, clips, strict=True):
-        embed_together(pictures, [job.target(backbone), target], args.batch_size, args.workers, device)
+        embed_together(pictures, [job.target(backbone, args.batch_size if args.compile else 0), target],
+                       args.batch_size, args.workers, device)
         if ranks()[0] == 0:
             give(target.file, published)
 

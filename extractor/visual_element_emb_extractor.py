@@ -50,9 +50,10 @@ def main(args: argparse.Namespace | None = None) -> None:
         check(args)
         return
     from extractor.backbone_flags import backbone_of
-    from extractor.embed import embed_together, prepared, ranks
+    from extractor.embed import embed_together, ranks
     from extractor.jobs import folder_name, plan
     from extractor.stage_plans import tell_stage2
+    from extractor.targets import prepared
 
     sources, dry = _sources(args), "dry_run" in args
     everyone = [args, *(_like(args, name) for name in args.together)]
@@ -65,7 +66,8 @@ def main(args: argparse.Namespace | None = None) -> None:
         planned.append((pictures, jobs))
     device = backbones[0][1]
     for pictures, jobs in planned:
-        targets = [job.target(backbone) for job, (backbone, _) in zip(jobs, backbones, strict=True)]
+        compiled = args.batch_size if args.compile else 0
+        targets = [job.target(backbone, compiled) for job, (backbone, _) in zip(jobs, backbones, strict=True)]
         if dry:
             tell_stage2(pictures, [prepared(target) for target in targets], args.batch_size, args.workers, device)
             continue
@@ -79,7 +81,7 @@ def _like(args: argparse.Namespace, name: str) -> argparse.Namespace:
     """The settings of another configuration, with this run's pictures, place and batches."""
     own = parser().settings(["--config_yaml", name])
     for flag in ("dataset", "data_path", "representations", "element_kind", "save_root", "batch_size", "workers",
-                 "device", "precision"):
+                 "device", "precision", "decoder", "compile"):
         setattr(own, flag, getattr(args, flag))
     return own
 

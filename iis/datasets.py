@@ -42,6 +42,10 @@ class PictureSet:
     def __len__(self) -> int:
         return len(self.names)
 
+    def file(self, index: int) -> Path | None:
+        """The picture's own file; None where it has none."""
+        return self.root / self.names[index]
+
     def open(self, index: int) -> Image.Image:
         """The picture as RGB. Raises `UnreadablePicture` where it cannot be decoded."""
         try:
@@ -63,6 +67,9 @@ class TorchvisionPictureSet(PictureSet):
 
     source: object
     order: list[int]
+
+    def file(self, index: int) -> None:
+        """None: torchvision's set decodes for itself."""
 
     def open(self, index: int) -> Image.Image:
         """The picture as RGB. Raises `UnreadablePicture` where it cannot be decoded."""

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bench import cuda_end2end, cuda_heads, grid_epoch, heads, kmeans, saga, table, timing
+from bench import cuda_embeddings, cuda_end2end, cuda_heads, grid_epoch, heads, kmeans, saga, table, timing
 from iis.runtime import UserError
 
 TINY = ["--pairs", "1", "--num_concepts", "16"]
@@ -17,6 +17,9 @@ RUNS = {"heads": (heads, [*TINY, "--batch_size", "8"], 4),
         "kmeans": (kmeans, [*TINY, "--num_elements", "300", "--width", "8"], 1),
         "cuda_heads": (cuda_heads, SHAPE, 4),
         "cuda_heads_tf32": (cuda_heads, [*SHAPE, "--tf32"], 4),
+        "cuda_embeddings": (cuda_embeddings, ["--pairs", "1", "--device", "cpu", "--models", "resnet20", "--pictures",
+                                              "9", "--distinct", "3", "--batch_size", "4", "--workers", "0",
+                                              "--uncompiled"], 1),
         "cuda_end2end": (cuda_end2end, [*SHAPE, "--num_elements", "40", "--fraction", "0.5"], 3)}
 
 

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from extractor import embed as room
-from extractor.embed import Target, embed, embed_together, is_done
+from extractor.embed import embed, embed_together, is_done
+from extractor.targets import Target
 from iis.backbones import load_backbone
 from iis.datasets import folder_pictures
 from iis.embedding_file import load_embeddings
