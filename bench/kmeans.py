@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.timing import bench_parser, paired, report, start
 from iis.config import DoorParser, positive
-from iis.runtime import run_door
+from iis.runtime import UserError, run_door
 
 
 def parser() -> DoorParser:
@@ -34,6 +34,9 @@ def main(args: argparse.Namespace) -> None:
 
     from IP_training.fast_kmeans import lloyd
 
+    if args.num_concepts < 2 or args.num_elements < args.num_concepts:
+        raise UserError(f"--num_elements {args.num_elements} --num_concepts {args.num_concepts}: k-means needs 2 or "
+                        "more centres, and as many elements")
     start(args)
     generator = torch.Generator().manual_seed(0)
     middles = torch.randn(5 * args.num_concepts, args.width, generator=generator)

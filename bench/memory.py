@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.timing import bench_parser, report
 from iis.config import DoorParser, part, path, positive
-from iis.runtime import run_door
+from iis.runtime import make_output_folder, run_door
 
 ROWS, VALIDATION = 1_280_000, 25  # of ImageNet's train; a validation row for every 25
 STAGE2, STAGE3 = "stage 2, peak of memory", "stage 3, peak of memory"
@@ -46,6 +46,7 @@ def main(args: argparse.Namespace) -> Path | None:
     if args.child:
         {"stage2": stage2, "stage3": stage3}[args.child](args)
         return None
+    make_output_folder(args.scratch)
     results = {}
     for name, stage in ((STAGE2, "stage2"), (STAGE3, "stage3")):
         small, large = (_child(args, stage, max(50, int(share * args.fraction * ROWS))) for share in (0.5, 1))

@@ -40,8 +40,10 @@ def markdown(files: list[Path]) -> str:
 
 
 def lines_of(written: dict[str, Any]) -> list[dict[str, str]]:
-    """The lines of one file: results with a ratio or seconds, other ones are left out."""
-    machine, lines = written.get("machine"), []
+    """The lines of one file: results with a ratio or seconds; other ones, and other files, are left out."""
+    if not isinstance(written, dict) or not isinstance(written.get("results"), dict) or "machine" not in written:
+        return []  # no benchmark's
+    machine, lines = written["machine"], []
     where = machine if isinstance(machine, str) else machine.get(
         "gpu", f"{machine.get('processor')}, {machine.get('threads')} threads")
     for name, result in written["results"].items():

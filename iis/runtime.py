@@ -34,13 +34,18 @@ class UserError(Exception):
 def run_door(main: Callable[[], None]) -> None:
     """Run a door and turn what the user can mend into one sentence and a non-zero exit status.
 
-    2 for a `UserError`, 1 for a full or read-only disk or a file in a folder's place, 130 for Ctrl-C. Anything else
-    is a bug of ours and keeps its traceback.
+    2 for a `UserError` or a package that is not installed, 1 for a full or read-only disk or a file in a folder's
+    place, 130 for Ctrl-C. Anything else is a bug of ours and keeps its traceback.
     """
     try:
         main()
     except UserError as error:
         sys.exit(_say(f"error: {error}", 2))
+    except ModuleNotFoundError as error:
+        if (ROOT / str(error.name).split(".")[0]).exists():
+            raise  # ours
+        sys.exit(_say(f"error: this Python ({sys.executable}) lacks the module {error.name}: install requirements.txt, "
+                      "or take the one that `make demo` or `make test` sets up in .venv", 2))
     except KeyboardInterrupt:
         sys.exit(_say("stopped; start the same command again and it goes on where it was", 130))
     except OSError as error:

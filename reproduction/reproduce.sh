@@ -11,7 +11,9 @@ cd "$(dirname "$0")/.."
 SWEEPS=${SWEEPS:-shapes}
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 failed=$(mktemp)
-trap 'rm -f "$failed"; kill $(jobs -p) 2> /dev/null' EXIT
+lane=    # the process group of fine-tuning, while it runs beside the rest
+trap 'rm -f "$failed"; [ -z "$lane" ] || kill -- "-$lane" 2> /dev/null' EXIT
+trap 'exit 130' INT    # else Ctrl-C would stop one table and go on with the next
 cores=$(getconf _NPROCESSORS_ONLN)
 
 step() {    # a script of reproduction/ with its flags
@@ -32,10 +34,13 @@ for sweep in $SWEEPS; do
     step sweep "$sweep"
     # Small nets keep no more than a core or two busy, so fine-tuning has half of them while the rest is made.
     export OMP_NUM_THREADS=$(((cores + 1) / 2))
+    set -m    # a process group of its own
     {
         step finetuning "finetuning_$sweep"
         step finetuning_table --sweep "finetuning_$sweep" --save_dir "$out"
     } > "$out/finetuning.log" 2>&1 &
+    lane=$!
+    set +m
     step iis_against_accuracy --sweep "$sweep"
     step arr_curves --sweep "$sweep"
     step accuracy_at_nec --sweep "$sweep"
@@ -53,6 +58,7 @@ for sweep in $SWEEPS; do
     fi
     echo "fine-tuning goes on (tail -f $out/finetuning.log)"
     wait
+    lane=
     grep -E '^(--|[a-z_]+: .* finished)' "$out/finetuning.log"
     unset OMP_NUM_THREADS
     step compare --collect --sweep "$sweep" --ours results/ours.csv --save_dir "$out"

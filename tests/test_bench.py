@@ -64,8 +64,13 @@ def test_refusals(tmp_path):
             (grid_epoch, ["--workers", "4,x"], "--workers 4,x: x is not a whole number"),
             (grid_epoch, ["--plain_heads", "1"], "invalid choice"), (heads, ["--pairs", "0"], "is not a whole number"),
             (heads, ["--threads=-1"], "is not a whole number"), (saga, ["--batch_size", "0"], "is not a whole number"),
+            (kmeans, ["--num_concepts", "1"], "2 or more centres"),
+            (kmeans, ["--num_elements", "9"], "2 or more centres, and as many elements"),
             (cuda_end2end, ["--fraction", "2"], "above 0 and at most 1")):
         with pytest.raises(UserError, match=sentence):
             door.main(door.parser().settings(flags))
     with pytest.raises(UserError, match="run a benchmark first"):
+        table.main(table.parser().settings(["--results", str(tmp_path)]))
+    (tmp_path / "other.json").write_text('{"results": 3}')
+    with pytest.raises(UserError, match="none of these files holds a ratio"):
         table.main(table.parser().settings(["--results", str(tmp_path)]))

@@ -14,3 +14,11 @@ def test_a_file_where_a_folder_should_be_is_one_sentence_and_status_1(tmp_path, 
 def test_a_missing_input_that_nobody_foresaw_keeps_its_traceback():
     with pytest.raises(FileNotFoundError):
         run_door(lambda: open("/no/such/file"))
+
+
+def test_a_package_that_is_not_installed_is_one_sentence_and_ours_a_traceback(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run_door(lambda: __import__("no_such_package"))
+    assert stopped.value.code == 2 and "lacks the module no_such_package: install" in capsys.readouterr().err
+    with pytest.raises(ModuleNotFoundError):
+        run_door(lambda: __import__("iis.no_such_module"))

@@ -1,0 +1,64 @@
+"""reproduction/reproduce.sh with a Python that only says what it was asked to run."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+from conftest import ROOT
+
+FAKE = """#!/usr/bin/env bash
+echo "$1" >> ran
+case $1 in
+    */finetuning.py) echo $$ > lane; exec sleep 30 ;;
+    */arr_curves.py) trap 'exit 130' INT; while :; do sleep 0.05; done ;;
+    */explain.py) exit 1 ;;
+esac
+"""
+
+
+def start(folder, fake):
+    """The script in a copy of its own, in a session of its own."""
+    (folder / "reproduction").mkdir()
+    shutil.copy(ROOT / "reproduction" / "reproduce.sh", folder / "reproduction")
+    (folder / "python").write_text(fake)
+    (folder / "python").chmod(0o755)
+    return subprocess.Popen(["bash", "reproduction/reproduce.sh"], cwd=folder, start_new_session=True, text=True,
+                            env={**os.environ, "PYTHON": str(folder / "python")}, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT)
+
+
+def alive(process_id):
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    return "Z" not in subprocess.run(["ps", "-o", "stat=", "-p", str(process_id)], text=True,
+                                     capture_output=True).stdout
+
+
+def test_ctrl_c_stops_all_of_it(tmp_path):
+    script = start(tmp_path, FAKE)
+    for _ in range(200):
+        if (tmp_path / "lane").exists() and "arr_curves" in (tmp_path / "ran").read_text():
+            break
+        time.sleep(0.05)
+    lane = int((tmp_path / "lane").read_text())
+    assert alive(lane)
+    os.killpg(script.pid, signal.SIGINT)  # as the terminal does
+    script.communicate(timeout=20)
+    assert script.returncode == 130
+    assert (tmp_path / "ran").read_text().split()[-1] != "reproduction/report.py"
+    for _ in range(100):
+        if not alive(lane):
+            break
+        time.sleep(0.05)
+    assert not alive(lane)  # fine-tuning beside the tables
+
+
+def test_a_table_that_fails_does_not_stop_the_others(tmp_path):
+    script = start(tmp_path, FAKE.replace("exec sleep 30", "exit 0").replace("while :; do sleep 0.05; done", "exit 0"))
+    said = script.communicate(timeout=20)[0]
+    assert script.returncode == 1 and "error: not made: explain --run" in said
+    assert (tmp_path / "ran").read_text().split()[-1] == "reproduction/report.py"
