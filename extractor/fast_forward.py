@@ -16,7 +16,7 @@ from iis.runtime import torch_rng
 TOLERANCE = 1e-4  # largest difference of features, in units of the largest feature (or of 1 where that is smaller)
 AS_NEAR = 1.1  # mean error of fused bf16, in units of what autocast errs by
 SLICE = 8 * 224 ** 2  # pixels that a CPU embeds at a time: larger maps are fetched from memory anew by every layer
-TRIED = 8  # pictures
+TRIED = 2  # pictures
 
 
 def ready(module: nn.Module, node: Node, side: int, precision: str = "fp32", kernels: bool = True) -> nn.Module:
@@ -44,6 +44,11 @@ def ready(module: nn.Module, node: Node, side: int, precision: str = "fp32", ker
         return folded
 
 
+def at_a_time(pictures: torch.Tensor) -> int:
+    """How many of these (B, 3, H, W) a CPU embeds at a time."""
+    return max(1, SLICE // pictures[0, 0].numel())
+
+
 def _folded(module: nn.Module) -> nn.Module:
     from torch.fx.experimental.optimization import fuse
 
@@ -55,8 +60,9 @@ def _fused(folded: nn.Module, node: Node, pictures: torch.Tensor, expected: torc
     """The folded model with oneDNN's kernels, or as it is where they err by more."""
     from extractor.fused_convolutions import fuse_convolutions
 
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     with torch.no_grad():
-        fused = fuse_convolutions(folded, pictures, torch.bfloat16 if precision == "bf16" else torch.float32)
+        fused = fuse_convolutions(folded, pictures, at_a_time(pictures), dtype)
     if precision == "fp32":
         return fused if _near(_features(fused, node, pictures), expected) else folded
     with torch.autocast("cpu", torch.bfloat16):

@@ -40,10 +40,12 @@ class FusedConvolution(nn.Module):
         return operators(x, self.packed, self.shift, *self.geometry, self.relu or "none", [], "")
 
 
-def fuse_convolutions(folded: fx.GraphModule, pictures: torch.Tensor, dtype: torch.dtype) -> fx.GraphModule:
+def fuse_convolutions(folded: fx.GraphModule, pictures: torch.Tensor, batch: int,
+                      dtype: torch.dtype) -> fx.GraphModule:
     """A traced model (frozen, on the CPU), anew with each of its convolutions fused with what follows it.
 
-    pictures: (B, 3, H, W) as they will come. Raises whatever oneDNN does for a layer that it cannot hold.
+    pictures: (B, 3, H, W), a few of the size that will come, `batch` at a time. Raises whatever oneDNN does for
+    a layer that it cannot hold.
     """
     fused = fx.GraphModule(folded, copy.deepcopy(folded.graph))
     ShapeProp(fused).propagate(pictures)
@@ -60,7 +62,7 @@ def fuse_convolutions(folded: fx.GraphModule, pictures: torch.Tensor, dtype: tor
         rectifies = following is not None and _rectifies(following, layers)
         if rectifies:
             chain.append(following)
-        shape = list(node.args[0].meta["tensor_meta"].shape)
+        shape = [batch, *node.args[0].meta["tensor_meta"].shape[1:]]
         fused.add_submodule(f"fused_{node.name}",
                             FusedConvolution(layer, len(inputs) == 2, rectifies, dtype, shape))
         with graph.inserting_before(chain[-1]):

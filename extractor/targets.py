@@ -13,7 +13,7 @@ import torch
 
 from extractor.batches import Batch, precise
 from extractor.compiled import Compiled
-from extractor.fast_forward import SLICE, ready
+from extractor.fast_forward import at_a_time, ready
 from iis.layers import Node, represent
 from iis.preprocessing import normalise
 
@@ -58,7 +58,7 @@ def features_of(target: Target, place: int, batch: Batch, device: torch.device) 
     """Float32 features (B, D) on the device, of a batch whose pictures for this target are its own or its
     others[place - 1]; target: as `prepared` leaves it. A GPU may still be computing them."""
     pixels = [batch.pictures, *batch.others][place]
-    few = len(pixels) if target.compiled or device.type != "cpu" else max(1, SLICE // pixels[0, 0].numel())
+    few = len(pixels) if target.compiled or device.type != "cpu" else at_a_time(pixels)
     with torch.inference_mode(), precise(device, target.precision):
         return torch.cat([target.forward(normalise(some, target.model.preprocessing)).float()
                           for some in pixels.split(few)])  # (B, D)
