@@ -4,7 +4,9 @@
 
 Of an elastic-net path the sparsest solution with at least NEC · C non-zero weights is pruned to exactly that many, the
 largest |W|. The bias stays as it was fitted (as in VLG-CBM's own evaluation): the solutions lie close together on the
-path, so pruning removes little. Validation pictures choose nothing here.
+path, so pruning removes little. Validation pictures choose no layer here. The banks are those of the ledger, and two
+kinds were chosen with them, unless stage 3 had --holdout: End2End's is that of the head they selected, and a Text bank
+holds the words that they kept.
 """
 
 from __future__ import annotations
