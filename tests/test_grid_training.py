@@ -128,7 +128,8 @@ def test_holdout_selects_without_looking_at_validation():
 
 
 def test_classes_ahead_by_hand():
-    logits_BC = torch.tensor([[3.0, 1.0, 2.0], [1.0, 1.0, 1.0], [1.0, 2.0, 2.0], [torch.nan] * 3, [0.0, torch.nan, 1.0]])
+    nan = torch.nan
+    logits_BC = torch.tensor([[3.0, 1.0, 2.0], [1.0, 1.0, 1.0], [1.0, 2.0, 2.0], [nan, nan, nan], [0.0, nan, 1.0]])
     ahead = [classes_ahead(logits_BC.T[None], torch.full((5,), label))[0].tolist() for label in range(3)]
     # among equals the lower class is first; a class with NaN is not known to be behind, and its own is last
     assert ahead == [[0, 0, 2, 3, 2], [2, 1, 0, 3, 3], [1, 2, 1, 3, 1]]
