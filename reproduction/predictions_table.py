@@ -117,8 +117,8 @@ def caption(ratio: float, runs: Sequence[Run]) -> str:
             "dense head, in points, is taken picture by picture (averaged over seeds); its interval is ± 1.96 standard "
             "errors over validation pictures. Without --holdout learning rate and epoch of both heads were selected on "
             "these very pictures, as the release does. McNemar p: exact, the largest of the seeds. Balanced accuracy "
-            "(that of the dense head in brackets) is told where classes are uneven, ? where the labels are not at hand. Random "
-            "directions are the control.")
+            "(that of the dense head in brackets) is told where classes are uneven, ? where the labels are not at "
+            "hand. Random directions are the control.")
 
 
 if __name__ == "__main__":
