@@ -26,7 +26,9 @@ def start(folder, fake):
     (folder / "python").chmod(0o755)
     return subprocess.Popen(["bash", "reproduction/reproduce.sh"], cwd=folder, start_new_session=True, text=True,
                             env={**os.environ, "PYTHON": str(folder / "python")}, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT)
+                            stderr=subprocess.STDOUT,
+                            # A shell that starts the tests in the background has Ctrl-C ignored, which is inherited.
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 
 def alive(process_id):
