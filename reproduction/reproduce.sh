@@ -4,7 +4,7 @@
 #   IIS_DATA=/path/to/data SWEEPS="shapes cifar10" bash reproduction/reproduce.sh
 # Input:  shapes: what `make demo` made. cifar10: $IIS_DATA, and what reproduction/cifar10.sh made.
 # Output: results/reproduction/SWEEP/: tables as .md, .csv and .tex, figures as .png and .pdf, report.html
-# Time:   shapes about 20 minutes on 2 cores; cifar10 hours, fine-tuning most of it. Killed and started again, it goes on.
+# Time:   shapes about 15 minutes on 2 cores; cifar10 hours, fine-tuning most of it. Killed and started again, it goes on.
 # Expect: a list of what was made; a table that fails does not stop the others, and is named at the end.
 set -uo pipefail
 cd "$(dirname "$0")/.."
