@@ -243,8 +243,9 @@ def test_bad_input_is_one_sentence(world, changes, words):
 
 
 def test_other_classes_and_other_settings_are_refused(world):
-    (world / "net.py").write_text(NET.replace("Linear(6, 2)", "Linear(6, 5)"))
-    assert "knows 5 classes and toy has 2" in refusal(world)
+    # Another length: within one second Python tells a changed file from its bytecode by size alone.
+    (world / "net.py").write_text(NET.replace("Linear(6, 2)", "Linear(6, 15)"))
+    assert "knows 15 classes and toy has 2" in refusal(world)
     (world / "net.py").write_text(NET)
     run(world)
     with pytest.raises(UserError, match="sparsity = 0.1, and this run has sparsity = 0.5"):
