@@ -11,7 +11,6 @@ ratio 0. Writes bank_truth.md, .csv, .tex, and bank_truth_attributes.csv with ev
 """
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from iis.tables import as_csv, plus_minus
 from IP_training.concept_banks import Bank
 from reproduction.rooms.attribute_auroc import Captions, auroc, best_matching, linear_probe
 from reproduction.rooms.outputs import write_table
+from reproduction.rooms.points import epoch_of
 from reproduction.rooms.run_files import pictures_of
 from reproduction.rooms.runs import Run, add_source_flags, find_runs, output_folder
 
@@ -52,7 +52,7 @@ def main(args: argparse.Namespace) -> Path:
     folder = make_output_folder(output_folder(args))
     captions, dataset = Captions(args.captions), args.captions.parent.name
     runs = [run for run in find_runs(args, draws=2) if run.summary["dataset"] == dataset
-            and (args.all or not (run.variant or re.search(r"_epoch\d+$", run.model)))]
+            and (args.all or not (run.variant or epoch_of(run.model) is not None))]
     if not runs:
         raise UserError(f"none of these runs is of {dataset}, whose attributes are known")
     measured, failed = each(lambda run: measure(run, captions), runs)

@@ -9,7 +9,6 @@ controls.md, .tex (a line per choice) and .csv (a line per choice and model).
 """
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from iis.tables import plus_minus
 from reproduction.rooms.class_balance import accuracies_at
 from reproduction.rooms.outputs import write_table
 from reproduction.rooms.paired import Difference, paired_difference
+from reproduction.rooms.points import epoch_of
 from reproduction.rooms.runs import Run, add_source_flags, find_runs, output_folder
 
 BASE = "base"
@@ -49,7 +49,7 @@ def main(args: argparse.Namespace) -> Path:
     """Write the table. Returns its folder."""
     check_ratios([args.ratio])
     folder = make_output_folder(output_folder(args))
-    runs = [run for run in find_runs(args, draws=2) if args.with_checkpoints or not re.search(r"_epoch\d+$", run.model)]
+    runs = [run for run in find_runs(args, draws=2) if args.with_checkpoints or epoch_of(run.model) is None]
     lines, shown, lonely = [], [], []
     for (dataset, size), choices in _by_size(grouped(runs, args.base_bank)):
         base = choices.pop(BASE, None)
