@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Stage 2: embed the visual elements and the data set's own pictures with every backbone named.
+# Stage 2: embed the visual elements and the data set's own images with every backbone named.
 #   bash emb_extractor.sh                                          ResNet-50 on ImageNet, as published
 #   DATASET=cifar10 MODELS="resnet20 resnet56" bash emb_extractor.sh
 #   bash emb_extractor.sh --dry-run   (or DRY_RUN=1): shapes, disk, memory and time; nothing is made
 # Input:  stage 1's elements, the data set, and the weights (torchvision downloads its own, ResNet-50: 98 MB).
-# Output: extractor/embs/MODEL/. ResNet-50 on ImageNet: 12 GB; a pass over 1.3 million pictures, an hour or so on one
+# Output: extractor/embs/MODEL/. ResNet-50 on ImageNet: 12 GB; a pass over 1.3 million images, an hour or so on one
 #         GPU with 16 reading cores, days on a laptop. shapes: about a minute for three backbones on 2 cores.
-# Expect: one row of D numbers per picture and element. Killed and started again, it goes on where it was.
+# Expect: one row of D numbers per image and element. Killed and started again, it goes on where it was.
 set -euo pipefail
 cd "$(dirname "$0")"
 . iis/stage.sh
@@ -20,7 +20,7 @@ CLIP_NAME=${CLIP_NAME:-}                 # which CLIP; empty: ViT-B/16
 WORKERS=${WORKERS:-}                     # reading processes
 BATCH_SIZE=${BATCH_SIZE:-}               # empty: the YAML's
 DEVICE=${DEVICE:-}                       # empty: cuda where there is one
-TOGETHER=${TOGETHER:-}                   # 1: all MODELS in memory at once, each picture decoded once for all of them
+TOGETHER=${TOGETHER:-}                   # 1: all MODELS in memory at once, each image decoded once for all of them
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 
 together=
@@ -50,4 +50,4 @@ for model in $MODELS; do
             ${BATCH_SIZE:+--batch_size "$BATCH_SIZE"} ${DEVICE:+--device "$DEVICE"} ${DRY_RUN:+--dry_run}
     fi
 done
-summary "stage 2 (embeddings of $DATASET by $MODELS)" pictures
+summary "stage 2 (embeddings of $DATASET by $MODELS)" images

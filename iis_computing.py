@@ -12,24 +12,23 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from iis.config import DoorParser, path
-from iis.ledger import LEDGER, read_ledger
+from iis.cli import ScriptParser, path, run_script
 from iis.plots import plot_arr
-from iis.release_checkpoints import is_release_folder, release_summary
-from iis.runtime import ROOT, UserError, each, make_output_folder, run_door, write_json, write_text
-from iis.summary import TITLE, summarise
-from iis.tables import as_csv, plus_minus
+from iis.results import LEDGER, read_ledger
+from iis.runtime import ROOT, UserError, each, make_output_folder, write_json, write_text
+from iis.summary import TITLE, is_release_folder, release_summary, summarise
+from reproduction.lib.tables import as_csv, plus_minus
 
 
-def parser() -> DoorParser:
-    """The flags of this door."""
-    door = DoorParser(description=__doc__.splitlines()[0])
-    door.add_argument("--model_root", nargs="+", required=True,
+def parser() -> ScriptParser:
+    """The flags of this script."""
+    script = ScriptParser(description=__doc__.splitlines()[0])
+    script.add_argument("--model_root", nargs="+", required=True,
                       help="folder(s) with ledgers; also looked for below IP_training/")
-    door.add_argument("--save_dir", type=path, help="where a comparison of several ledgers goes (default: the first "
+    script.add_argument("--save_dir", type=path, help="where a comparison of several ledgers goes (default: the first "
                                                     "--model_root)")
-    door.add_argument("--bootstrap", type=int, default=1000, help="resamples of the validation pictures")
-    return door
+    script.add_argument("--bootstrap", type=int, default=1000, help="resamples of the validation images")
+    return script
 
 
 def main(args: argparse.Namespace) -> None:
@@ -68,11 +67,11 @@ def report(file: Path, draws: int) -> dict[str, Any]:
                        + (f", {result['protocol']}" if result["protocol"] != "paper" else ""))
     score, folder = result["iis"], file.parent
     print(f"\n{result['label']}  ({len(result['seeds'])} seed{'s' if len(result['seeds']) > 1 else ''}, "
-          f"{result['n_val']} validation pictures, D = {result['width']})")
+          f"{result['n_val']} validation images, D = {result['width']})")
     print(text_table(result))
     low, high = result["bootstrap"]["interval_95"]
     print(f"IIS = {with_spread(score)} of {result['span']:g} ({score['normalised']:.4f} of its span); "
-          f"bootstrap over pictures 95 % [{low:.4f}, {high:.4f}]")
+          f"bootstrap over images 95 % [{low:.4f}, {high:.4f}]")
     print(f"last epoch instead of best: IIS = {with_spread(result['iis_last'])}; chance-corrected: "
           f"{with_spread(result['iis_chance_corrected'])}")
     for remark in result["remarks"]:
@@ -85,7 +84,7 @@ def report(file: Path, draws: int) -> dict[str, Any]:
 
 
 def compare(results: list[dict[str, Any]], folder: Path) -> None:
-    """One line per ledger, and all curves in one picture."""
+    """One line per ledger, and all curves in one image."""
     lines = [{**{name: result[name] for name in TITLE}, "seeds": len(result["seeds"]), "dense": result["dense"]["mean"],
               "dense_std": result["dense"]["std"], "iis": result["iis"]["mean"], "iis_std": result["iis"]["std"],
               "iis_normalised": result["iis"]["normalised"], "iis_last": result["iis_last"]["mean"],
@@ -152,4 +151,4 @@ def with_spread(value: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    run_door(lambda: main(parser().settings()))
+    run_script(lambda: main(parser().settings()))

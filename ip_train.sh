@@ -39,14 +39,14 @@ for model in $MODELS; do
     for bank in $BANKS; do
         kinds=$ELEMENTS
         case $bank in
-            Prototype|Cluster|End2End) door=(IP_"$bank"_training.py) ;;
-            Text)     door=(IP_Text_training.py --sparsity_ratio ${text[@]+"${text[@]}"}); kinds=segments ;;
-            Combined) door=(IP_Bank_training.py --kind Combined ${text[@]+"${text[@]}"}) ;;
-            Random)   door=(IP_Bank_training.py --kind Random); kinds=segments ;;
+            Prototype|Cluster|End2End) script=(IP_"$bank"_training.py) ;;
+            Text)     script=(IP_Text_training.py --sparsity_ratio ${text[@]+"${text[@]}"}); kinds=segments ;;
+            Combined) script=(IP_Bank_training.py --kind Combined ${text[@]+"${text[@]}"}) ;;
+            Random)   script=(IP_Bank_training.py --kind Random); kinds=segments ;;
             *) echo "BANKS=$bank is not known: use Prototype, Cluster, End2End, Text, Combined or Random" >&2; exit 2 ;;
         esac
         for kind in $kinds; do    # Text and Random are made of no visual elements: once is enough
-            "$PYTHON" "IP_training/${door[0]}" "${door[@]:1}" --model_name "$model" --element_kind "$kind" "${common[@]}"
+            "$PYTHON" "IP_training/${script[0]}" "${script[@]:1}" --model_name "$model" --element_kind "$kind" "${common[@]}"
         done
         roots+=("IP_training/IP_$bank/$model/${DATASET}_"*)    # every setting so far
     done

@@ -15,24 +15,24 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from iis.config import DoorParser, path
-from iis.runtime import UserError, nearest, run_door
-from IP_training.flags import add_element_choice, settle, training_parser
+from iis.cli import ScriptParser, path, run_script
+from iis.runtime import UserError, nearest
+from IP_training.flags import add_element_choice, apply_protocol, training_parser
 from IP_training.text_inputs import add_text_flags
 
 PARTS = ("Prototype", "Cluster", "Text", "Random", "Own")
 
 
-def parser() -> DoorParser:
-    """The flags of this door."""
-    door = add_text_flags(add_element_choice(training_parser(__doc__.splitlines()[0])))
-    door.add_argument("--kind", choices=("Random", "Combined", "Own"), default="Random", help="which bank")
-    door.add_argument("--parts", default="Prototype,Text", help=f"of a Combined bank, from {', '.join(PARTS)}")
-    door.add_argument("--bank", type=path, metavar="FILE", help="an M x D matrix of your own (--kind Own, or the "
+def parser() -> ScriptParser:
+    """The flags of this script."""
+    script = add_text_flags(add_element_choice(training_parser(__doc__.splitlines()[0])))
+    script.add_argument("--kind", choices=("Random", "Combined", "Own"), default="Random", help="which bank")
+    script.add_argument("--parts", default="Prototype,Text", help=f"of a Combined bank, from {', '.join(PARTS)}")
+    script.add_argument("--bank", type=path, metavar="FILE", help="an M x D matrix of your own (--kind Own, or the "
                       "part Own of a Combined bank)")
-    door.add_argument("--bank_names", type=path, metavar="FILE", help="its concepts' names, one a line")
-    door.add_argument("--prototypes", choices=("balanced", "first"), help="of a Prototype part (default: protocol)")
-    return door
+    script.add_argument("--bank_names", type=path, metavar="FILE", help="its concepts' names, one a line")
+    script.add_argument("--prototypes", choices=("balanced", "first"), help="of a Prototype part (default: protocol)")
+    return script
 
 
 def main(args: argparse.Namespace) -> Path:
@@ -42,7 +42,7 @@ def main(args: argparse.Namespace) -> Path:
     from IP_training.stacks import fixed
     from IP_training.training_run import run
 
-    settle(args)
+    apply_protocol(args)
     if args.bank_names and not args.bank:
         raise UserError(f"--bank_names {args.bank_names} names the concepts of --bank FILE: give that too")
     kind = "Own" if args.bank and args.kind == "Random" else args.kind
@@ -82,4 +82,4 @@ def _parts(text: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    run_door(lambda: main(parser().settings()))
+    run_script(lambda: main(parser().settings()))

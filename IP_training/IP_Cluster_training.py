@@ -12,18 +12,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from iis.config import DoorParser
-from iis.runtime import run_door
-from IP_training.flags import add_element_choice, settle, training_parser
+from iis.cli import ScriptParser, run_script
+from IP_training.flags import add_element_choice, apply_protocol, training_parser
 
 
-def parser() -> DoorParser:
-    """The flags of this door."""
-    door = add_element_choice(training_parser(__doc__.splitlines()[0]))
-    door.add_argument("--kmeans", choices=("sklearn", "fast"), default="sklearn", help="scikit-learn's k-means, or one "
+def parser() -> ScriptParser:
+    """The flags of this script."""
+    script = add_element_choice(training_parser(__doc__.splitlines()[0]))
+    script.add_argument("--kmeans", choices=("sklearn", "fast"), default="sklearn", help="scikit-learn's k-means, or one "
                       "from the same initial centres that takes less than half its time on wide representations; its "
                       "inertia is the same to rounding")
-    return door
+    return script
 
 
 def main(args: argparse.Namespace) -> Path:
@@ -34,7 +33,7 @@ def main(args: argparse.Namespace) -> Path:
     from IP_training.stacks import fixed
     from IP_training.training_run import run
 
-    settle(args)
+    apply_protocol(args)
     inputs, num_concepts = load_inputs(args), concepts_wanted(args)
     check_enough(inputs.elements, num_concepts)
     plan = fixed(lambda inputs, count, seed: clusters.cluster_bank(inputs.elements, count, seed.number,
@@ -44,4 +43,4 @@ def main(args: argparse.Namespace) -> Path:
 
 
 if __name__ == "__main__":
-    run_door(lambda: main(parser().settings()))
+    run_script(lambda: main(parser().settings()))

@@ -13,17 +13,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from iis.config import DoorParser
-from iis.runtime import run_door
-from IP_training.flags import add_element_choice, settle, training_parser
+from iis.cli import ScriptParser, run_script
+from IP_training.flags import add_element_choice, apply_protocol, training_parser
 
 
-def parser() -> DoorParser:
-    """The flags of this door."""
-    door = add_element_choice(training_parser(__doc__.splitlines()[0]))
-    door.add_argument("--test_assignment", choices=("argmax", "gumbel"), help="slot of an element at test time: its "
+def parser() -> ScriptParser:
+    """The flags of this script."""
+    script = add_element_choice(training_parser(__doc__.splitlines()[0]))
+    script.add_argument("--test_assignment", choices=("argmax", "gumbel"), help="slot of an element at test time: its "
                       "largest logit, or with Gumbel noise on as the release (default: protocol)")
-    return door
+    return script
 
 
 def main(args: argparse.Namespace) -> Path:
@@ -33,7 +32,7 @@ def main(args: argparse.Namespace) -> Path:
     from IP_training.learned_stacks import learned
     from IP_training.training_run import run
 
-    settle(args)
+    apply_protocol(args)
     inputs, num_concepts = load_inputs(args), concepts_wanted(args)
     check_enough(inputs.elements, num_concepts)
     return run(args, "End2End", inputs, learned(args.element_choice, args.test_assignment), num_concepts,
@@ -41,4 +40,4 @@ def main(args: argparse.Namespace) -> Path:
 
 
 if __name__ == "__main__":
-    run_door(lambda: main(parser().settings()))
+    run_script(lambda: main(parser().settings()))

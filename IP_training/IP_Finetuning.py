@@ -17,9 +17,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from iis.config import DoorParser, count, path, positive, write_settings
+from iis.cli import ScriptParser, count, path, positive, run_script, write_settings
 from iis.names import elements_folder, slug
-from iis.runtime import ROOT, UserError, claim_folder, read_json, run_door, seed_of, write_json, write_whole
+from iis.runtime import ROOT, UserError, claim_folder, read_json, seed_of, write_json, write_whole
 
 DEFAULTS = ROOT / "IP_training" / "finetuning.yaml"
 OBJECTIVES = ("interpretability", "dense", "weight_decay")
@@ -27,38 +27,38 @@ RESULTS, EPOCHS, CHECKPOINT, STATE = "finetuning.json", "epochs.json", "backbone
 NOT_IDENTITY = ("config_yaml", "model_config", "weights", "save_dir", "device", "workers", "cache_gb", "data_path")
 
 
-def parser() -> DoorParser:
-    """The flags of this door; the recipe's defaults are those of finetuning.yaml."""
-    door = DoorParser(description=__doc__.splitlines()[0])
-    door.add_argument("--config_yaml", help=f"YAML with any of these settings (default: {DEFAULTS.name})")
-    door.add_argument("--model_config", default="resnet50", help="the backbone: a YAML of model_configs/")
-    door.add_argument("--weights", help="other weights than that YAML's: a checkpoint, a tag, or none")
-    door.add_argument("--dataset", default="imagenet", help="data set to fine-tune on; the own head must know its "
+def parser() -> ScriptParser:
+    """The flags of this script; the recipe's defaults are those of finetuning.yaml."""
+    script = ScriptParser(description=__doc__.splitlines()[0])
+    script.add_argument("--config_yaml", help=f"YAML with any of these settings (default: {DEFAULTS.name})")
+    script.add_argument("--model_config", default="resnet50", help="the backbone: a YAML of model_configs/")
+    script.add_argument("--weights", help="other weights than that YAML's: a checkpoint, a tag, or none")
+    script.add_argument("--dataset", default="imagenet", help="data set to fine-tune on; the original head must know its "
                       "classes")
-    door.add_argument("--element_kind", default="segments", choices=("segments", "patches"), help="the bank's elements")
-    door.add_argument("--data_path", type=path, help="stage 1's folder of elements (default: that of --dataset)")
-    door.add_argument("--save_dir", type=path, help="output folder (default IP_training/IP_Finetuning/MODEL/SETTING)")
-    door.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
-    door.add_argument("--workers", type=count, default=8, help="processes that read pictures, one per core at most")
-    door.add_argument("--cache_gb", type=float, default=4.0, help="pictures of a split stay in memory where they take "
+    script.add_argument("--element_kind", default="segments", choices=("segments", "patches"), help="the bank's elements")
+    script.add_argument("--data_path", type=path, help="stage 1's folder of elements (default: that of --dataset)")
+    script.add_argument("--save_dir", type=path, help="output folder (default IP_training/IP_Finetuning/MODEL/SETTING)")
+    script.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
+    script.add_argument("--workers", type=count, default=8, help="processes that read images, one per core at most")
+    script.add_argument("--cache_gb", type=float, default=4.0, help="images of a split stay in memory where they take "
                       "no more than this")
-    door.add_argument("--seed", type=count, default=0, help="of pictures, elements, predictor, batch order and "
+    script.add_argument("--seed", type=count, default=0, help="of images, elements, predictor, batch order and "
                       "augmentation")
-    recipe = door.add_argument_group(f"recipe ({DEFAULTS.name} says more)")
+    recipe = script.add_argument_group(f"recipe ({DEFAULTS.name} says more)")
     recipe.add_argument("--objective", choices=OBJECTIVES, help="Eq. 8, or one of its controls")
-    recipe.add_argument("--optimizer", choices=("sgd", "adamw"), help="of backbone and own head")
+    recipe.add_argument("--optimizer", choices=("sgd", "adamw"), help="of backbone and original head")
     for name, kind, meaning in (
             ("interpretability_weight", float, "lambda"), ("sparsity", float, "s of the predictor"),
-            ("num_concepts", positive, "M"), ("learning_rate", float, "of backbone and own head"),
+            ("num_concepts", positive, "M"), ("learning_rate", float, "of backbone and original head"),
             ("ip_learning_rate", float, "of the predictor"),
-            ("weight_decay", float, "of backbone and own head, under that objective"),
-            ("epochs", positive, "passes over the pictures"), ("batch_size", positive, "pictures a step"),
-            ("num_pictures", count, "how many of the training pictures; 0: all"),
-            ("mirror", float, "probability that a picture is mirrored"),
-            ("shift", count, "pixels that a picture is moved by at most")):
+            ("weight_decay", float, "of backbone and original head, under that objective"),
+            ("epochs", positive, "passes over the images"), ("batch_size", positive, "images a step"),
+            ("num_pictures", count, "how many of the training images; 0: all"),
+            ("mirror", float, "probability that an image is mirrored"),
+            ("shift", count, "pixels that an image is moved by at most")):
         recipe.add_argument(f"--{name}", type=kind, help=meaning)
-    door.take_yaml(DEFAULTS)
-    return door
+    script.take_yaml(DEFAULTS)
+    return script
 
 
 def main(args: argparse.Namespace) -> Path:
@@ -67,13 +67,13 @@ def main(args: argparse.Namespace) -> Path:
     from iis.backbones import configured_backbone
     from iis.datasets import load_dataset
     from iis.runtime import choose_device
-    from IP_training.finetune_pictures import chosen_elements
+    from IP_training.finetune_images import chosen_elements
 
     dataset, device = load_dataset(args.dataset), choose_device(args.device)
-    train, val, elements = picture_sets(args, dataset)
+    train, val, elements = image_sets(args, dataset)
     backbone = configured_backbone(args.model_config, args.weights, device)
     if backbone.num_classes != len(train.class_names):
-        raise UserError(f"the own head of {backbone.model} ({backbone.weights}) knows {backbone.num_classes} classes "
+        raise UserError(f"the original head of {backbone.model} ({backbone.weights}) knows {backbone.num_classes} classes "
                         f"and {dataset.name} has {len(train.class_names)}: fine-tune on the data set it was trained on")
     pixels, names = chosen_elements(elements, backbone.preprocessing, args.num_concepts, args.seed)
     if len(names) < args.num_concepts:
@@ -98,19 +98,19 @@ def main(args: argparse.Namespace) -> Path:
     return folder
 
 
-def picture_sets(args: argparse.Namespace, dataset: Any) -> tuple[Any, Any, Any]:
-    """The pictures to train and to validate on, and the visual elements."""
-    from iis.datasets import folder_pictures, same_classes
-    from IP_training.finetune_pictures import chosen_pictures
+def image_sets(args: argparse.Namespace, dataset: Any) -> tuple[Any, Any, Any]:
+    """The images to train and to validate on, and the visual elements."""
+    from iis.datasets import folder_images, same_classes
+    from IP_training.finetune_images import chosen_images
 
-    train, val = dataset.pictures("train"), dataset.pictures("val")
+    train, val = dataset.images("train"), dataset.images("val")
     same_classes(train.class_names, val.class_names)
     place = args.data_path or elements_folder(dataset.name, args.element_kind)
     if not place.is_dir():
         raise UserError(f"there are no visual elements at {place}: run concept_extract.sh with DATASET={dataset.name} "
                         "first, or name them with --data_path")
-    return (chosen_pictures(train, args.num_pictures, args.seed), val,
-            folder_pictures(place, dataset.name, "elements"))
+    return (chosen_images(train, args.num_pictures, args.seed), val,
+            folder_images(place, dataset.name, "elements"))
 
 
 def fine_tune(args: argparse.Namespace, backbone: Any, train: Any, val: Any, elements: Any, device: Any,
@@ -123,7 +123,7 @@ def fine_tune(args: argparse.Namespace, backbone: Any, train: Any, val: Any, ele
 
     from iis.embedding_file import save_tensors
     from IP_training.finetune import FineTuning, Recipe
-    from IP_training.finetune_pictures import Feed
+    from IP_training.finetune_images import Feed
 
     feeds = [Feed(part, backbone.preprocessing, args.workers, args.cache_gb) for part in (train, val)]
     recipe = Recipe(**{field.name: getattr(args, field.name) for field in fields(Recipe)})
@@ -153,7 +153,7 @@ def check(args: argparse.Namespace) -> None:
 def sentence(results: dict[str, Any]) -> str:
     """What came of a run, in a line."""
     before, after = results["before"], results["after"]
-    return (f"{results['objective']}, seed {results['seed']}: own head {100 * before['dense_top1']:.2f} -> "
+    return (f"{results['objective']}, seed {results['seed']}: original head {100 * before['dense_top1']:.2f} -> "
             f"{100 * after['dense_top1']:.2f} %, predictor {100 * before['ip_top1']:.2f} -> "
             f"{100 * after['ip_top1']:.2f} % (M = {results['num_concepts']}, s = {results['sparsity']:g})")
 
@@ -168,4 +168,4 @@ def default_folder(args: argparse.Namespace, dataset: str, num_concepts: int) ->
 
 
 if __name__ == "__main__":
-    run_door(lambda: main(parser().settings()))
+    run_script(lambda: main(parser().settings()))

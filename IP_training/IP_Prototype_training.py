@@ -15,17 +15,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from iis.config import DoorParser
-from iis.runtime import run_door
-from IP_training.flags import settle, training_parser
+from iis.cli import ScriptParser, run_script
+from IP_training.flags import apply_protocol, training_parser
 
 
-def parser() -> DoorParser:
-    """The flags of this door."""
-    door = training_parser(__doc__.splitlines()[0])
-    door.add_argument("--prototypes", choices=("balanced", "first"),
+def parser() -> ScriptParser:
+    """The flags of this script."""
+    script = training_parser(__doc__.splitlines()[0])
+    script.add_argument("--prototypes", choices=("balanced", "first"),
                       help="balanced over classes and seeded, or the first M rows as the release (default: protocol)")
-    return door
+    return script
 
 
 def main(args: argparse.Namespace) -> Path:
@@ -35,7 +34,7 @@ def main(args: argparse.Namespace) -> Path:
     from IP_training.stacks import fixed
     from IP_training.training_run import run
 
-    settle(args)
+    apply_protocol(args)
     inputs, num_concepts = load_inputs(args), concepts_wanted(args)
     check_enough(inputs.elements, num_concepts)
     plan = fixed(lambda inputs, count, seed: prototype_bank(inputs.elements, count, seed.number, args.prototypes))
@@ -43,4 +42,4 @@ def main(args: argparse.Namespace) -> Path:
 
 
 if __name__ == "__main__":
-    run_door(lambda: main(parser().settings()))
+    run_script(lambda: main(parser().settings()))

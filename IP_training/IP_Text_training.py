@@ -15,24 +15,23 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from iis.config import DoorParser
-from iis.runtime import run_door
-from IP_training.flags import settle, training_parser
+from iis.cli import ScriptParser, run_script
+from IP_training.flags import apply_protocol, training_parser
 from IP_training.text_inputs import add_text_flags
 
 
-def parser() -> DoorParser:
-    """The flags of this door."""
-    door = add_text_flags(training_parser(__doc__.splitlines()[0]))
-    door.flags()["num_concepts"].help = "keep the M concepts of largest validation similarity (default: all that pass)"
-    final = door.add_argument_group("final layer (published flags)")
+def parser() -> ScriptParser:
+    """The flags of this script."""
+    script = add_text_flags(training_parser(__doc__.splitlines()[0]))
+    script.flags()["num_concepts"].help = "keep the M concepts of largest validation similarity (default: all that pass)"
+    final = script.add_argument_group("final layer (published flags)")
     final.add_argument("--sparsity_ratio", action="store_true", help="sparsify activations, without a weight penalty; "
                        "left out, the elastic-net layer")
     final.add_argument("--sparsity_ratio_value", type=float, help="one ratio instead of the whole grid")
     final.add_argument("--lam", type=float, default=0.0007, help="elastic net: weight of the penalty")
     final.add_argument("--n_iters", type=int, default=1000, help="elastic net: most passes over train")
     final.add_argument("--saga_batch_size", type=int, default=256, help="elastic net: samples per step")
-    return door
+    return script
 
 
 def main(args: argparse.Namespace) -> Path:
@@ -45,7 +44,7 @@ def main(args: argparse.Namespace) -> Path:
 
     if args.sparsity_ratio_value is not None:
         args.ratios = (args.sparsity_ratio_value,)
-    settle(args)
+    apply_protocol(args)
     inputs = load_inputs(args, with_elements=False)
     text = load_text_inputs(args, inputs)
     make, settings = make_text_bank(args, text), text_settings(args, text)
@@ -55,4 +54,4 @@ def main(args: argparse.Namespace) -> Path:
 
 
 if __name__ == "__main__":
-    run_door(lambda: main(parser().settings()))
+    run_script(lambda: main(parser().settings()))

@@ -21,7 +21,7 @@ from iis.embedding_file import Embeddings, save_tensors
 from iis.runtime import ROOT, UserError, seed_of
 from IP_training.concept_banks import Bank, balanced_choice, check_enough, unit_rows
 
-# Where doors keep fitted centres, by elements, M and seed.
+# Where scripts keep fitted centres, by elements, M and seed.
 CENTRES = Path(os.environ.get("IIS_CLUSTER_CENTRES", ROOT / "IP_training" / "cluster_centres"))
 MAX_ELEMENTS = 20_000  # release
 NEAREST = 9  # elements shown for a centre
@@ -44,7 +44,7 @@ def cluster_centres(elements_ED: torch.Tensor, num_concepts: int, seed: int, cou
     means_MD, distinct = fit(elements_ED, num_concepts, seed_of(seed, "k-means") % 2 ** 32)
     if distinct < num_concepts:
         raise UserError(f"--num_concepts {num_concepts}, but only {distinct} of the {len(elements_ED)} elements "
-                        "differ; ask for fewer, or extract from more pictures")
+                        "differ; ask for fewer, or extract from more images")
     centres_MD = unit_rows(means_MD)
     # Among rows of length 1 the nearest to a centre is the one with the largest product.
     nearest_ME = (centres_MD @ elements_ED.T).topk(min(count, len(elements_ED))).indices
@@ -106,7 +106,7 @@ def chosen_elements(elements: Embeddings, seed: int, choice: str = "balanced", m
 
 def cluster_bank(elements: Embeddings, num_concepts: int, seed: int, choice: str = "balanced",
                  folder: Path | None = None, method: str = "sklearn") -> Bank:
-    """M centres of up to 20,000 element embeddings; the evidence of a centre is its nearest elements' pictures.
+    """M centres of up to 20,000 element embeddings; the evidence of a centre is its nearest elements' images.
 
     folder: where fitted centres are kept (nowhere without it). method: of `cluster_centres`.
     """

@@ -19,7 +19,7 @@ from iis.runtime import UserError, numpy_rng
 class Bank:
     """vectors_MD: (M, D) float32, rows of length 1 (or 0: an empty concept, which the ledger counts).
 
-    evidence[m]: what concept m looks like: picture paths, or words. blocks: how the activations are normalised,
+    evidence[m]: what concept m looks like: image paths, or words. blocks: how the activations are normalised,
     (kind, number of columns) from left to right, see `normalise.py`; LayerNorm over all M unless said.
     """
 

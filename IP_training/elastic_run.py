@@ -7,8 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from iis.config import write_settings
-from iis.dry_run import tell
+from iis.cli import tell, write_settings
 from iis.embedding_file import save_tensors
 from iis.runtime import UserError, choose_device, write_json
 from IP_training.inputs import Inputs
@@ -35,7 +34,7 @@ def run_elastic_net(args: argparse.Namespace, kind: str, inputs: Inputs, make_ba
     folder = args.save_dir or usual.with_name(f"{usual.name}_elastic_lam{args.lam:g}")
     if "dry_run" in args:
         tell(f"stage 3, elastic net on a {kind} bank", {
-            "shapes": f"N = {len(inputs.train):,} + {len(inputs.val):,} pictures, D = {inputs.train.width}, "
+            "shapes": f"N = {len(inputs.train):,} + {len(inputs.val):,} images, D = {inputs.train.width}, "
                       f"C = {inputs.num_classes}; at most {args.n_iters} passes for each of {args.seeds} seeds",
             "disk": f"a few MB in {folder}", "time": "not foreseen: it stops where the objective does"})
         return folder

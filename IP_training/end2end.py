@@ -205,7 +205,7 @@ def empty_slots(slots_GE: torch.Tensor, num_concepts: int) -> list[int]:
 def learned_bank(elements: Embeddings, rows: Sequence[int], state: dict[str, torch.Tensor], most: int = 25) -> Bank:
     """The bank of one trained cell, from its `state_of`. rows: which elements it was made of.
 
-    Evidence of a slot: the pictures of its elements, the `most` nearest to its direction, nearest first.
+    Evidence of a slot: the images of its elements, the `most` nearest to its direction, nearest first.
     """
     bank_MD = state["bank"].float().cpu()
     evidence = []

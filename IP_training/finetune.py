@@ -1,10 +1,10 @@
 """Fine-tuning by interpretability maximisation (paper, section 4.1, Eq. 8):
 
-    loss = CE(own head on h) + λ · CE(interpretation predictor on h · bankᵀ, at ratio s)
+    loss = CE(original head on h) + λ · CE(interpretation predictor on h · bankᵀ, at ratio s)
 
-The backbone, its own head and the predictor train together. The bank is made of the same M visual elements all along,
+The backbone, its original head and the predictor train together. The bank is made of the same M visual elements all along,
 embedded anew before each epoch; no gradient goes through it. Under the other objectives the predictor sees h without
-its gradient: it follows the backbone, which then trains by CE(own head) alone. All else is the same.
+its gradient: it follows the backbone, which then trains by CE(original head) alone. All else is the same.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from iis.layers import HEAD_INPUT, Node, represent
 from iis.preprocessing import normalise
 from iis.runtime import UserError, seed_of, torch_rng, write_whole
 from IP_training.concept_banks import unit_rows
-from IP_training.finetune_pictures import Feed, augmented
+from IP_training.finetune_images import Feed, augmented
 from IP_training.grid_training import Recipe as HeadRecipe
 from IP_training.grid_training import Stack, train_stacks
 from IP_training.normalise import EPSILON
 from IP_training.predictor import InterpretationHeads, interpret
 
 MOMENTUM = 0.9
-EVAL_BATCH = 500  # pictures without gradients at a time
+EVAL_BATCH = 500  # images without gradients at a time
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Recipe:
 
 def losses(module: nn.Module, node: Node, predictor: InterpretationHeads, bank_MD: torch.Tensor, x: torch.Tensor,
            y_B: torch.Tensor, through: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The two cross-entropies of Eq. 8, and which pictures each head gets right, (B,) bool.
+    """The two cross-entropies of Eq. 8, and which images each head gets right, (B,) bool.
 
     x: (B, 3, H, W), normalised. through: whether the predictor's gradient reaches the backbone.
     """
@@ -68,10 +68,10 @@ def losses(module: nn.Module, node: Node, predictor: InterpretationHeads, bank_M
             ip_BC.argmax(1) == y_B)
 
 
-def _sums(dense: torch.Tensor, ip: torch.Tensor, dense_hits: torch.Tensor, ip_hits: torch.Tensor) -> torch.Tensor:
-    """What `losses` gave for a batch, summed over its pictures: (4,) float64."""
-    count = len(dense_hits)
-    return torch.stack([count * dense.detach(), count * ip.detach(), dense_hits.sum(), ip_hits.sum()]).double()
+def _sums(dense: torch.Tensor, ip: torch.Tensor, dense_correct: torch.Tensor, ip_correct: torch.Tensor) -> torch.Tensor:
+    """What `losses` gave for a batch, summed over its images: (4,) float64."""
+    count = len(dense_correct)
+    return torch.stack([count * dense.detach(), count * ip.detach(), dense_correct.sum(), ip_correct.sum()]).double()
 
 
 class FineTuning:
@@ -109,7 +109,7 @@ class FineTuning:
         for epoch in range(done, self.recipe.epochs):
             measured = self._epoch(epoch, bar)
             self._end_epoch(measured, state_file, finished)
-            bar.set_postfix_str(f"val own head {self.log[-1]['dense_top1']:.4f} IP {self.log[-1]['ip_top1']:.4f}")
+            bar.set_postfix_str(f"val original head {self.log[-1]['dense_top1']:.4f} IP {self.log[-1]['ip_top1']:.4f}")
         bar.close()
 
     def _epoch(self, epoch: int, bar: tqdm) -> dict[str, float]:
@@ -124,7 +124,7 @@ class FineTuning:
             for step, (batch, pixels) in enumerate(self.train.batches(order, recipe.batch_size)):
                 self._set_rates((epoch * self.steps + step) / (recipe.epochs * self.steps))
                 x = self._input(augmented(pixels, recipe.mirror, recipe.shift, generator))
-                dense, ip, *hits = losses(self.module, self.node, self.predictor, bank_MD, x,
+                dense, ip, *correct = losses(self.module, self.node, self.predictor, bank_MD, x,
                                           self.train.labels_N[batch].to(self.device),
                                           recipe.objective == "interpretability")
                 loss = dense + recipe.interpretability_weight * ip
@@ -137,7 +137,7 @@ class FineTuning:
                 loss.backward()
                 for optimizer in self.optimizers:
                     optimizer.step()
-                sums += _sums(dense, ip, *hits)
+                sums += _sums(dense, ip, *correct)
                 seen += len(batch)
                 bar.update()
         return dict(zip(("train_dense_loss", "train_ip_loss", "train_dense_top1", "train_ip_top1"),
@@ -164,7 +164,7 @@ class FineTuning:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Top-1 and mean cross-entropy of both heads on the validation pictures, with the bank as it is now."""
+        """Top-1 and mean cross-entropy of both heads on the validation images, with the bank as it is now."""
         bank_MD, sums, seen = self.bank(), 0.0, 0
         for rows, pixels in self.val.batches(self.val.rows, EVAL_BATCH):
             sums += _sums(*losses(self.module, self.node, self.predictor, bank_MD, self._input(pixels),

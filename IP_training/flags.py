@@ -1,10 +1,10 @@
-"""The flags every training door shares, and the protocols that set several of them together."""
+"""The flags every training script shares, and the protocols that set several of them together."""
 
 from __future__ import annotations
 
 import argparse
 
-from iis.config import DoorParser, count, numbers, path
+from iis.cli import ScriptParser, count, numbers, path
 from iis.grid import LEARNING_RATES, RATIOS, check_ratios
 from iis.runtime import UserError
 from IP_training.sparsify import RULES
@@ -16,9 +16,9 @@ PROTOCOLS = {"paper": {"sparsifier": "mask", "prototypes": "balanced", "element_
                          "test_assignment": "gumbel"}}
 
 
-def training_parser(description: str) -> DoorParser:
-    """The parent parser: files, grid, recipe, selection. Doors add what their bank needs."""
-    parser = DoorParser(description=description)
+def training_parser(description: str) -> ScriptParser:
+    """The parent parser: files, grid, recipe, selection. Scripts add what their bank needs."""
+    parser = ScriptParser(description=description)
     parser.plans = True
     files = parser.add_argument_group("files (published flags; by default found through --model_name and --dataset)")
     files.add_argument("--config_yaml", help="YAML with any of these settings")
@@ -64,14 +64,14 @@ def training_parser(description: str) -> DoorParser:
     return parser
 
 
-def add_element_choice(parser: DoorParser) -> DoorParser:
+def add_element_choice(parser: ScriptParser) -> ScriptParser:
     """The flag of banks that are made of up to 20,000 elements."""
     parser.add_argument("--element_choice", choices=("balanced", "first"), help="which elements where there are more "
                         "than 20,000: balanced over classes and seeded, or the first rows (default: protocol)")
     return parser
 
 
-def settle(args: argparse.Namespace) -> argparse.Namespace:
+def apply_protocol(args: argparse.Namespace) -> argparse.Namespace:
     """Fill what the protocol decides and check what can be checked before any file is read."""
     for name, value in PROTOCOLS[args.protocol].items():
         if hasattr(args, name) and getattr(args, name) is None:
@@ -82,7 +82,7 @@ def settle(args: argparse.Namespace) -> argparse.Namespace:
         raise UserError("--learning_rates must all be above 0")
     for name in ("seeds", "n_epoch", "batch_size", "num_concepts", "proj_steps", "proj_batch_size", "n_iters",
                  "saga_batch_size"):
-        value = getattr(args, name, None)  # a door has some of them
+        value = getattr(args, name, None)  # a script has some of them
         if value is not None and value < 1:
             raise UserError(f"--{name} {value}: at least 1 is needed")
     if not 0 <= args.holdout < 1:

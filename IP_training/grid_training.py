@@ -1,7 +1,7 @@
 """Train stacked heads in one pass over the data per epoch: no DataLoader, permutation batches, losses summed.
 
 A stack holds the heads of one learning rate and one input. All stacks of a seed see the same batch in the same
-step; each loss depends on its own head alone and Adam works entry by entry, so every head is exactly the head
+step; each loss depends on its original head alone and Adam works entry by entry, so every head is exactly the head
 trained alone.
 """
 
@@ -51,7 +51,7 @@ class Stack:
 
 @dataclass
 class Trained:
-    """What one head achieved. Curves are per epoch; `hits` (V,) and `state` belong to the best epoch."""
+    """What one head achieved. Curves are per epoch; `correct` (V,) and `state` belong to the best epoch."""
 
     cell: Cell
     loss: list[float] = field(default_factory=list)
@@ -59,7 +59,7 @@ class Trained:
     top1: list[float] = field(default_factory=list)
     top5: list[float] = field(default_factory=list)
     best_epoch: int = -1  # from 0; the earliest of equals
-    hits: np.ndarray | None = None
+    correct: np.ndarray | None = None
     state: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
@@ -88,12 +88,12 @@ def train_stacks(stacks: Sequence[Stack], train_labels: torch.Tensor, val_labels
         for schedule in schedules:
             schedule.step()
         for stack, heads, loss in zip(stacks, trained, losses, strict=True):
-            hits, top5 = evaluate(stack.heads, stack.val, val_labels)
-            select = hits
+            correct, top5 = evaluate(stack.heads, stack.val, val_labels)
+            select = correct
             if selection:
                 held = selection[1].to(device)
                 select, _ = evaluate(stack.heads, stack.train[held], train_labels[held])
-            _note_epoch(stack.heads, heads, epoch, loss, hits, top5, select)
+            _note_epoch(stack.heads, heads, epoch, loss, correct, top5, select)
         bar.set_postfix_str("best " + " ".join(f"{heads[0].cell.learning_rate:g}:{max(heads[0].top1):.3f}"
                                                for heads in trained), refresh=False)
         if resume_file and time.monotonic() - saved > SAVE_EVERY_S and epoch + 1 < recipe.epochs:
@@ -137,14 +137,14 @@ def evaluate(heads: nn.Module, inputs: torch.Tensor | Streamed, labels: torch.Te
     device). Among equal logits the lower class is first; a logit that is not a number is last.
     """
     heads.eval()
-    hits, top5 = [], 0
+    correct, top5 = [], 0
     rows = rows or (1024 if inputs.device.type == "cpu" else 4096)
     for x, y in zip(inputs.split(rows), labels.split(rows), strict=True):
         ahead_GB = classes_ahead(logits_of(heads, x), y)
-        hits.append(ahead_GB == 0)
+        correct.append(ahead_GB == 0)
         top5 = top5 + (ahead_GB < 5).sum(1)
     heads.train()
-    return torch.cat(hits, 1), top5 / len(labels)
+    return torch.cat(correct, 1), top5 / len(labels)
 
 
 def classes_ahead(logits_GCB: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
@@ -157,9 +157,9 @@ def classes_ahead(logits_GCB: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
     return num_classes - behind.sum(1)
 
 
-def _note_epoch(module: nn.Module, heads: list[Trained], epoch: int, loss: np.ndarray, hits: torch.Tensor,
+def _note_epoch(module: nn.Module, heads: list[Trained], epoch: int, loss: np.ndarray, correct: torch.Tensor,
                 top5: torch.Tensor, select: torch.Tensor) -> None:
-    top1, select_top1 = hits.double().mean(1).tolist(), select.double().mean(1).tolist()
+    top1, select_top1 = correct.double().mean(1).tolist(), select.double().mean(1).tolist()
     for g, head in enumerate(heads):
         head.loss.append(float(loss[g]))
         head.top1.append(top1[g])
@@ -167,7 +167,7 @@ def _note_epoch(module: nn.Module, heads: list[Trained], epoch: int, loss: np.nd
         head.select_top1.append(select_top1[g])
         if head.best_epoch < 0 or select_top1[g] > head.select_top1[head.best_epoch]:
             head.best_epoch = epoch
-            head.hits = hits[g].cpu().numpy()
+            head.correct = correct[g].cpu().numpy()
             head.state = module.state_of(g)
 
 
@@ -177,7 +177,7 @@ def _save(file: Path, epoch: int, stacks: Sequence[Stack], optimizers: Sequence[
              "heads": [stack.heads.state_dict() for stack in stacks],
              "optimizers": [optimizer.state_dict() for optimizer in optimizers],
              "schedules": [schedule.state_dict() for schedule in schedules],
-             "trained": [[{**vars(head), "cell": None, "hits": torch.from_numpy(head.hits)} for head in heads]
+             "trained": [[{**vars(head), "cell": None, "correct": torch.from_numpy(head.correct)} for head in heads]
                          for heads in trained]}
     write_whole(file, lambda temporary: torch.save(state, temporary))
 
@@ -199,7 +199,7 @@ def _restore(file: Path | None, stacks: Sequence[Stack], optimizers: Sequence[An
         optimizers[index].load_state_dict(state["optimizers"][index])
         schedules[index].load_state_dict(state["schedules"][index])
         for head, kept in zip(trained[index], state["trained"][index], strict=True):
-            vars(head).update({**kept, "cell": head.cell, "hits": kept["hits"].cpu().numpy()})
+            vars(head).update({**kept, "cell": head.cell, "correct": kept["correct"].cpu().numpy()})
     return state["epoch"]
 
 

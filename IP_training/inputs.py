@@ -74,7 +74,7 @@ def check_features(name: str, embeddings: Embeddings, file: Path, rows: int = 65
         if bad.any():
             row = start + int(bad.nonzero()[0])
             raise UserError(f"{file}: the features of row {row} ({embeddings.image_paths[row]}) are not finite; "
-                            "check the weights and the picture, delete the file and embed again")
+                            "check the weights and the image, delete the file and embed again")
         low, high = block.amin(0), block.amax(0)
         lowest = low if lowest is None else torch.minimum(lowest, low)
         highest = high if highest is None else torch.maximum(highest, high)
@@ -96,7 +96,7 @@ def _elements(args: argparse.Namespace, train: Embeddings) -> Embeddings:
     check_same_space(elements, train, f"{file} and the training representations")
     difference = differing(elements.provenance, train.provenance, ("dataset",))
     if elements.provenance.get("dataset") == UNNAMED or args.other_dataset:
-        difference = None  # pictures from a bare --data_root carry no name to compare
+        difference = None  # images from a bare --data_root carry no name to compare
     if difference is None and not args.other_dataset and elements.class_names != train.class_names:
         if train.provenance:
             difference = "their classes"
@@ -108,7 +108,7 @@ def _elements(args: argparse.Namespace, train: Embeddings) -> Embeddings:
 
 def representations_of(model_name: str, dataset: str, split: str, feature_layer: str | None = None,
                        own: Path | None = None) -> Path:
-    """Stage 2's file of a split. own: a folder to look in first, where the textual door of the Text bank wrote.
+    """Stage 2's file of a split. own: a folder to look in first, where the textual script of the Text bank wrote.
 
     Raises `UserError` where there is none, or several layers fit.
     """

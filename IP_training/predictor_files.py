@@ -16,9 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from iis.embedding_file import save_tensors
-from iis.ledger import cell_of
+from iis.results import cell_of, select
 from iis.runtime import UserError, read_json, write_json
-from iis.selection import select
 from IP_training.concept_banks import Bank
 from IP_training.grid_training import Trained
 from IP_training.normalise import Normaliser

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from iis.grid import kept_count
-from iis.ledger import pack_hits
+from iis.results import pack_correct
 from IP_training.concept_banks import Bank
 from IP_training.grid_training import Trained
 from IP_training.inputs import Inputs
@@ -47,6 +47,6 @@ def row_of(head: Trained, bank: Bank | None, sparsifier: str, seconds: float) ->
            "last_top1": head.top1[-1], "last_top5": head.top5[-1], "select_top1": head.select_top1[best],
            "last_select_top1": head.select_top1[-1], "loss": head.loss[-1], "top1_by_epoch": head.top1,
            "loss_by_epoch": head.loss, "note": "nothing is kept: a constant prediction" if kept == 0 else None,
-           "hits": pack_hits(head.hits)}
+           "hits": pack_correct(head.correct)}
     return {**row, "seconds": round(seconds, 3), "date": datetime.datetime.now().isoformat(timespec="seconds"),
             "host": platform.node()}

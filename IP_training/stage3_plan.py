@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from iis.dry_run import disk, duration, measured, size, tell
+from iis.cli import disk, duration, measured, size, tell
 from iis.grid import DENSE, Cell
 from iis.runtime import choose_device, torch_rng
 from IP_training.grid_training import Recipe, Stack, train_stacks
@@ -35,7 +35,7 @@ def tell_stage3(args: argparse.Namespace, kind: str, inputs: Inputs, num_concept
     unsure = ("; it learns a bank for every head, which this does not time: expect several times as long"
               if kind == "End2End" else "; making the bank and reading the features come on top")
     tell(f"stage 3, {kind} bank for {args.model_name} on {args.dataset}", {
-        "shapes": f"N = {rows:,} + {len(inputs.val):,} pictures, D = {width}, C = {classes}, "
+        "shapes": f"N = {rows:,} + {len(inputs.val):,} images, D = {width}, C = {classes}, "
                   f"M = {num_concepts or 'as many concepts as pass, here taken as 200'}{elements}",
         "heads": f"{heads} predictors ({len(args.ratios)} ratios x {len(args.learning_rates)} learning rates) and "
                  f"{dense} dense heads, for each of {args.seeds} seeds; {args.n_epoch} epochs of {steps:,} steps",

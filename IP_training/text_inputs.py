@@ -1,20 +1,20 @@
-"""The Text bank's inputs: CLIP's embeddings of words and of the data set's pictures, and its flags."""
+"""The Text bank's inputs: CLIP's embeddings of words and of the data set's images, and its flags."""
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
 
-from iis.config import DoorParser, path
+from iis.cli import ScriptParser, path
 from iis.embedding_file import Embeddings, differing, load_embeddings
-from iis.names import EMBEDDINGS, clip_label, clip_pictures_file, clip_words_file
+from iis.names import EMBEDDINGS, clip_images_file, clip_label, clip_words_file
 from iis.runtime import ROOT, UserError
 from IP_training.concept_banks import Bank
 from IP_training.inputs import Inputs, check_features
 from IP_training.stacks import MakeBank, Seed
 
 
-def add_text_flags(parser: DoorParser) -> DoorParser:
+def add_text_flags(parser: ScriptParser) -> ScriptParser:
     """The published flags of the Text bank that decide the bank."""
     text = parser.add_argument_group("text bank (published flags)")
     text.add_argument("--concept_set", type=path, help="list of words, as given to textual_emb_extractor.py "
@@ -42,12 +42,12 @@ class TextInputs:
 
 
 def load_text_inputs(args: argparse.Namespace, inputs: Inputs) -> TextInputs:
-    """Load and check: one CLIP for words and pictures, and pictures in the order of the representations."""
+    """Load and check: one CLIP for words and images, and images in the order of the representations."""
     folder = args.activation_dir or EMBEDDINGS / args.model_name
     concept_set = args.concept_set or ROOT / "concept_library" / "textual" / f"{args.dataset}_filtered.txt"
     label = clip_label(args.clip_name, args.clip_weights)
     files = [clip_words_file(folder, concept_set, label),
-             *(clip_pictures_file(folder, args.dataset, split, label) for split in ("train", "val"))]
+             *(clip_images_file(folder, args.dataset, split, label) for split in ("train", "val"))]
     for file in files:
         if not file.is_file():
             raise UserError(f"there are no CLIP embeddings {file}; run extractor/textual_emb_extractor.py --dataset "
@@ -57,11 +57,11 @@ def load_text_inputs(args: argparse.Namespace, inputs: Inputs) -> TextInputs:
     for split, clip, file in (("train", found.train, files[1]), ("val", found.val, files[2])):
         difference = differing(found.words.provenance, clip.provenance, ("model", "weights_hash"))
         if difference:
-            raise UserError(f"words and {split} pictures were embedded by different CLIPs: they differ in {difference}")
+            raise UserError(f"words and {split} images were embedded by different CLIPs: they differ in {difference}")
         ours = getattr(inputs, split)
         if len(clip) != len(ours) or (ours.provenance and clip.image_paths != ours.image_paths):
-            raise UserError(f"CLIP's {split} embeddings ({len(clip)} pictures) and the representations ({len(ours)}) "
-                            "are not of the same pictures; embed both again from one data set")
+            raise UserError(f"CLIP's {split} embeddings ({len(clip)} images) and the representations ({len(ours)}) "
+                            "are not of the same images; embed both again from one data set")
         check_features(f"CLIP {split}", clip, file)
     return found
 

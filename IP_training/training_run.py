@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
-from iis.advice import advice
-from iis.config import write_settings
+from iis.cli import write_settings
 from iis.grid import DENSE, Cell
-from iis.ledger import LEDGER, add_rows, cell_of, merged, read_ledger
 from iis.names import slug
+from iis.results import LEDGER, add_rows, cell_of, merged, read_ledger
 from iis.runtime import ROOT, UserError, choose_device, claim_folder, torch_rng
+from iis.summary import advice
 from iis.tally import tally
 from IP_training.flags import PROTOCOLS
 from IP_training.grid_training import Recipe, train_stacks
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace, kind: str, inputs: Inputs, plan: Plan, num_con
 
     kind: the bank's name in paths and ledger. bank_settings: what else decides the bank; it becomes part of every
     row and of the folder's manifest. num_concepts: M, or None where the bank itself decides.
-    args: as `settle` leaves them.
+    args: as `apply_protocol` leaves them.
     """
     started = time.monotonic()
     identity = identity_of(args, kind, num_concepts, inputs, bank_settings)

@@ -3,7 +3,7 @@
     python bench/cuda_end2end.py --device cuda            # fp32; writes bench/results/cuda_end2end_fp32.json
     python bench/cuda_end2end.py --device cuda --tf32     # writes bench/results/cuda_end2end_tf32.json
 
-Random features and elements, drawn on the device. As many cells train together as the door would let
+Random features and elements, drawn on the device. As many cells train together as the script would let
 (`chunk_cells`); every group passes over `--fraction` of the training set once, and the epoch is their sum divided by
 it. Slots are summed both ways, by additions and by a product with the one-hot matrix, before that.
 """
@@ -16,19 +16,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.cuda_heads import WHOLE, add_shape, made_up, precision
 from bench.timing import RESULTS, bench_parser, median_seconds, peak_memory, report, seconds, start
-from iis.config import DoorParser, part, positive
-from iis.runtime import run_door
+from iis.cli import ScriptParser, part, positive, run_script
 
 TARGETS = {False: (720, 180), True: (300, 180)}  # seconds: must, aim; by --tf32
 
 
-def parser() -> DoorParser:
-    """The flags of this door."""
-    door = add_shape(bench_parser(__doc__.splitlines()[0], "cuda_end2end", pairs=5))
-    door.set_defaults(device="cuda", out=None, num_val=50_000)
-    door.add_argument("--num_elements", type=positive, default=20_000, help="E")
-    door.add_argument("--fraction", type=part, default=0.1, help="of an epoch that is run")
-    return door
+def parser() -> ScriptParser:
+    """The flags of this script."""
+    script = add_shape(bench_parser(__doc__.splitlines()[0], "cuda_end2end", pairs=5))
+    script.set_defaults(device="cuda", out=None, num_val=50_000)
+    script.add_argument("--num_elements", type=positive, default=20_000, help="E")
+    script.add_argument("--fraction", type=part, default=0.1, help="of an epoch that is run")
+    return script
 
 
 def main(args: argparse.Namespace) -> None:
@@ -94,4 +93,4 @@ def epoch(args: argparse.Namespace, elements_ED: object) -> dict:
 
 
 if __name__ == "__main__":
-    run_door(lambda: main(parser().settings()))
+    run_script(lambda: main(parser().settings()))

@@ -16,31 +16,30 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.timing import RESULTS, bench_parser, median_seconds, report, start
-from iis.config import DoorParser, positive
-from iis.runtime import run_door
+from iis.cli import ScriptParser, positive, run_script
 
 TARGETS = {False: (75, 45), True: (40, 20)}  # seconds: must, aim; by --tf32
 WHOLE = 30  # epochs of a run
 
 
-def parser() -> DoorParser:
-    """The flags of this door."""
-    door = bench_parser(__doc__.splitlines()[0], "cuda_heads", pairs=5)
-    door.set_defaults(device="cuda", out=None)
-    return add_shape(door)
+def parser() -> ScriptParser:
+    """The flags of this script."""
+    script = bench_parser(__doc__.splitlines()[0], "cuda_heads", pairs=5)
+    script.set_defaults(device="cuda", out=None)
+    return add_shape(script)
 
 
-def add_shape(door: DoorParser) -> DoorParser:
+def add_shape(script: ScriptParser) -> ScriptParser:
     """The sizes of ImageNet, as flags."""
-    door.add_argument("--tf32", action="store_true", help="matrix products in TF32")
-    door.add_argument("--num_train", type=positive, default=1_281_167, help="N")
-    door.add_argument("--num_val", type=positive, default=50_000, help="validation pictures")
-    door.add_argument("--width", type=positive, default=2048, help="D")
-    door.add_argument("--num_concepts", type=positive, default=200, help="M")
-    door.add_argument("--num_classes", type=positive, default=1000, help="C")
-    door.add_argument("--batch_size", type=positive, default=1024, help="samples per step")
-    door.add_argument("--epochs", type=positive, default=3, help="epochs run; their mean is multiplied to 30")
-    return door
+    script.add_argument("--tf32", action="store_true", help="matrix products in TF32")
+    script.add_argument("--num_train", type=positive, default=1_281_167, help="N")
+    script.add_argument("--num_val", type=positive, default=50_000, help="validation images")
+    script.add_argument("--width", type=positive, default=2048, help="D")
+    script.add_argument("--num_concepts", type=positive, default=200, help="M")
+    script.add_argument("--num_classes", type=positive, default=1000, help="C")
+    script.add_argument("--batch_size", type=positive, default=1024, help="samples per step")
+    script.add_argument("--epochs", type=positive, default=3, help="epochs run; their mean is multiplied to 30")
+    return script
 
 
 def main(args: argparse.Namespace) -> None:
@@ -126,4 +125,4 @@ def whole_run(args: argparse.Namespace, device: object) -> dict:
 
 
 if __name__ == "__main__":
-    run_door(lambda: main(parser().settings()))
+    run_script(lambda: main(parser().settings()))

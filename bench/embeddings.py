@@ -1,4 +1,4 @@
-"""Stage 2 in pictures per second: the loop one would write, against extractor/embed.py with the same resampler.
+"""Stage 2 in images per second: the loop one would write, against extractor/embed.py with the same resampler.
 
     python bench/embeddings.py                # under 2 minutes; writes bench/results/embeddings.json
 
@@ -17,22 +17,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.segments import painted
 from bench.timing import bench_parser, paired, report, start
-from iis.config import DoorParser, count, positive
-from iis.runtime import UserError, run_door
+from iis.cli import ScriptParser, count, positive, run_script
+from iis.runtime import UserError
 
 FP32, BF16 = "embeddings (plain / suite)", "embeddings (plain / suite, bf16)"
 CLOSE = 1e-4  # of the largest feature
 
 
-def parser() -> DoorParser:
-    """The flags of this door."""
-    door = bench_parser(__doc__.splitlines()[0], "embeddings", pairs=3)
-    door.add_argument("--model", default="resnet50", help="of torchvision")
-    door.add_argument("--pictures", type=positive, default=64, help="how many")
-    door.add_argument("--batch_size", type=positive, default=32, help="pictures at a time")
-    door.add_argument("--workers", type=count, default=4, help="of either side; the suite starts one per 4 cores at "
+def parser() -> ScriptParser:
+    """The flags of this script."""
+    script = bench_parser(__doc__.splitlines()[0], "embeddings", pairs=3)
+    script.add_argument("--model", default="resnet50", help="of torchvision")
+    script.add_argument("--images", type=positive, default=64, help="how many")
+    script.add_argument("--batch_size", type=positive, default=32, help="images at a time")
+    script.add_argument("--workers", type=count, default=4, help="of either side; the suite starts one per 4 cores at "
                       "most, where the model runs on the CPU too")
-    return door
+    return script
 
 
 def main(args: argparse.Namespace) -> Path:
@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> Path:
 
     device = start(args)
     with tempfile.TemporaryDirectory() as folder:
-        paint(Path(folder, "in"), args.pictures)
+        paint(Path(folder, "in"), args.images)
         load = lambda: load_backbone(args.model, "none", device)  # noqa: E731
         plain_backbone = load()
         plain = lambda: plain_features(Path(folder, "in"), plain_backbone, device, args)  # noqa: E731
@@ -57,21 +57,21 @@ def main(args: argparse.Namespace) -> Path:
         results = {name: paired(plain, suite[precision], args.pairs, device)
                    for name, precision in ((FP32, "fp32"), (BF16, "bf16"))}
     for result in results.values():
-        result.update(plain_pictures_s=args.pictures / result["plain_s"],
-                      fast_pictures_s=args.pictures / result["fast_s"])
-        print(f"{result['plain_pictures_s']:.1f} and {result['fast_pictures_s']:.1f} pictures/s")
+        result.update(plain_images_s=args.images / result["plain_s"],
+                      fast_images_s=args.images / result["fast_s"])
+        print(f"{result['plain_images_s']:.1f} and {result['fast_images_s']:.1f} images/s")
     note = (f"largest difference of a feature, in units of the largest feature: {largest['fp32']:.1e} in fp32, "
             f"{largest['bf16']:.1e} in bf16; {torch.get_num_threads()} threads, {os.cpu_count()} cores")
     return report(args, "python bench/embeddings.py", results, {FP32: (1.3, 1.3), BF16: (1.3, 3)}, note)
 
 
-def paint(folder: Path, pictures: int) -> None:
+def paint(folder: Path, images: int) -> None:
     """JPEG files of 500 x 375 in two class folders."""
-    picture = painted(500, 375)
-    for number in range(pictures):
+    image = painted(500, 375)
+    for number in range(images):
         file = folder / f"class {number % 2}" / f"{number:05d}.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
-        picture.rotate(number % 360).save(file, quality=90)
+        image.rotate(number % 360).save(file, quality=90)
 
 
 def plain_features(folder: Path, backbone, device, args: argparse.Namespace):
@@ -90,8 +90,8 @@ def plain_features(folder: Path, backbone, device, args: argparse.Namespace):
     hook = backbone.module.get_submodule(backbone.head).register_forward_pre_hook(
         lambda _, inputs: found.append(inputs[0]))
     with torch.no_grad():
-        for pictures, _ in loader:
-            backbone.module(pictures.to(device))
+        for images, _ in loader:
+            backbone.module(images.to(device))
             features.append(found.pop().cpu())
     hook.remove()
     return torch.cat(features)
@@ -104,23 +104,23 @@ def suite_features(folder: Path, backbone, device, args: argparse.Namespace, pre
 
     from extractor.embed import embed_together
     from extractor.targets import Target, prepared
-    from iis.datasets import folder_pictures
+    from iis.datasets import folder_images
     from iis.embedding_file import load_embeddings
     from iis.layers import HEAD_INPUT, Node
 
-    # Prepared once, as for a whole data set: 0.3 s, which a million pictures do not feel and 64 would.
+    # Prepared once, as for a whole data set: 0.3 s, which a million images do not feel and 64 would.
     target = prepared(Target(backbone, Node(HEAD_INPUT, backbone.head), folder / f"{precision}.pt",
                              {"model": backbone.model}, precision))
-    pictures = folder_pictures(folder / "in", "painted", "train")
+    images = folder_images(folder / "in", "painted", "train")
 
     def run():
         target.file.unlink(missing_ok=True)
         with redirect_stdout(StringIO()):
-            embed_together(pictures, [target], args.batch_size, args.workers, device)
+            embed_together(images, [target], args.batch_size, args.workers, device)
         return load_embeddings(target.file).features_ND
 
     return run
 
 
 if __name__ == "__main__":
-    run_door(lambda: main(parser().settings()))
+    run_script(lambda: main(parser().settings()))

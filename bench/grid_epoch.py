@@ -18,24 +18,24 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.timing import Job, bench_parser, paired, report, start
-from iis.config import DoorParser, count, positive
-from iis.runtime import UserError, run_door
+from iis.cli import ScriptParser, count, positive, run_script
+from iis.runtime import UserError
 
 TARGETS = {10: {4: (12, 30), 0: (6, 15)}, 100: {4: (12, 25), 0: (6, 12)}}  # C: {workers: (must, aim)}
 
 
-def parser() -> DoorParser:
-    """The flags of this door."""
-    door = bench_parser(__doc__.splitlines()[0], "grid_epoch", pairs=3)
-    door.add_argument("--shapes", default="64x10,2048x10,64x100", help="D x C of each")
-    door.add_argument("--workers", default="4,0", help="worker processes of the plain DataLoader")
-    door.add_argument("--num_train", type=positive, default=50_000, help="N")
-    door.add_argument("--num_val", type=count, default=10_000, help="validation pictures (0: no evaluation)")
-    door.add_argument("--num_concepts", type=positive, default=200, help="M")
-    door.add_argument("--batch_size", type=positive, default=1024, help="samples per step")
-    door.add_argument("--plain_heads", type=positive, default=3, choices=(2, 3, 4),
+def parser() -> ScriptParser:
+    """The flags of this script."""
+    script = bench_parser(__doc__.splitlines()[0], "grid_epoch", pairs=3)
+    script.add_argument("--shapes", default="64x10,2048x10,64x100", help="D x C of each")
+    script.add_argument("--workers", default="4,0", help="worker processes of the plain DataLoader")
+    script.add_argument("--num_train", type=positive, default=50_000, help="N")
+    script.add_argument("--num_val", type=count, default=10_000, help="validation images (0: no evaluation)")
+    script.add_argument("--num_concepts", type=positive, default=200, help="M")
+    script.add_argument("--batch_size", type=positive, default=1024, help="samples per step")
+    script.add_argument("--plain_heads", type=positive, default=3, choices=(2, 3, 4),
                       help="heads the plain side runs: one dense, the others IPs")
-    return door
+    return script
 
 
 def main(args: argparse.Namespace) -> None:
@@ -161,4 +161,4 @@ class PlainHead:
 
 
 if __name__ == "__main__":
-    run_door(lambda: main(parser().settings()))
+    run_script(lambda: main(parser().settings()))

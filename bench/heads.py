@@ -12,17 +12,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.timing import Job, bench_parser, paired, report, start
-from iis.config import DoorParser, positive
-from iis.runtime import run_door
+from iis.cli import ScriptParser, positive, run_script
 
 
-def parser() -> DoorParser:
-    """The flags of this door."""
-    door = bench_parser(__doc__.splitlines()[0], "heads", pairs=9, threads=1)  # one thread is the steadiest
-    door.add_argument("--batch_size", type=positive, default=1024, help="samples per step")
-    door.add_argument("--num_concepts", type=positive, default=200, help="M")
-    door.add_argument("--num_classes", type=positive, default=10, help="C")
-    return door
+def parser() -> ScriptParser:
+    """The flags of this script."""
+    script = bench_parser(__doc__.splitlines()[0], "heads", pairs=9, threads=1)  # one thread is the steadiest
+    script.add_argument("--batch_size", type=positive, default=1024, help="samples per step")
+    script.add_argument("--num_concepts", type=positive, default=200, help="M")
+    script.add_argument("--num_classes", type=positive, default=10, help="C")
+    return script
 
 
 def main(args: argparse.Namespace) -> None:
@@ -64,4 +63,4 @@ def sides_of(args: argparse.Namespace) -> dict[str, tuple[Job, Job]]:
 
 
 if __name__ == "__main__":
-    run_door(lambda: main(parser().settings()))
+    run_script(lambda: main(parser().settings()))

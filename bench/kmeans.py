@@ -13,17 +13,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.timing import bench_parser, paired, report, start
-from iis.config import DoorParser, positive
-from iis.runtime import UserError, run_door
+from iis.cli import ScriptParser, positive, run_script
+from iis.runtime import UserError
 
 
-def parser() -> DoorParser:
-    """The flags of this door."""
-    door = bench_parser(__doc__.splitlines()[0], "kmeans", pairs=3)
-    door.add_argument("--num_elements", type=positive, default=20_000, help="E")
-    door.add_argument("--width", type=positive, default=2048, help="D")
-    door.add_argument("--num_concepts", type=positive, default=200, help="M")
-    return door
+def parser() -> ScriptParser:
+    """The flags of this script."""
+    script = bench_parser(__doc__.splitlines()[0], "kmeans", pairs=3)
+    script.add_argument("--num_elements", type=positive, default=20_000, help="E")
+    script.add_argument("--width", type=positive, default=2048, help="D")
+    script.add_argument("--num_concepts", type=positive, default=200, help="M")
+    return script
 
 
 def main(args: argparse.Namespace) -> None:
@@ -65,4 +65,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run_door(lambda: main(parser().settings()))
+    run_script(lambda: main(parser().settings()))

@@ -4,7 +4,7 @@
     python bench/memory.py --fraction 0.5     # half of them: 8 GB of disk while it runs
 
 Each stage runs at the fraction and at half of it; what it needs for all rows is the straight line through both.
-Stage 2: painted pictures of 8 x 8 through one linear layer to D numbers: reading, placing, finishing are the real ones.
+Stage 2: painted images of 8 x 8 through one linear layer to D numbers: reading, placing, finishing are the real ones.
 Stage 3: float16 features, read from their file (--feature_memory 0); Random bank, M = 200, and the dense head.
 """
 
@@ -20,25 +20,25 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.timing import bench_parser, report
-from iis.config import DoorParser, part, path, positive
-from iis.runtime import make_output_folder, run_door
+from iis.cli import ScriptParser, part, path, positive, run_script
+from iis.runtime import make_output_folder
 
 ROWS, VALIDATION = 1_280_000, 25  # of ImageNet's train; a validation row for every 25
 STAGE2, STAGE3 = "stage 2, peak of memory", "stage 3, peak of memory"
 MUST = {STAGE2: 2, STAGE3: 24}  # GiB
 
 
-def parser() -> DoorParser:
-    """The flags of this door."""
-    door = bench_parser(__doc__.splitlines()[0], "memory")
-    door.add_argument("--fraction", type=part, default=0.1, help=f"of {ROWS:,} rows")
-    door.add_argument("--width", type=positive, default=2048, help="D")
-    door.add_argument("--classes", type=positive, default=1000, help="C")
-    door.add_argument("--scratch", type=path, default=path(tempfile.gettempdir()), help="folder for the files, which "
+def parser() -> ScriptParser:
+    """The flags of this script."""
+    script = bench_parser(__doc__.splitlines()[0], "memory")
+    script.add_argument("--fraction", type=part, default=0.1, help=f"of {ROWS:,} rows")
+    script.add_argument("--width", type=positive, default=2048, help="D")
+    script.add_argument("--classes", type=positive, default=1000, help="C")
+    script.add_argument("--scratch", type=path, default=path(tempfile.gettempdir()), help="folder for the files, which "
                       "are removed")
-    door.add_argument("--child", choices=("stage2", "stage3"), help=argparse.SUPPRESS)
-    door.add_argument("--rows", type=positive, help=argparse.SUPPRESS)
-    return door
+    script.add_argument("--child", choices=("stage2", "stage3"), help=argparse.SUPPRESS)
+    script.add_argument("--rows", type=positive, help=argparse.SUPPRESS)
+    return script
 
 
 def main(args: argparse.Namespace) -> Path | None:
@@ -78,26 +78,26 @@ def _say_peak() -> None:
 
 
 def stage2(args: argparse.Namespace) -> None:
-    """Embed `rows` painted pictures."""
+    """Embed `rows` painted images."""
     import torch
     from PIL import Image
     from torch import nn
 
     from extractor.embed import embed
     from iis.backbones import Backbone
-    from iis.datasets import PictureSet
+    from iis.datasets import ImageSet
     from iis.layers import HEAD_INPUT, Node
     from iis.preprocessing import preprocessing
 
-    class Painted(PictureSet):
+    class Painted(ImageSet):
         def open(self, index: int) -> Image.Image:
             return Image.new("RGB", (8, 8), (index % 251, index % 241, index % 239))
 
     net = nn.Sequential(nn.Flatten(), nn.Linear(192, args.width), nn.ReLU(), nn.Linear(args.width, 2)).eval()
     backbone = Backbone("painted", net.requires_grad_(False), "3", args.width, 2, preprocessing(8, 8), "none", "0")
     names = [f"n{row % 1000:08d}/n{row % 1000:08d}_{row:08d}.JPEG" for row in range(args.rows)]
-    pictures = Painted("painted", "train", ["a", "b"], [row % 2 for row in range(args.rows)], names, args.scratch)
-    embed(pictures, backbone, Node(HEAD_INPUT, "3"), args.scratch / "x.pt", {"model": "painted"}, 256, 0,
+    images = Painted("painted", "train", ["a", "b"], [row % 2 for row in range(args.rows)], names, args.scratch)
+    embed(images, backbone, Node(HEAD_INPUT, "3"), args.scratch / "x.pt", {"model": "painted"}, 256, 0,
           torch.device("cpu"))
     _say_peak()
 
@@ -127,8 +127,8 @@ def stage3(args: argparse.Namespace) -> None:
         del features
         raw.unlink()
     training_run.DENSE_HEADS = args.scratch / "dense_heads"
-    door = IP_Bank_training
-    door.main(door.parser().settings([
+    script = IP_Bank_training
+    script.main(script.parser().settings([
         "--kind", "Random", "--model_name", "generated", "--dataset", "generated", "--train_pt",
         str(args.scratch / "train.pt"), "--val_pt", str(args.scratch / "val.pt"), "--num_concepts", "200", "--ratios",
         "0.5", "--learning_rates", "0.01", "--seeds", "1", "--n_epoch", "1", "--device", "cpu", "--feature_memory", "0",
@@ -137,4 +137,4 @@ def stage3(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run_door(lambda: main(parser().settings()))
+    run_script(lambda: main(parser().settings()))

@@ -1,4 +1,4 @@
-"""Several backbones over one data set: embedded one after another, against each picture decoded once for all.
+"""Several backbones over one data set: embedded one after another, against each image decoded once for all.
 
     python bench/one_decode.py                # about a minute; writes bench/results/one_decode.json
 
@@ -16,20 +16,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.embeddings import paint
 from bench.timing import bench_parser, paired, report, start
-from iis.config import DoorParser, count, positive
-from iis.runtime import UserError, run_door
+from iis.cli import ScriptParser, count, positive, run_script
+from iis.runtime import UserError
 
 RESULT = "several backbones (one after another / one decode)"
 
 
-def parser() -> DoorParser:
-    """The flags of this door."""
-    door = bench_parser(__doc__.splitlines()[0], "one_decode", pairs=3)
-    door.add_argument("--models", default="shufflenet_v2_x0_5,mobilenet_v3_small,resnet18", help="of torchvision")
-    door.add_argument("--pictures", type=positive, default=96, help="how many")
-    door.add_argument("--batch_size", type=positive, default=32, help="pictures at a time")
-    door.add_argument("--workers", type=count, default=0, help="reading processes")
-    return door
+def parser() -> ScriptParser:
+    """The flags of this script."""
+    script = bench_parser(__doc__.splitlines()[0], "one_decode", pairs=3)
+    script.add_argument("--models", default="shufflenet_v2_x0_5,mobilenet_v3_small,resnet18", help="of torchvision")
+    script.add_argument("--images", type=positive, default=96, help="how many")
+    script.add_argument("--batch_size", type=positive, default=32, help="images at a time")
+    script.add_argument("--workers", type=count, default=0, help="reading processes")
+    return script
 
 
 def main(args: argparse.Namespace) -> Path:
@@ -37,14 +37,14 @@ def main(args: argparse.Namespace) -> Path:
     from extractor.embed import embed_together
     from extractor.targets import Target
     from iis.backbones import load_backbone
-    from iis.datasets import folder_pictures
+    from iis.datasets import folder_images
     from iis.embedding_file import load_embeddings
     from iis.layers import HEAD_INPUT, Node
 
     device, models = start(args), args.models.split(",")
     with tempfile.TemporaryDirectory() as folder:
-        paint(Path(folder, "in"), args.pictures)
-        pictures = folder_pictures(Path(folder, "in"), "painted", "train")
+        paint(Path(folder, "in"), args.images)
+        images = folder_images(Path(folder, "in"), "painted", "train")
         backbones = [load_backbone(model, "none", device) for model in models]
 
         def targets(side: str) -> list[Target]:
@@ -57,7 +57,7 @@ def main(args: argparse.Namespace) -> Path:
         def embed(groups: list[list[Target]]) -> None:
             with redirect_stdout(StringIO()):
                 for group in groups:
-                    embed_together(pictures, group, args.batch_size, args.workers, device)
+                    embed_together(images, group, args.batch_size, args.workers, device)
 
         sides = (lambda: embed([[target] for target in targets("apart")]), lambda: embed([targets("together")]))
         result = paired(*sides, args.pairs, device)
@@ -71,4 +71,4 @@ def main(args: argparse.Namespace) -> Path:
 
 
 if __name__ == "__main__":
-    run_door(lambda: main(parser().settings()))
+    run_script(lambda: main(parser().settings()))

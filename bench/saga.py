@@ -15,20 +15,19 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.timing import bench_parser, paired, report, start
-from iis.config import DoorParser, positive
-from iis.runtime import run_door
+from iis.cli import ScriptParser, positive, run_script
 
 LAM, ALPHA, SIZE = 7e-4, 0.99, 0.01
 
 
-def parser() -> DoorParser:
-    """The flags of this door."""
-    door = bench_parser(__doc__.splitlines()[0], "saga", pairs=9)
-    door.add_argument("--num_train", type=positive, default=1024, help="N, the samples whose gradients are kept")
-    door.add_argument("--batch_size", type=positive, default=256, help="B")
-    door.add_argument("--num_concepts", type=positive, default=800, help="M")
-    door.add_argument("--num_classes", type=positive, default=100, help="C")
-    return door
+def parser() -> ScriptParser:
+    """The flags of this script."""
+    script = bench_parser(__doc__.splitlines()[0], "saga", pairs=9)
+    script.add_argument("--num_train", type=positive, default=1024, help="N, the samples whose gradients are kept")
+    script.add_argument("--batch_size", type=positive, default=256, help="B")
+    script.add_argument("--num_concepts", type=positive, default=800, help="M")
+    script.add_argument("--num_classes", type=positive, default=100, help="C")
+    return script
 
 
 def main(args: argparse.Namespace) -> None:
@@ -111,4 +110,4 @@ class Plain:
 
 
 if __name__ == "__main__":
-    run_door(lambda: main(parser().settings()))
+    run_script(lambda: main(parser().settings()))

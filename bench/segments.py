@@ -1,9 +1,9 @@
-"""Segments of a picture on one core: the rules written plainly, against extractor/superpixels.py; every pixel alike.
+"""Segments of an image on one core: the rules written plainly, against extractor/superpixels.py; every pixel alike.
 
     python bench/segments.py                  # some 20 s; writes bench/results/segments.json
 
-A painted picture of 500 x 375; where IIS_DATA names a folder with imagenet-pictures, the photographs of that size too.
-Plain: slic at each scale, Jaccard mask by mask, grey composed on the whole picture, then the box cut out.
+A painted image of 500 x 375; where IIS_DATA names a folder with imagenet-pictures, the photographs of that size too.
+Plain: slic at each scale, Jaccard mask by mask, grey composed on the whole image, then the box cut out.
 """
 
 import argparse
@@ -14,19 +14,19 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.timing import bench_parser, paired, report
-from iis.config import DoorParser, count, positive
-from iis.runtime import UserError, run_door
+from iis.cli import ScriptParser, count, positive, run_script
+from iis.runtime import UserError
 
-WHOLE, SLIC = "segments of a picture (plain / suite)", "its three SLICs (slic / shared conversion and blur)"
+WHOLE, SLIC = "segments of an image (plain / suite)", "its three SLICs (slic / shared conversion and blur)"
 
 
-def parser() -> DoorParser:
-    """The flags of this door."""
-    door = bench_parser(__doc__.splitlines()[0], "segments", pairs=7, threads=1)
-    door.add_argument("--width", type=positive, default=500, help="pixels, of the painted picture")
-    door.add_argument("--height", type=positive, default=375, help="pixels")
-    door.add_argument("--photographs", type=count, default=4, help="of --width x --height below IIS_DATA, at most")
-    return door
+def parser() -> ScriptParser:
+    """The flags of this script."""
+    script = bench_parser(__doc__.splitlines()[0], "segments", pairs=7, threads=1)
+    script.add_argument("--width", type=positive, default=500, help="pixels, of the painted image")
+    script.add_argument("--height", type=positive, default=375, help="pixels")
+    script.add_argument("--photographs", type=count, default=4, help="of --width x --height below IIS_DATA, at most")
+    return script
 
 
 def main(args: argparse.Namespace) -> Path:
@@ -35,26 +35,26 @@ def main(args: argparse.Namespace) -> Path:
 
     from extractor import shared_slic, superpixels
 
-    pictures = [painted(args.width, args.height), *photographs(args)]
-    for picture in pictures:
-        if plain_segments(picture, "a picture") != [(tag, element.tobytes())
-                                                    for tag, element in superpixels.segments(picture, "a picture")]:
+    images = [painted(args.width, args.height), *photographs(args)]
+    for image in images:
+        if plain_segments(image, "an image") != [(tag, element.tobytes())
+                                                    for tag, element in superpixels.segments(image, "an image")]:
             raise UserError("the two sides give different pixels: the timing would mean nothing")
-    arrays = [np.asarray(picture) for picture in pictures]
+    arrays = [np.asarray(image) for image in images]
     rules = (superpixels.SCALES, superpixels.COMPACTNESS, superpixels.SIGMA)
-    sides = {WHOLE: (lambda: [plain_segments(picture, "a picture") for picture in pictures],
-                     lambda: [superpixels.segments(picture, "a picture") for picture in pictures]),
+    sides = {WHOLE: (lambda: [plain_segments(image, "an image") for image in images],
+                     lambda: [superpixels.segments(image, "an image") for image in images]),
              SLIC: (lambda: [shared_slic.public(array, *rules) for array in arrays],
                     lambda: [shared_slic.labels(array, *rules) for array in arrays])}
     results = {name: paired(*side, args.pairs) for name, side in sides.items()}
     for result in results.values():
-        result.update({side: result[side] / len(pictures) for side in ("plain_s", "fast_s")})
-    note = (f"seconds per picture, of {len(pictures)}; every pixel alike; SLIC's k-means is compiled code that both "
+        result.update({side: result[side] / len(images) for side in ("plain_s", "fast_s")})
+    note = (f"seconds per image, of {len(images)}; every pixel alike; SLIC's k-means is compiled code that both "
             f"sides call alike{'' if shared_slic.trusted() else '; the private parts of SLIC are NOT in use here'}")
     return report(args, "python bench/segments.py", results, {WHOLE: (1.5, 1.8)}, note)
 
 
-def plain_segments(picture, name: str) -> list[tuple[str, bytes]]:
+def plain_segments(image, name: str) -> list[tuple[str, bytes]]:
     """(tag, pixels) of every segment, by the rules as they read (protocol `paper`, seed 0)."""
     import numpy as np
     from PIL import Image
@@ -62,7 +62,7 @@ def plain_segments(picture, name: str) -> list[tuple[str, bytes]]:
 
     from iis.runtime import numpy_rng
 
-    array, earlier, found = np.asarray(picture), [], []
+    array, earlier, found = np.asarray(image), [], []
     for scale in (10, 20, 30):
         labels = slic(array, n_segments=scale, compactness=10, sigma=1, start_label=1)
         passing = []
@@ -80,12 +80,12 @@ def plain_segments(picture, name: str) -> list[tuple[str, bytes]]:
             rows, columns = np.where(mask)
             cut = whole[rows.min():rows.max() + 1, columns.min():columns.max() + 1]
             found.append((f"{scale}_{label:03d}",
-                          Image.fromarray(cut).resize(picture.size, Image.Resampling.BICUBIC).tobytes()))
+                          Image.fromarray(cut).resize(image.size, Image.Resampling.BICUBIC).tobytes()))
     return found
 
 
 def painted(width: int, height: int):
-    """A seeded picture with blobs of several sizes and some grain, for SLIC to find edges in."""
+    """A seeded image with blobs of several sizes and some grain, for SLIC to find edges in."""
     import numpy as np
     from PIL import Image
 
@@ -104,11 +104,11 @@ def photographs(args: argparse.Namespace) -> list:
     files = sorted(Path(os.environ["IIS_DATA"], "imagenet-pictures").glob("*/*")) if "IIS_DATA" in os.environ else []
     found = []
     for file in files:
-        with Image.open(file) as picture:
-            if picture.size == (args.width, args.height) and len(found) < args.photographs:
-                found.append(picture.convert("RGB"))
+        with Image.open(file) as image:
+            if image.size == (args.width, args.height) and len(found) < args.photographs:
+                found.append(image.convert("RGB"))
     return found
 
 
 if __name__ == "__main__":
-    run_door(lambda: main(parser().settings()))
+    run_script(lambda: main(parser().settings()))

@@ -11,16 +11,16 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.timing import RESULTS, readable
-from iis.config import DoorParser, path
-from iis.runtime import UserError, read_json, run_door
-from iis.tables import as_markdown
+from iis.cli import ScriptParser, path, run_script
+from iis.runtime import UserError, read_json
+from reproduction.lib.tables import as_markdown
 
 
-def parser() -> DoorParser:
-    """The flags of this door."""
-    door = DoorParser(description=__doc__.splitlines()[0])
-    door.add_argument("--results", type=path, default=RESULTS, help="folder with the JSON files")
-    return door
+def parser() -> ScriptParser:
+    """The flags of this script."""
+    script = ScriptParser(description=__doc__.splitlines()[0])
+    script.add_argument("--results", type=path, default=RESULTS, help="folder with the JSON files")
+    return script
 
 
 def main(args: argparse.Namespace) -> None:
@@ -61,4 +61,4 @@ def lines_of(written: dict[str, Any]) -> list[dict[str, str]]:
 
 
 if __name__ == "__main__":
-    run_door(lambda: main(parser().settings()))
+    run_script(lambda: main(parser().settings()))

@@ -14,21 +14,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from iis.config import DoorParser, count, path, positive
+from iis.cli import ScriptParser, count, path, positive
 from iis.runtime import ROOT, choose_device, write_json
 
 Job = Callable[[], Any] | Sequence[tuple[Callable[[], Any], float]]  # or parts: (function, how often the job has it)
 RESULTS = ROOT / "bench" / "results"
 
 
-def bench_parser(description: str, name: str, pairs: int = 5, threads: int = 0) -> DoorParser:
+def bench_parser(description: str, name: str, pairs: int = 5, threads: int = 0) -> ScriptParser:
     """The flags all benchmarks have. name: of the JSON in bench/results/."""
-    door = DoorParser(description=description)
-    door.add_argument("--pairs", type=positive, default=pairs, help="timed pairs, after one warm-up of each side")
-    door.add_argument("--threads", type=count, default=threads, help="of PyTorch (0: as it chooses)")
-    door.add_argument("--device", default="cpu", help="where both sides run")
-    door.add_argument("--out", type=path, default=RESULTS / f"{name}.json", help="the result as JSON")
-    return door
+    script = ScriptParser(description=description)
+    script.add_argument("--pairs", type=positive, default=pairs, help="timed pairs, after one warm-up of each side")
+    script.add_argument("--threads", type=count, default=threads, help="of PyTorch (0: as it chooses)")
+    script.add_argument("--device", default="cpu", help="where both sides run")
+    script.add_argument("--out", type=path, default=RESULTS / f"{name}.json", help="the result as JSON")
+    return script
 
 
 def start(args: argparse.Namespace) -> Any:

@@ -14,13 +14,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from concept_library.concept_filter import Outcome, by_embedding, by_spelling, filter_list, text_embedder
 from concept_library.concept_lists import read_class_names, read_concepts
-from iis.config import DoorParser, path
-from iis.runtime import UserError, run_door, write_json, write_text
+from iis.cli import ScriptParser, path, run_script
+from iis.runtime import UserError, write_json, write_text
 
 
-def parser() -> DoorParser:
-    """The flags of this door."""
-    flags = DoorParser(description=__doc__.splitlines()[0])
+def parser() -> ScriptParser:
+    """The flags of this script."""
+    flags = ScriptParser(description=__doc__.splitlines()[0])
     flags.add_argument("--concept_set", type=path, required=True,
                        help="the list: .txt with a concept a line, a JSON list, or JSON of class -> concepts")
     flags.add_argument("--classes", required=True,
@@ -74,4 +74,4 @@ def main(args: argparse.Namespace | None = None) -> Outcome:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_script(main)

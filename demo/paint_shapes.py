@@ -1,9 +1,9 @@
-"""Paint the built-in data set `shapes`: 64 x 64 pictures in class folders, with captions and true concepts.
+"""Paint the built-in data set `shapes`: 64 x 64 images in class folders, with captions and true concepts.
 
-    python demo/paint_shapes.py                 # datasets/shapes: 4,000 + 2,000 pictures, 11 s on 2 cores, 65 MB
+    python demo/paint_shapes.py                 # datasets/shapes: 4,000 + 2,000 images, 11 s on 2 cores, 65 MB
 
-Needs nothing from outside. The same seed gives the same pictures whatever the number of workers, and a finished
-data set is kept. `captions.json` is written last: it holds, for each picture, its caption, its true concepts and
+Needs nothing from outside. The same seed gives the same images whatever the number of workers, and a finished
+data set is kept. `captions.json` is written last: it holds, for each image, its caption, its true concepts and
 its clutter, and beside them the vocabulary by group and the rule of each class.
 """
 
@@ -22,21 +22,21 @@ from concurrent.futures import ProcessPoolExecutor
 from demo.shapes_captions import caption, concepts
 from demo.shapes_world import ATTRIBUTES, CLUTTER, RULES, VERSION, Scene, paint, scene
 from extractor.stage1_flags import available_cores
-from iis.config import DoorParser, path
-from iis.runtime import ROOT, UserError, claim_folder, run_door, write_json
+from iis.cli import ScriptParser, path, run_script
+from iis.runtime import ROOT, UserError, claim_folder, write_json
 
 LIMITS = {"train": 4000, "val": 2000}
 
 
-def parser() -> DoorParser:
-    """The flags of this door."""
-    door = DoorParser(description=__doc__.splitlines()[0])
-    door.add_argument("--root", type=path, default=ROOT / "datasets" / "shapes", help="output folder")
-    door.add_argument("--train", type=int, default=LIMITS["train"], help="training pictures, 8 to 4000")
-    door.add_argument("--val", type=int, default=LIMITS["val"], help="validation pictures, 8 to 2000")
-    door.add_argument("--seed", type=int, default=0, help="another seed paints other pictures of the same world")
-    door.add_argument("--workers", type=int, default=available_cores(), help="processes")
-    return door
+def parser() -> ScriptParser:
+    """The flags of this script."""
+    script = ScriptParser(description=__doc__.splitlines()[0])
+    script.add_argument("--root", type=path, default=ROOT / "datasets" / "shapes", help="output folder")
+    script.add_argument("--train", type=int, default=LIMITS["train"], help="training images, 8 to 4000")
+    script.add_argument("--val", type=int, default=LIMITS["val"], help="validation images, 8 to 2000")
+    script.add_argument("--seed", type=int, default=0, help="another seed paints other images of the same world")
+    script.add_argument("--workers", type=int, default=available_cores(), help="processes")
+    return script
 
 
 def main(settings: argparse.Namespace | None = None) -> None:
@@ -53,7 +53,7 @@ def main(settings: argparse.Namespace | None = None) -> None:
     scenes = [scene(settings.seed, split, index) for split, size in sizes.items() for index in range(size)]
     captions = settings.root / "captions.json"
     if captions.exists() and all((settings.root / of.name).exists() for of in scenes):
-        print(f"shapes: {len(scenes):,} pictures are in place at {settings.root}")
+        print(f"shapes: {len(scenes):,} images are in place at {settings.root}")
         return
     for folder in {(settings.root / of.name).parent for of in scenes}:
         folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def main(settings: argparse.Namespace | None = None) -> None:
         "rules": RULES,
         "images": {of.name: {"caption": caption(of), "concepts": concepts(of),
                              "clutter": [" ".join(thing) for thing in of.clutter]} for of in scenes}})
-    print(f"shapes: painted {painted:,} of {len(scenes):,} pictures of {len(RULES)} classes in "
+    print(f"shapes: painted {painted:,} of {len(scenes):,} images of {len(RULES)} classes in "
           f"{time.perf_counter() - start:.1f} s at {settings.root}")
 
 
@@ -75,7 +75,7 @@ def paint_missing(share: tuple[Path, list[Scene]]) -> int:
     missing = [of for of in scenes if not (root / of.name).exists()]
     for of in missing:
         file = root / of.name
-        # Not `write_whole`: its fsync would cost more than the painting, and a lost picture is painted again.
+        # Not `write_whole`: its fsync would cost more than the painting, and a lost image is painted again.
         temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
         paint(of).save(temporary, format="png", compress_level=1)
         os.replace(temporary, file)
@@ -83,4 +83,4 @@ def paint_missing(share: tuple[Path, list[Scene]]) -> int:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_script(main)

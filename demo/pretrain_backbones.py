@@ -5,7 +5,7 @@
 Val top-1 with seed 0: 65 % (small), 82 % (medium), 95 % (large).
 
 Checkpoints are kept along the way as NAME_epochE.pth (plain state dicts), the last also as NAME.pth; NAME.json tells
-the val top-1 of each, the seconds and the settings. A backbone that is done is kept. Pictures enter as everywhere in
+the val top-1 of each, the seconds and the settings. A backbone that is done is kept. Images enter as everywhere in
 the suite: divided by 255, ImageNet mean and std. Turning and mirroring keep every class rule, so they augment.
 """
 
@@ -28,9 +28,9 @@ from torch.nn import functional as F
 from demo import small_backbones
 from demo.shapes_world import ATTRIBUTES
 from extractor.stage1_flags import available_cores
-from iis.config import DoorParser, path
-from iis.datasets import PictureSet, folder_pictures
-from iis.runtime import ROOT, UserError, choose_device, nearest, read_json, run_door, seed_of, write_json, write_whole
+from iis.cli import ScriptParser, path, run_script
+from iis.datasets import ImageSet, folder_images
+from iis.runtime import ROOT, UserError, choose_device, nearest, read_json, seed_of, write_json, write_whole
 
 EPOCHS = {"shapes_small": 12, "shapes_medium": 14, "shapes_large": 14}
 # These are taught every attribute beside the class, through heads that are thrown away: a class needs only warm or
@@ -41,16 +41,16 @@ BATCH, PEAK_RATE = 32, 0.005  # Adam, one cycle
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def parser() -> DoorParser:
-    """The flags of this door."""
-    door = DoorParser(description=__doc__.splitlines()[0])
-    door.add_argument("--models", nargs="+", default=list(EPOCHS), help="which of the backbones")
-    door.add_argument("--epochs", type=int, help=f"passes over the pictures; left out: {EPOCHS}")
-    door.add_argument("--seed", type=int, default=0, help="first weights, batch order and augmentation")
-    door.add_argument("--device", help="cpu, cuda or cuda:N; left out: cuda when there is one")
-    door.add_argument("--root", type=path, default=ROOT / "datasets" / "shapes", help="folder of `shapes`")
-    door.add_argument("--out", type=path, default=ROOT / "demo" / "weights", help="folder for the checkpoints")
-    return door
+def parser() -> ScriptParser:
+    """The flags of this script."""
+    script = ScriptParser(description=__doc__.splitlines()[0])
+    script.add_argument("--models", nargs="+", default=list(EPOCHS), help="which of the backbones")
+    script.add_argument("--epochs", type=int, help=f"passes over the images; left out: {EPOCHS}")
+    script.add_argument("--seed", type=int, default=0, help="first weights, batch order and augmentation")
+    script.add_argument("--device", help="cpu, cuda or cuda:N; left out: cuda when there is one")
+    script.add_argument("--root", type=path, default=ROOT / "datasets" / "shapes", help="folder of `shapes`")
+    script.add_argument("--out", type=path, default=ROOT / "demo" / "weights", help="folder for the checkpoints")
+    return script
 
 
 def main(settings: argparse.Namespace | None = None) -> None:
@@ -95,14 +95,14 @@ def is_done(name: str, plan: dict, out: Path) -> bool:
     return True
 
 
-def load(pictures: PictureSet, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """All pictures as floats, normalised, and their labels: (N, 3, 64, 64) and (N,)."""
+def load(images: ImageSet, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """All images as floats, normalised, and their labels: (N, 3, 64, 64) and (N,)."""
     import numpy as np
 
-    bytes_NHWC = torch.from_numpy(np.stack([np.asarray(pictures.open(index)) for index in range(len(pictures))]))
+    bytes_NHWC = torch.from_numpy(np.stack([np.asarray(images.open(index)) for index in range(len(images))]))
     images_NCHW = bytes_NHWC.to(device).permute(0, 3, 1, 2).float() / 255  # (N, 3, 64, 64), channels last in memory
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD))
-    return (images_NCHW - mean) / std, torch.tensor(pictures.labels, device=device)
+    return (images_NCHW - mean) / std, torch.tensor(images.labels, device=device)
 
 
 def pretrain(name: str, plan: dict, root: Path, out: Path, device: torch.device) -> None:
@@ -114,7 +114,7 @@ def pretrain(name: str, plan: dict, root: Path, out: Path, device: torch.device)
     torch.set_num_threads(1)
     start = time.perf_counter()
     torch.manual_seed(seed_of(plan["seed"], name))
-    (images_NCHW, labels_N), val = (load(folder_pictures(root / split, "shapes", split), device)
+    (images_NCHW, labels_N), val = (load(folder_images(root / split, "shapes", split), device)
                                     for split in ("train", "val"))
     net = getattr(small_backbones, name)().to(images_NCHW.device, memory_format=torch.channels_last)
     epochs, steps = plan["epochs"], -(-len(labels_N) // BATCH)
@@ -149,9 +149,9 @@ def pretrain(name: str, plan: dict, root: Path, out: Path, device: torch.device)
 
 
 def attribute_targets(root: Path) -> torch.Tensor:
-    """Of every training picture, in the order of the class folders, the word of each attribute group: (N, K) int64."""
+    """Of every training image, in the order of the class folders, the word of each attribute group: (N, K) int64."""
     images = read_json(root / "captions.json")["images"]
-    names = folder_pictures(root / "train", "shapes", "train").names
+    names = folder_images(root / "train", "shapes", "train").names
     true = [images[f"train/{name}"]["concepts"] for name in names]
     return torch.tensor([[group.index(word) for group, word in zip(ATTRIBUTES.values(), words, strict=True)]
                          for words in true])
@@ -168,9 +168,9 @@ def turned(images_BCHW: torch.Tensor) -> torch.Tensor:
 def accuracy(net: nn.Module, images_NCHW: torch.Tensor, labels_N: torch.Tensor) -> float:
     """Top-1, a fraction."""
     net.eval()
-    hits = [(net(images).argmax(1) == labels).sum()
+    correct = [(net(images).argmax(1) == labels).sum()
             for images, labels in zip(images_NCHW.split(500), labels_N.split(500), strict=True)]
-    return float(torch.stack(hits).sum()) / len(labels_N)
+    return float(torch.stack(correct).sum()) / len(labels_N)
 
 
 def save(net: nn.Module, file: Path) -> None:
@@ -180,4 +180,4 @@ def save(net: nn.Module, file: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_script(main)

@@ -2,7 +2,7 @@
 
 A class is a rule over shape x texture x colour. Stars and circles are told apart by texture, squares and triangles
 by colour, so that every single attribute occurs in several classes and none decides alone. Size, background and
-clutter mean nothing. Everything about picture `index` of a split follows from (seed, split, index) alone.
+clutter mean nothing. Everything about image `index` of a split follows from (seed, split, index) alone.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ RADII = {"small": (11.5, 13.5), "medium": (16.0, 18.5), "large": (21.0, 24.0)}  
 
 @dataclass(frozen=True)
 class Scene:
-    """What is in one picture, in words. `attributes` has one word of each group of `ATTRIBUTES`;
+    """What is in one image, in words. `attributes` has one word of each group of `ATTRIBUTES`;
     `clutter` is (colour, kind) of everything else, the last `in_front` of them over the main object."""
 
     key: tuple[int, str, int]
@@ -58,7 +58,7 @@ class Scene:
 
     @property
     def name(self) -> str:
-        """The picture's path below the data set's root."""
+        """The image's path below the data set's root."""
         return f"{self.key[1]}/{self.class_name}/{self.key[2]:05d}.png"
 
 
@@ -78,10 +78,10 @@ def obeys(attributes: dict[str, str], rule: dict[str, tuple[str, ...]]) -> bool:
     return all(attributes[group] in values for group, values in rule.items())
 
 
-# ---- painting: lengths in pixels of the finished picture, colours in [0, 1] ----
+# ---- painting: lengths in pixels of the finished image, colours in [0, 1] ----
 
 def paint(of: Scene) -> Image.Image:
-    """The scene as a 64 x 64 RGB picture. Position, rotation, shade, noise follow from the scene's key."""
+    """The scene as a 64 x 64 RGB image. Position, rotation, shade, noise follow from the scene's key."""
     rng = numpy_rng(*of.key, "shapes", "paint")
     look = of.attributes
     canvas_HW3 = _background(look["background_tone"], look["background_finish"], rng)

@@ -1,7 +1,7 @@
-"""Three small nets for 64 x 64 pictures; their widths make them of clearly different strength.
+"""Three small nets for 64 x 64 images; their widths make them of clearly different strength.
 
 Each ends in global pooling -> flatten -> `fc`, so its representation is the D-wide input of `fc`. The pooling takes
-the maximum: the object fills a part of the picture, and with a mean the nets learn far more slowly. They
+the maximum: the object fills a part of the image, and with a mean the nets learn far more slowly. They
 take no arguments, as every backbone named `path/to/file.py:function` does.
 """
 

@@ -1,7 +1,7 @@
 """A tiny CLIP for `shapes`, in open_clip's own classes: its config, the texts it learns from, its training.
 
 Whole captions teach such a small model to tell captions apart, not words (AUROC of single words 0.65 to 0.7). So it
-reads captions with words dropped, down to each single one, and what a text says is true of every picture whose
+reads captions with words dropped, down to each single one, and what a text says is true of every image whose
 caption says all of it. A pair is then true or false by itself: the loss is SigLIP's (Zhai et al., 2023, equation 1),
 one sigmoid a pair, with soft duplicates as ordinary true pairs.
 """
@@ -27,7 +27,7 @@ CONFIG = {
 }
 BATCH, PEAK_RATES = 32, (0.005, 0.001)  # Adam, one cycle; of the image tower and of the rest
 PHRASES = 7  # texts of several words in a batch, beside all the single words
-# Words that say nothing about what is in the picture.
+# Words that say nothing about what is in the image.
 FILLERS = {"a", "an", "the", "is", "on", "there", "in", "and", "this", "of", "its", "before", "picture", "background",
            "with", "without", "pattern"}
 CLUTTER = re.compile(r" (?:with|beside|near) (?:an?|two|three|four|five) .*?(?=, on an? |; |\.$)")
@@ -50,7 +50,7 @@ class Texts:
         self.said_NV = torch.tensor([[word in caption for word in self.words] for caption in self.captions])  # (N, V)
 
     def draw(self, rows_B: torch.Tensor, rng: np.random.Generator) -> tuple[list[str], torch.Tensor]:
-        """T texts, and which are true of each picture of the batch, (B, T)."""
+        """T texts, and which are true of each image of the batch, (B, T)."""
         texts, needed = list(self.words), [[word] for word in self.words]
         for row in rng.choice(rows_B.numpy(), PHRASES):
             caption = self.captions[row]
@@ -63,17 +63,17 @@ class Texts:
 
 
 def pair_loss(images_Bd: torch.Tensor, texts_Td: torch.Tensor, true_BT: torch.Tensor, net: nn.Module) -> torch.Tensor:
-    """Mean over pairs of −log σ(±(scale · cosine + bias)), + where the text is true of the picture."""
+    """Mean over pairs of −log σ(±(scale · cosine + bias)), + where the text is true of the image."""
     logits_BT = net.logit_scale.exp() * images_Bd @ texts_Td.T + net.logit_bias
     return F.binary_cross_entropy_with_logits(logits_BT, true_BT)
 
 
 def train(net: nn.Module, tokenizer: Callable[[list[str]], torch.Tensor], images_NCHW: torch.Tensor, texts: Texts,
           epochs: int, rng: np.random.Generator, say: Callable[[int, float], Any]) -> None:
-    """Train `net` in place on normalised pictures; `say(epoch, loss)` after every epoch.
+    """Train `net` in place on normalised images; `say(epoch, loss)` after every epoch.
 
     The token vectors stay as they were drawn: they need only differ, and moving all 49,408 takes time. The text tower
-    goes slower than the image tower: at one rate its words never come to rest, and the pictures' embeddings with them
+    goes slower than the image tower: at one rate its words never come to rest, and the images' embeddings with them
     (14 instead of 18 words above AUROC 0.93 after 16 epochs).
     """
     net.token_embedding.requires_grad_(False)

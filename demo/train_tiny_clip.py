@@ -3,7 +3,7 @@
     python demo/train_tiny_clip.py       # after demo/paint_shapes.py; 107 s of one core; demo/weights/tiny_clip.*
 
 Everywhere in the suite it is then a CLIP like any other: --clip_name demo/weights/tiny_clip.json. Beside it,
-tiny_clip_auroc.json says how well the cosine of a picture and a word tells val pictures that have the attribute from
+tiny_clip_auroc.json says how well the cosine of an image and a word tells val images that have the attribute from
 those that have not: 21 of the 22 attribute words reach 0.93 with seed 0 (square 0.85), 18 after 16 epochs. Its cosines
 are not OpenAI's: --clip_cutoff 0.2 keeps all 22 and drops 22 of the other 61 words of the list.
 """
@@ -19,32 +19,22 @@ import argparse
 import logging
 import time
 
-from iis.config import DoorParser, path
-from iis.runtime import (
-    ROOT,
-    UserError,
-    choose_device,
-    numpy_rng,
-    read_json,
-    run_door,
-    seed_of,
-    write_json,
-    write_whole,
-)
+from iis.cli import ScriptParser, path, run_script
+from iis.runtime import ROOT, UserError, choose_device, numpy_rng, read_json, seed_of, write_json, write_whole
 
 NAME = "tiny_clip"
 ENOUGH = 0.93  # AUROC
 
 
-def parser() -> DoorParser:
-    """The flags of this door."""
-    door = DoorParser(description=__doc__.splitlines()[0])
-    door.add_argument("--epochs", type=int, default=28, help="passes over the pictures")
-    door.add_argument("--seed", type=int, default=0, help="first weights, batch order, dropped words, augmentation")
-    door.add_argument("--device", help="cpu, cuda or cuda:N; left out: cuda when there is one")
-    door.add_argument("--root", type=path, default=ROOT / "datasets" / "shapes", help="folder of `shapes`")
-    door.add_argument("--out", type=path, default=ROOT / "demo" / "weights", help="folder for the checkpoint")
-    return door
+def parser() -> ScriptParser:
+    """The flags of this script."""
+    script = ScriptParser(description=__doc__.splitlines()[0])
+    script.add_argument("--epochs", type=int, default=28, help="passes over the images")
+    script.add_argument("--seed", type=int, default=0, help="first weights, batch order, dropped words, augmentation")
+    script.add_argument("--device", help="cpu, cuda or cuda:N; left out: cuda when there is one")
+    script.add_argument("--root", type=path, default=ROOT / "datasets" / "shapes", help="folder of `shapes`")
+    script.add_argument("--out", type=path, default=ROOT / "demo" / "weights", help="folder for the checkpoint")
+    return script
 
 
 def main(settings: argparse.Namespace | None = None) -> None:
@@ -83,18 +73,18 @@ def is_done(plan: dict, out: Path) -> bool:
     return True
 
 
-def make(settings: argparse.Namespace, images: dict[str, dict], start: float) -> None:
+def make(settings: argparse.Namespace, captions: dict[str, dict], start: float) -> None:
     """Train the model and write its config and its checkpoint, a plain state dict."""
     import open_clip
     import torch
 
     from demo.tiny_clip import CONFIG, Texts, train
     from extractor.clip_sources import register
-    from iis.datasets import folder_pictures
+    from iis.datasets import folder_images
     from iis.preprocessing import normalise, preprocessing
 
     device = choose_device(settings.device)
-    pictures = folder_pictures(settings.root / "train", "shapes", "train")
+    images = folder_images(settings.root / "train", "shapes", "train")
     config = settings.out / f"{NAME}.json"
     write_json(config, CONFIG)
     torch.set_num_threads(1)  # two wait for each other at every layer of so small a net, for minutes on busy cores
@@ -104,9 +94,9 @@ def make(settings: argparse.Namespace, images: dict[str, dict], start: float) ->
     logging.disable(logging.NOTSET)
     cfg = open_clip.get_model_preprocess_cfg(net)
     exact = preprocessing(64, 64, "bicubic", cfg["mean"], cfg["std"])
-    bytes_NCHW = torch.stack([_pixels(pictures, row) for row in range(len(pictures))])  # (N, 3, 64, 64)
+    bytes_NCHW = torch.stack([_pixels(images, row) for row in range(len(images))])  # (N, 3, 64, 64)
     inputs_NCHW = normalise(bytes_NCHW.to(device), exact)
-    texts = Texts([images[f"train/{name}"]["caption"] for name in pictures.names])
+    texts = Texts([captions[f"train/{name}"]["caption"] for name in images.names])
 
     def say(epoch: int, loss: float) -> None:
         if epoch % 4 == 0 or epoch == settings.epochs:
@@ -120,30 +110,30 @@ def make(settings: argparse.Namespace, images: dict[str, dict], start: float) ->
 
 
 def measure(settings: argparse.Namespace, captions: dict) -> dict[str, float]:
-    """AUROC of every attribute word on the val pictures, through the door that loads any other CLIP."""
+    """AUROC of every attribute word on the val images, through the script that loads any other CLIP."""
     import numpy as np
     import torch
 
     from demo.tiny_clip import auroc
     from extractor.clip_towers import load_clip
-    from iis.datasets import folder_pictures
+    from iis.datasets import folder_images
 
     clip = load_clip(str(settings.out / f"{NAME}.json"), device=choose_device(settings.device))
-    pictures = folder_pictures(settings.root / "val", "shapes", "val")
-    bytes_NCHW = torch.stack([_pixels(pictures, row) for row in range(len(pictures))])
-    images_Nd = torch.cat([clip.encode_pictures(part) for part in bytes_NCHW.split(500)]).cpu()
+    images = folder_images(settings.root / "val", "shapes", "val")
+    bytes_NCHW = torch.stack([_pixels(images, row) for row in range(len(images))])
+    images_Nd = torch.cat([clip.encode_images(part) for part in bytes_NCHW.split(500)]).cpu()
     words = [word for group in captions["attributes"].values() for word in group]
     cosines_NT = (images_Nd @ clip.encode_words(words).T).numpy()
-    true = [captions["images"][f"val/{name}"]["concepts"] for name in pictures.names]
+    true = [captions["images"][f"val/{name}"]["concepts"] for name in images.names]
     return {word: auroc(cosines_NT[:, column], np.array([word in concepts for concepts in true]))
             for column, word in enumerate(words)}
 
 
-def _pixels(pictures, row: int):
+def _pixels(images, row: int):
     from torchvision.transforms.functional import pil_to_tensor
 
-    return pil_to_tensor(pictures.open(row))  # (3, 64, 64) uint8
+    return pil_to_tensor(images.open(row))  # (3, 64, 64) uint8
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_script(main)

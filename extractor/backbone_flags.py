@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from iis.config import DoorParser, count, numbers, path, positive
+from iis.cli import ScriptParser, count, numbers, path, positive
 from iis.names import EMBEDDINGS
 from iis.runtime import UserError, choose_device
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:  # --help should not wait for PyTorch
 ONE_MACHINE = {"world_size": 1, "dist_url": "env://"}
 
 
-def backbone_parser(description: str) -> DoorParser:
-    """A parser with the published flags of the visual door that name a backbone, and ours."""
-    parser = DoorParser(description=description)
+def backbone_parser(description: str) -> ScriptParser:
+    """A parser with the published flags of the visual script that name a backbone, and ours."""
+    parser = ScriptParser(description=description)
     parser.plans = True
     parser.add_argument("--config_yaml", help="a YAML of model_configs/ (a file or a name); the command line wins")
     parser.add_argument("--model", required=True, help="torchvision name, CIFAR ResNet (resnet20 … resnet110), "
@@ -30,8 +30,8 @@ def backbone_parser(description: str) -> DoorParser:
                         "checkpoint; left out, IMAGENET1K_V1")
     parser.add_argument("--resume", metavar="PATH", help="a local checkpoint: the same as --weights PATH, and wins")
     parser.add_argument("--device", help="cpu, cuda or cuda:N; left out, cuda where there is one")
-    parser.add_argument("-b", "--batch_size", type=positive, default=32, help="pictures at a time")
-    parser.add_argument("-j", "--workers", type=count, default=16, help="processes that read pictures, one per core "
+    parser.add_argument("-b", "--batch_size", type=positive, default=32, help="images at a time")
+    parser.add_argument("-j", "--workers", type=count, default=16, help="processes that read images, one per core "
                         "at most; 0 reads in the main process")
     parser.add_argument("--interpolation", help="of resizing: bilinear, bicubic …; left out, the weights' own "
                         "(published: bilinear)")
@@ -39,7 +39,7 @@ def backbone_parser(description: str) -> DoorParser:
                         "own (published: 256)")
     parser.add_argument("--val_crop_size", type=positive, help="pixels of the central square; left out, the weights' "
                         "own (published: 224)")
-    parser.add_argument("--mean", type=numbers, help="red,green,blue mean of pictures in [0, 1]; left out, the "
+    parser.add_argument("--mean", type=numbers, help="red,green,blue mean of images in [0, 1]; left out, the "
                         "weights' own")
     parser.add_argument("--std", type=numbers, help="red,green,blue standard deviation; left out, the weights' own")
     parser.add_argument("--backend", type=str.upper, choices=["PIL"], default="PIL", help="what resizes: PIL, so that "
@@ -60,9 +60,9 @@ def backbone_parser(description: str) -> DoorParser:
     return parser
 
 
-def output_flags(parser: DoorParser) -> None:
-    """Add the flags that say at which layer a data set's own pictures are taken, and where embeddings go."""
-    parser.add_argument("--feature_layer", default="layer4", help="layer of the data set's own pictures, as it stands "
+def output_flags(parser: ScriptParser) -> None:
+    """Add the flags that say at which layer a data set's own images are taken, and where embeddings go."""
+    parser.add_argument("--feature_layer", default="layer4", help="layer of the data set's own images, as it stands "
                         "in their file's name")
     parser.add_argument("--model_name", help="folder below --save_root; left out, the model's name, with its weights "
                         "where they are not the usual ones")

@@ -16,33 +16,33 @@ from typing import Any
 
 import torch
 
-from extractor.clip_towers import PICTURES, Clip
+from extractor.clip_towers import IMAGES, Clip
 from extractor.embed import is_done
 from extractor.targets import Target
-from iis.datasets import PictureSet
+from iis.datasets import ImageSet
 from iis.embedding_file import PROVENANCE, Embeddings, differing, load_embeddings, save_embeddings
-from iis.names import clip_pictures_file, clip_words_file
+from iis.names import clip_images_file, clip_words_file
 from iis.runtime import UserError, make_output_folder
 
 WORDS = "text"  # the node of word embeddings
 
 
-def pictures_target(clip: Clip, pictures: PictureSet, shared: Path, folder: Path,
+def images_target(clip: Clip, images: ImageSet, shared: Path, folder: Path,
                     write: bool = True) -> tuple[Target, Path]:
-    """The file of these pictures in `shared` as a target for `embed_together`, and its name in `folder`.
+    """The file of these images in `shared` as a target for `embed_together`, and its name in `folder`.
 
     A right file that only `folder` has is given to `shared`. Raises `UserError` where either was made otherwise.
     write: False where nothing may be made.
     """
-    file, published = (clip_pictures_file(place, pictures.dataset, pictures.split, clip.label)
+    file, published = (clip_images_file(place, images.dataset, images.split, clip.label)
                        for place in (shared, folder))
-    provenance = {**_shared_provenance(clip), "node": PICTURES.name, "preprocessing": clip.preprocessing,
-                  "dataset": pictures.dataset, "split": pictures.split, "elements": None}
+    provenance = {**_shared_provenance(clip), "node": IMAGES.name, "preprocessing": clip.preprocessing,
+                  "dataset": images.dataset, "split": images.split, "elements": None}
     for place in (shared, folder) if write else ():
         make_output_folder(place)
-    if is_done(pictures, published, provenance) and not is_done(pictures, file, provenance) and write:
+    if is_done(images, published, provenance) and not is_done(images, file, provenance) and write:
         give(published, file)
-    return Target(clip, PICTURES, file, provenance, record={"label": clip.label}), published
+    return Target(clip, IMAGES, file, provenance, record={"label": clip.label}), published
 
 
 def embed_words(clip: Clip, concepts: Sequence[str], concept_set: Path, shared: Path, folder: Path) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from iis.config import path
+from iis.cli import path
 from iis.names import CLIP_FILES
 from iis.runtime import ROOT, UserError, nearest, read_json
 from iis.weights import read_checkpoint

@@ -23,18 +23,18 @@ from iis.preprocessing import INTERPOLATIONS, normalise, preprocessing, to_uint8
 from iis.runtime import UserError
 from iis.weights import fit, weights_hash
 
-PICTURES = Node("clip_image", "output")  # where `embed` finds the embedding of an `ImageTower`
+IMAGES = Node("clip_image", "output")  # where `embed` finds the embedding of an `ImageTower`
 
 
 class ImageTower(nn.Module):
-    """Normalised pictures (B, 3, H, W) -> embeddings of length 1, (B, d)."""
+    """Normalised images (B, 3, H, W) -> embeddings of length 1, (B, d)."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net, self.output = net, nn.Identity()
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        return self.output(nn.functional.normalize(self.net.encode_image(pictures), dim=-1))
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.output(nn.functional.normalize(self.net.encode_image(images), dim=-1))
 
 
 @dataclass
@@ -54,11 +54,11 @@ class Clip:
     device: torch.device
 
     @torch.inference_mode()
-    def encode_pictures(self, pictures: torch.Tensor | Sequence[Image.Image]) -> torch.Tensor:
-        """uint8 (B, 3, H, W) resized and cropped already, or B PIL pictures -> (B, d) of length 1."""
-        if not torch.is_tensor(pictures):
-            pictures = torch.stack([to_uint8(picture.convert("RGB"), self.preprocessing) for picture in pictures])
-        return self.module(normalise(pictures.to(self.device), self.preprocessing))
+    def encode_images(self, images: torch.Tensor | Sequence[Image.Image]) -> torch.Tensor:
+        """uint8 (B, 3, H, W) resized and cropped already, or B PIL images -> (B, d) of length 1."""
+        if not torch.is_tensor(images):
+            images = torch.stack([to_uint8(image.convert("RGB"), self.preprocessing) for image in images])
+        return self.module(normalise(images.to(self.device), self.preprocessing))
 
     @torch.inference_mode()
     def encode_words(self, words: Sequence[str], batch: int = 512) -> torch.Tensor:
@@ -117,7 +117,7 @@ def _preprocessing(config: dict[str, Any], architecture: str) -> dict[str, Any]:
     """open_clip's settings as ours, so that one decode serves CLIP and the backbone."""
     sizes = config["size"] if isinstance(config["size"], tuple | list) else [config["size"]] * 2
     if sizes[0] != sizes[1] or config["resize_mode"] not in ("shortest", "squash"):
-        raise UserError(f"{architecture} wants pictures of {sizes} pixels, resized by {config['resize_mode']!r}: the "
+        raise UserError(f"{architecture} wants images of {sizes} pixels, resized by {config['resize_mode']!r}: the "
                         "suite prepares square ones by 'shortest' or 'squash'; choose another --clip_name")
     interpolation = config["interpolation"] if config["interpolation"] in INTERPOLATIONS else "bicubic"
     return preprocessing(list(sizes) if config["resize_mode"] == "squash" else sizes[0], sizes[0], interpolation,

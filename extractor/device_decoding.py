@@ -17,7 +17,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
-from iis.datasets import PictureSet, UnreadablePicture
+from iis.datasets import ImageSet, UnreadableImage
 from iis.runtime import UserError
 
 RESAMPLERS = ("nearest", "bilinear", "bicubic")  # what tensors can be resized by
@@ -31,12 +31,12 @@ def check_resampler(settings: dict[str, Any]) -> None:
                         f"--interpolation {', '.join(RESAMPLERS)}")
 
 
-def read_encoded(pictures: PictureSet, row: int) -> torch.Tensor:
+def read_encoded(images: ImageSet, row: int) -> torch.Tensor:
     """A plain JPEG file's bytes (n,), else the pixels (3, H, W) that PIL gives; uint8 either way.
 
-    Raises `UnreadablePicture` where PIL cannot decode it.
+    Raises `UnreadableImage` where PIL cannot decode it.
     """
-    file = pictures.file(row)
+    file = images.file(row)
     if file is not None:
         try:
             encoded = file.read_bytes()
@@ -46,7 +46,7 @@ def read_encoded(pictures: PictureSet, row: int) -> torch.Tensor:
                 return torch.frombuffer(bytearray(encoded), dtype=torch.uint8)  # (n,)
         except Exception:  # PIL says below what is wrong with it
             pass
-    return F.pil_to_tensor(pictures.open(row))  # (3, H, W)
+    return F.pil_to_tensor(images.open(row))  # (3, H, W)
 
 
 def decode_jpeg(files: list[torch.Tensor] | torch.Tensor, device: torch.device) -> list[torch.Tensor] | torch.Tensor:
@@ -60,7 +60,7 @@ def decode_jpeg(files: list[torch.Tensor] | torch.Tensor, device: torch.device) 
     return decode(files, ImageReadMode.RGB, device=device)
 
 
-def decoded(encoded: Sequence[torch.Tensor], pictures: PictureSet, rows: Sequence[int], device: torch.device,
+def decoded(encoded: Sequence[torch.Tensor], images: ImageSet, rows: Sequence[int], device: torch.device,
             ) -> tuple[list[int], list[torch.Tensor], dict[int, str]]:
     """(rows, their pixels uint8 (3, H, W) on the device, unreadable: place -> reason) of `read_encoded`'s tensors."""
     files = [one for one in encoded if one.ndim == 1]
@@ -68,10 +68,10 @@ def decoded(encoded: Sequence[torch.Tensor], pictures: PictureSet, rows: Sequenc
         found = iter(decode_jpeg(files, device) if files else [])
         return list(rows), [next(found) if one.ndim == 1 else one.to(device) for one in encoded], {}
     except RuntimeError:
-        return _one_by_one(encoded, pictures, rows, device)
+        return _one_by_one(encoded, images, rows, device)
 
 
-def _one_by_one(encoded: Sequence[torch.Tensor], pictures: PictureSet, rows: Sequence[int], device: torch.device,
+def _one_by_one(encoded: Sequence[torch.Tensor], images: ImageSet, rows: Sequence[int], device: torch.device,
                 ) -> tuple[list[int], list[torch.Tensor], dict[int, str]]:
     kept, pixels, unreadable = [], [], {}
     for row, one in zip(rows, encoded, strict=True):
@@ -80,8 +80,8 @@ def _one_by_one(encoded: Sequence[torch.Tensor], pictures: PictureSet, rows: Seq
                 one = decode_jpeg(one, device)
         except RuntimeError:  # PIL may still read it
             try:
-                one = F.pil_to_tensor(pictures.open(row))
-            except UnreadablePicture as error:
+                one = F.pil_to_tensor(images.open(row))
+            except UnreadableImage as error:
                 unreadable[row] = str(error)
                 continue
         kept.append(row)
@@ -90,11 +90,11 @@ def _one_by_one(encoded: Sequence[torch.Tensor], pictures: PictureSet, rows: Seq
 
 
 def resized(pixels: Sequence[torch.Tensor], settings: dict[str, Any]) -> torch.Tensor:
-    """B > 0 pictures (3, H, W) -> uint8 (B, 3, crop, crop), channels last, on their device; sizes as `to_uint8` has
+    """B > 0 images (3, H, W) -> uint8 (B, 3, crop, crop), channels last, on their device; sizes as `to_uint8` has
     them."""
     size = settings["resize"] if isinstance(settings["resize"], list) else [settings["resize"]]
     mode = InterpolationMode(settings["interpolation"])
-    alike: dict[torch.Size, list[int]] = {}  # pictures of one size are resized together: fewer calls of the device
+    alike: dict[torch.Size, list[int]] = {}  # images of one size are resized together: fewer calls of the device
     for place, one in enumerate(pixels):
         alike.setdefault(one.shape, []).append(place)
     crop = settings["crop"]

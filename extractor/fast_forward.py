@@ -1,8 +1,8 @@
-"""A frozen backbone made ready to embed millions of pictures: the same features to rounding, sooner.
+"""A frozen backbone made ready to embed millions of images: the same features to rounding, sooner.
 
 Batch norms are folded into the convolutions before them (in eval mode both are linear), and weights lie as channels
-last, as the pictures do; on a CPU convolutions take in the sum and the relu that follow (`fused_convolutions`). Each
-step is tried on a few pictures first, and left out where it cannot be traced or rounds further off than `TOLERANCE`.
+last, as the images do; on a CPU convolutions take in the sum and the relu that follow (`fused_convolutions`). Each
+step is tried on a few images first, and left out where it cannot be traced or rounds further off than `TOLERANCE`.
 """
 
 from __future__ import annotations
@@ -16,37 +16,37 @@ from iis.runtime import torch_rng
 TOLERANCE = 1e-4  # largest difference of features, in units of the largest feature (or of 1 where that is smaller)
 AS_NEAR = 1.1  # mean error of fused bf16, in units of what autocast errs by
 SLICE = 8 * 224 ** 2  # pixels that a CPU embeds at a time: larger maps are fetched from memory anew by every layer
-TRIED = 2  # pictures
+TRIED = 2  # images
 
 
 def ready(module: nn.Module, node: Node, side: int, precision: str = "fp32", kernels: bool = True) -> nn.Module:
-    """`module` (frozen, in eval mode) ready for pictures of `side` x `side` pixels taken at `node`; `module` itself
+    """`module` (frozen, in eval mode) ready for images of `side` x `side` pixels taken at `node`; `module` itself
     is only laid out anew. kernels: False where a compiler follows, which has its own."""
     module = module.to(memory_format=torch.channels_last)
     # A folded model is one flat graph: of its layers only those with weights can still be asked, as the head is.
     if node.name != HEAD_INPUT or not any(type(part) is nn.BatchNorm2d for part in module.modules()):
         return module
     weight = next(module.parameters())
-    pictures = torch.randn(TRIED, 3, side, side, generator=torch_rng("fold")).to(weight.device, weight.dtype)
-    pictures = pictures.contiguous(memory_format=torch.channels_last)
-    expected = _features(module, node, pictures)
+    images = torch.randn(TRIED, 3, side, side, generator=torch_rng("fold")).to(weight.device, weight.dtype)
+    images = images.contiguous(memory_format=torch.channels_last)
+    expected = _features(module, node, images)
     try:
         folded = _folded(module)
-        if not _near(_features(folded, node, pictures), expected):
+        if not _near(_features(folded, node, images), expected):
             return module
     except Exception:  # tracing fails in as many ways as there are models
         return module
     if not kernels or weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return folded
     try:
-        return _fused(folded, node, pictures, expected, precision)
+        return _fused(folded, node, images, expected, precision)
     except Exception:  # operators that another version of PyTorch has not, layers that oneDNN cannot hold
         return folded
 
 
-def at_a_time(pictures: torch.Tensor) -> int:
+def at_a_time(images: torch.Tensor) -> int:
     """How many of these (B, 3, H, W) a CPU embeds at a time."""
-    return max(1, SLICE // pictures[0, 0].numel())
+    return max(1, SLICE // images[0, 0].numel())
 
 
 def _folded(module: nn.Module) -> nn.Module:
@@ -56,23 +56,23 @@ def _folded(module: nn.Module) -> nn.Module:
         return fuse(module).to(memory_format=torch.channels_last).requires_grad_(False)
 
 
-def _fused(folded: nn.Module, node: Node, pictures: torch.Tensor, expected: torch.Tensor, precision: str) -> nn.Module:
+def _fused(folded: nn.Module, node: Node, images: torch.Tensor, expected: torch.Tensor, precision: str) -> nn.Module:
     """The folded model with oneDNN's kernels, or as it is where they err by more."""
     from extractor.fused_convolutions import fuse_convolutions
 
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     with torch.no_grad():
-        fused = fuse_convolutions(folded, pictures, at_a_time(pictures), dtype)
+        fused = fuse_convolutions(folded, images, at_a_time(images), dtype)
     if precision == "fp32":
-        return fused if _near(_features(fused, node, pictures), expected) else folded
+        return fused if _near(_features(fused, node, images), expected) else folded
     with torch.autocast("cpu", torch.bfloat16):
-        errors = [(_features(one, node, pictures).float() - expected).abs().mean() for one in (fused, folded)]
+        errors = [(_features(one, node, images).float() - expected).abs().mean() for one in (fused, folded)]
     return fused if errors[0] <= AS_NEAR * errors[1] else folded
 
 
-def _features(module: nn.Module, node: Node, pictures: torch.Tensor) -> torch.Tensor:
+def _features(module: nn.Module, node: Node, images: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
-        return represent(module, node, pictures)
+        return represent(module, node, images)
 
 
 def _near(found: torch.Tensor, expected: torch.Tensor) -> bool:

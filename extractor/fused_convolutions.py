@@ -40,15 +40,15 @@ class FusedConvolution(nn.Module):
         return operators(x, self.packed, self.shift, *self.geometry, self.relu or "none", [], "")
 
 
-def fuse_convolutions(folded: fx.GraphModule, pictures: torch.Tensor, batch: int,
+def fuse_convolutions(folded: fx.GraphModule, images: torch.Tensor, batch: int,
                       dtype: torch.dtype) -> fx.GraphModule:
     """A traced model (frozen, on the CPU), anew with each of its convolutions fused with what follows it.
 
-    pictures: (B, 3, H, W), a few of the size that will come, `batch` at a time. Raises whatever oneDNN does for
+    images: (B, 3, H, W), a few of the size that will come, `batch` at a time. Raises whatever oneDNN does for
     a layer that it cannot hold.
     """
     fused = fx.GraphModule(folded, copy.deepcopy(folded.graph))
-    ShapeProp(fused).propagate(pictures)
+    ShapeProp(fused).propagate(images)
     layers, graph = dict(folded.named_modules()), fused.graph
     for node in list(graph.nodes):
         layer = layers.get(node.target) if node.op == "call_module" else None

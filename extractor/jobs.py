@@ -1,6 +1,6 @@
-"""What stage 2 makes, decided before anything is computed: which pictures, at which node, into which file.
+"""What stage 2 makes, decided before anything is computed: which images, at which node, into which file.
 
-The visual and the textual door plan through here, so that whichever runs second finds the first one's files done.
+The visual and the textual script plan through here, so that whichever runs second finds the first one's files done.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from extractor.embed import embed, is_done
 from extractor.targets import Target
 from iis.backbones import Backbone
-from iis.datasets import UNNAMED, PictureSet
+from iis.datasets import UNNAMED, ImageSet
 from iis.layers import HEAD_INPUT, Node, resolve
 from iis.names import elements_file, model_label, representations_file, slug
 from iis.runtime import make_output_folder
@@ -24,7 +24,7 @@ from iis.runtime import make_output_folder
 class Job:
     """One embedding file to make; see `embed` for the fields."""
 
-    pictures: PictureSet
+    images: ImageSet
     node: Node
     file: Path
     provenance: dict[str, Any]
@@ -37,7 +37,7 @@ class Job:
 
     def run(self, backbone: Backbone, batch_size: int, workers: int, device: torch.device) -> Path:
         """Make the file, or find it done."""
-        return embed(self.pictures, backbone, self.node, self.file, self.provenance, batch_size, workers, device,
+        return embed(self.images, backbone, self.node, self.file, self.provenance, batch_size, workers, device,
                      self.provenance["precision"], self.record)
 
 
@@ -49,27 +49,27 @@ def folder_name(model: str, backbone: Backbone, precision: str = "fp32", chosen:
     return name + f"__{precision}" * (precision != "fp32") + f"__{decoder}-decoded" * (decoder != "pil")
 
 
-def plan(pictures: PictureSet, backbone: Backbone, layer: str, folder: str, root: Path, precision: str = "fp32",
+def plan(images: ImageSet, backbone: Backbone, layer: str, folder: str, root: Path, precision: str = "fp32",
          elements: dict[str, Any] | None = None, place: Path | None = None, write: bool = True) -> Job:
-    """The job for these pictures: a data set's own, or, with stage 1's settings as `elements`, visual elements.
+    """The job for these images: a data set's own, or, with stage 1's settings as `elements`, visual elements.
 
     place: a folder for the file, instead of `folder` below `root`. write: False where nothing may be made.
     Raises `UserError` for an unknown layer, a folder that cannot be written to, and a file made otherwise.
     """
     node = resolve(backbone.module, backbone.head, layer, backbone.preprocessing["crop"])
     if elements is None:
-        file = representations_file(folder, pictures.dataset, pictures.split, layer, root)
+        file = representations_file(folder, images.dataset, images.split, layer, root)
     else:  # an unnamed data set is the published one
-        dataset = "imagenet" if pictures.dataset == UNNAMED else pictures.dataset
+        dataset = "imagenet" if images.dataset == UNNAMED else images.dataset
         file = elements_file(folder, dataset, elements["kind"], elements.get("protocol", "paper"), root)
         if node.name != HEAD_INPUT:
             file = file.with_name(f"{slug(node.name)}_{file.name}")
     provenance = {"model": backbone.model, "weights": backbone.weights, "weights_hash": backbone.weights_hash,
                   "node": node.name, "preprocessing": backbone.preprocessing, "precision": precision,
-                  "dataset": pictures.dataset, "split": pictures.split, "elements": elements}
+                  "dataset": images.dataset, "split": images.split, "elements": elements}
     if place is not None:
         file = place / file.name
     if write:
         make_output_folder(file.parent)
-    is_done(pictures, file, provenance)
-    return Job(pictures, node, file, provenance, {"layer": layer})
+    is_done(images, file, provenance)
+    return Job(images, node, file, provenance, {"layer": layer})

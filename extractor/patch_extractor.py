@@ -1,9 +1,9 @@
-"""Stage 1: cut the pictures of a data set into a 4 x 4 grid of patches, each 224 x 224.
+"""Stage 1: cut the images of a data set into a 4 x 4 grid of patches, each 224 x 224.
 
     cd extractor
     python patch_extractor.py --data_root DIR --save_root ../concept_library/visual/patches
 
-DIR holds one folder of pictures per class (ImageNet's train folder). About 0.05 s of one core for a picture of
+DIR holds one folder of images per class (ImageNet's train folder). About 0.05 s of one core for an image of
 500 x 375: for ImageNet's 10,000 ten minutes of one core, and 3 GB. Killed and started again, it goes on where it was.
 """
 
@@ -12,27 +12,26 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from extractor.image_walk import walk
 from extractor.patches import RULES, patches
-from extractor.picture_walk import walk
-from extractor.stage1_flags import pictures_of, save_root_of, stage1_parser
+from extractor.stage1_flags import images_of, save_root_of, stage1_parser
 from extractor.stage_plans import tell_stage1
-from iis.config import DoorParser, write_settings
-from iis.runtime import run_door
+from iis.cli import ScriptParser, run_script, write_settings
 
 
-def parser() -> DoorParser:
-    """Flags of this door."""
+def parser() -> ScriptParser:
+    """Flags of this script."""
     return stage1_parser("patches", __doc__.splitlines()[0])
 
 
 def main(args=None) -> None:
     """Cut, save, and print one line of what was done."""
     args = args or parser().settings()
-    pictures = pictures_of(args.data_root, args.dataset)
-    folder = save_root_of(args, pictures, "patches")
+    images = images_of(args.data_root, args.dataset)
+    folder = save_root_of(args, images, "patches")
     # Nothing is drawn at random and the protocols agree: both are recorded because stage 2's file names tell them.
     settings = {"kind": "patches", "protocol": args.protocol, "seed": args.seed, **RULES}
-    work = (pictures, patches, folder, settings, args.image_per_class, args.format, args.workers)
+    work = (images, patches, folder, settings, args.image_per_class, args.format, args.workers)
     if "dry_run" in args:
         tell_stage1(*work)
         return
@@ -41,4 +40,4 @@ def main(args=None) -> None:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_script(main)

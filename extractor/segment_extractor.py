@@ -1,9 +1,9 @@
-"""Stage 1: cut the pictures of a data set into SLIC segments, at most 15 each, on grey.
+"""Stage 1: cut the images of a data set into SLIC segments, at most 15 each, on grey.
 
     cd extractor
     python segment_extractor.py --data_root DIR --save_root ../concept_library/visual/segments
 
-DIR holds one folder of pictures per class (ImageNet's train folder). About 0.4 s of one core for a picture of
+DIR holds one folder of images per class (ImageNet's train folder). About 0.4 s of one core for an image of
 500 x 375: for ImageNet's 10,000 an hour of one core, and 6 GB. Killed and started again, it goes on where it was.
 """
 
@@ -13,18 +13,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from extractor.picture_walk import walk
-from extractor.stage1_flags import pictures_of, save_root_of, stage1_parser
+from extractor.image_walk import walk
+from extractor.stage1_flags import images_of, save_root_of, stage1_parser
 from extractor.stage_plans import tell_stage1
 from extractor.superpixels import BOXES, CHOICES, RULES, segments
-from iis.config import DoorParser, write_settings
-from iis.runtime import run_door
+from iis.cli import ScriptParser, run_script, write_settings
 
 BY_PROTOCOL = {"paper": ("sample", "whole"), "release": ("first", "short")}
 
 
-def parser() -> DoorParser:
-    """Flags of this door."""
+def parser() -> ScriptParser:
+    """Flags of this script."""
     flags = stage1_parser("segments", __doc__.splitlines()[0])
     flags.add_argument("--segment_choice", choices=CHOICES, help="which 5 of a scale: a seeded sample, or the first "
                        "in raster order; left out, by --protocol")
@@ -36,13 +35,13 @@ def parser() -> DoorParser:
 def main(args=None) -> None:
     """Cut, save, and print one line of what was done."""
     args = args or parser().settings()
-    pictures = pictures_of(args.data_root, args.dataset)
-    folder = save_root_of(args, pictures, "segments")
+    images = images_of(args.data_root, args.dataset)
+    folder = save_root_of(args, images, "segments")
     choice, box = BY_PROTOCOL[args.protocol]
     choice, box = args.segment_choice or choice, args.bounding_box or box
     settings = {"kind": "segments", "protocol": args.protocol, "segment_choice": choice, "bounding_box": box,
                 "seed": args.seed, **RULES}
-    work = (pictures, partial(segments, choice=choice, box=box, seed=args.seed), folder, settings,
+    work = (images, partial(segments, choice=choice, box=box, seed=args.seed), folder, settings,
             args.image_per_class, args.format, args.workers)
     if "dry_run" in args:
         tell_stage1(*work)
@@ -52,4 +51,4 @@ def main(args=None) -> None:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_script(main)

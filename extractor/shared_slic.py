@@ -1,4 +1,4 @@
-"""SLIC at several scales of one picture, with the colour conversion and the blur done once for all of them.
+"""SLIC at several scales of one image, with the colour conversion and the blur done once for all of them.
 
 scikit-image's `slic` does both anew for every scale: a quarter of its time. The parts between them are private there,
 so this room uses them only where they are known to give what `slic` gives: `labels` asks `trusted`, once in a process,
@@ -17,28 +17,28 @@ ITERATIONS = 10  # of k-means; this and the two factors are slic's defaults
 SMALLEST, LARGEST = 0.5, 3  # of a connected piece, in shares of the mean superpixel
 
 
-def labels(picture_HW3: np.ndarray, scales: Sequence[int], compactness: float, sigma: float) -> list[np.ndarray]:
-    """`slic`'s label map (H, W), int64 from 1, of a uint8 RGB picture at each scale (n_segments)."""
+def labels(image_HW3: np.ndarray, scales: Sequence[int], compactness: float, sigma: float) -> list[np.ndarray]:
+    """`slic`'s label map (H, W), int64 from 1, of a uint8 RGB image at each scale (n_segments)."""
     make = shared if trusted() else public
-    return make(picture_HW3, scales, compactness, sigma)
+    return make(image_HW3, scales, compactness, sigma)
 
 
-def public(picture_HW3: np.ndarray, scales: Sequence[int], compactness: float, sigma: float) -> list[np.ndarray]:
+def public(image_HW3: np.ndarray, scales: Sequence[int], compactness: float, sigma: float) -> list[np.ndarray]:
     """The same by scikit-image's own `slic`, scale by scale."""
     from skimage.segmentation import slic
 
-    return [slic(picture_HW3, n_segments=scale, compactness=compactness, sigma=sigma, start_label=1)
+    return [slic(image_HW3, n_segments=scale, compactness=compactness, sigma=sigma, start_label=1)
             for scale in scales]
 
 
-def shared(picture_HW3: np.ndarray, scales: Sequence[int], compactness: float, sigma: float) -> list[np.ndarray]:
+def shared(image_HW3: np.ndarray, scales: Sequence[int], compactness: float, sigma: float) -> list[np.ndarray]:
     """The same steps as `slic`, in its order and precision, the first three of them once."""
     from skimage.color import rgb2lab
     from skimage.filters import gaussian
     from skimage.segmentation import slic_superpixels as parts
     from skimage.util import img_as_float
 
-    rgb_HW3 = img_as_float(picture_HW3)
+    rgb_HW3 = img_as_float(image_HW3)
     rgb_HW3 = rgb_HW3 - rgb_HW3.min()
     rgb_HW3 /= rgb_HW3.max() or 1.0  # slic stretches to [0, 1]
     lab_1HW3 = gaussian(rgb2lab(rgb_HW3[None]), sigma=[sigma, sigma, sigma, 0], mode="reflect")
@@ -57,16 +57,16 @@ def shared(picture_HW3: np.ndarray, scales: Sequence[int], compactness: float, s
 
 @functools.cache
 def trusted() -> bool:
-    """Whether `shared` gives what `public` gives, on two small pictures; False too where scikit-image has no such
+    """Whether `shared` gives what `public` gives, on two small images; False too where scikit-image has no such
     parts, or they take other arguments. A tenth of a second."""
     try:
-        return all(np.array_equal(one, other) and one.dtype == other.dtype for picture in _pictures()
-                   for one, other in zip(shared(picture, (5, 20), 10, 1), public(picture, (5, 20), 10, 1), strict=True))
+        return all(np.array_equal(one, other) and one.dtype == other.dtype for image in _images()
+                   for one, other in zip(shared(image, (5, 20), 10, 1), public(image, (5, 20), 10, 1), strict=True))
     except Exception:  # a private function may change in any way
         return False
 
 
-def _pictures() -> list[np.ndarray]:
+def _images() -> list[np.ndarray]:
     """Noise over a slope; and two flat halves, where many pixels lie equally near to two centres."""
     rng = np.random.default_rng(0)
     slope_HW3 = np.linspace(20, 180, 64)[None, :, None] + rng.uniform(0, 60, (48, 64, 3))

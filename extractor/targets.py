@@ -20,7 +20,7 @@ from iis.preprocessing import normalise
 
 @dataclass
 class Target:
-    """One file to make of the pictures: `model` (anything with `module` and `preprocessing`) taken at `node`.
+    """One file to make of the images: `model` (anything with `module` and `preprocessing`) taken at `node`.
     compiled: the batch size to compile the model for; 0 leaves it as it is."""
 
     model: Any
@@ -30,11 +30,11 @@ class Target:
     precision: str = "fp32"
     record: dict[str, Any] = field(default_factory=dict)
     compiled: int = 0
-    forward: Any = None  # normalised pictures -> features, once `prepared`
+    forward: Any = None  # normalised images -> features, once `prepared`
 
     @property
     def decoder(self) -> str:
-        """What decodes and resizes its pictures."""
+        """What decodes and resizes its images."""
         return self.model.preprocessing.get("decoder", "pil")
 
     @property
@@ -55,9 +55,9 @@ def prepared(target: Target) -> Target:
 
 
 def features_of(target: Target, place: int, batch: Batch, device: torch.device) -> torch.Tensor:
-    """Float32 features (B, D) on the device, of a batch whose pictures for this target are its own or its
+    """Float32 features (B, D) on the device, of a batch whose images for this target are its own or its
     others[place - 1]; target: as `prepared` leaves it. A GPU may still be computing them."""
-    pixels = [batch.pictures, *batch.others][place]
+    pixels = [batch.images, *batch.others][place]
     few = len(pixels) if target.compiled or device.type != "cpu" else at_a_time(pixels)
     with torch.inference_mode(), precise(device, target.precision):
         return torch.cat([target.forward(normalise(some, target.model.preprocessing)).float()

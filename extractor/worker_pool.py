@@ -30,7 +30,7 @@ def map_in_processes(function: Callable[[int], Any], count: int, workers: int) -
         context.set_forkserver_preload(["skimage.segmentation.slic_superpixels", "PIL.Image", "tqdm"])
     pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(function,))
     try:
-        # Chunks keep the queue's cost (0.2 ms a call) below that of a 32 x 32 picture.
+        # Chunks keep the queue's cost (0.2 ms a call) below that of a 32 x 32 image.
         yield from pool.map(_call, range(count), chunksize=min(16, max(1, count // (8 * workers))))
     except BrokenProcessPool:
         raise UserError("the system ended a worker process, most likely for want of memory; start the same command "

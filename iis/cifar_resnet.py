@@ -1,4 +1,4 @@
-"""ResNets for 32-pixel pictures (He et al. 2016, §4.2): small real models that a laptop can run."""
+"""ResNets for 32-pixel images (He et al. 2016, §4.2): small real models that a laptop can run."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class CifarResNet(nn.Module):
         return nn.Sequential(Block(inputs, outputs, stride), *(Block(outputs, outputs, 1) for _ in range(blocks - 1)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) -> logits (B, C); any picture size works, 32 x 32 is what the checkpoints saw."""
+        """(B, 3, H, W) -> logits (B, C); any image size works, 32 x 32 is what the checkpoints saw."""
         x = F.relu(self.bn1(self.conv1(x)))  # (B, 16, H, W)
         x = self.layer3(self.layer2(self.layer1(x)))  # (B, 64, H / 4, W / 4)
         return self.linear(self.avgpool(x).flatten(1))  # (B, C)

@@ -1,7 +1,7 @@
-"""Data sets: class folders of pictures, or a torchvision data set by name. A picture is opened in one way only.
+"""Data sets: class folders of images, or a torchvision data set by name. An image is opened in one way only.
 
 The field's accuracies rest on torchvision's folder loader (PIL, `convert("RGB")`, no EXIF rotation), so every
-stage opens pictures through `PictureSet.open`.
+stage opens images through `ImageSet.open`.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from pathlib import Path
 
 from PIL import Image
 
-from iis.config import find_config, read_yaml
+from iis.cli import find_config, read_yaml
 from iis.runtime import ROOT, UserError, nearest
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 TORCHVISION_SETS = ("CIFAR10", "CIFAR100", "Flowers102", "Food101", "OxfordIIITPet", "STL10", "DTD")
-UNNAMED = "unnamed"  # pictures from a bare folder, which carry no data set's name
+UNNAMED = "unnamed"  # images from a bare folder, which carry no data set's name
 KEYS = ("name", "root", "train", "val", "torchvision", "class_names", "num_concepts")
 
 
-class UnreadablePicture(Exception):
+class UnreadableImage(Exception):
     """The file is there but cannot be decoded; callers skip, count and list it."""
 
 
 @dataclass
-class PictureSet:
-    """N labelled pictures. Classes are sorted by folder name, pictures by name within their class.
+class ImageSet:
+    """N labelled images. Classes are sorted by folder name, images by name within their class.
 
     names[i] is unique in the set and stays the same on every machine (path below the root, `/` between).
     """
@@ -43,26 +43,26 @@ class PictureSet:
         return len(self.names)
 
     def file(self, index: int) -> Path | None:
-        """The picture's own file; None where it has none."""
+        """The image's own file; None where it has none."""
         return self.root / self.names[index]
 
     def open(self, index: int) -> Image.Image:
-        """The picture as RGB. Raises `UnreadablePicture` where it cannot be decoded."""
+        """The image as RGB. Raises `UnreadableImage` where it cannot be decoded."""
         try:
-            with open(self.root / self.names[index], "rb") as handle, Image.open(handle) as picture:
-                return picture.convert("RGB")
+            with open(self.root / self.names[index], "rb") as handle, Image.open(handle) as image:
+                return image.convert("RGB")
         except Exception as error:  # a broken file can raise almost anything: OSError, struct.error, zlib.error …
-            raise UnreadablePicture(f"{self.root / self.names[index]}: {error}") from None
+            raise UnreadableImage(f"{self.root / self.names[index]}: {error}") from None
 
-    def only(self, indices: Sequence[int]) -> PictureSet:
-        """The same set with these pictures alone, in this order."""
+    def only(self, indices: Sequence[int]) -> ImageSet:
+        """The same set with these images alone, in this order."""
         lists = ("labels", "names", "order")  # `order` is a torchvision set's
         return replace(self, **{key: [getattr(self, key)[index] for index in indices]
                                 for key in lists if hasattr(self, key)})
 
 
 @dataclass
-class TorchvisionPictureSet(PictureSet):
+class TorchvisionImageSet(ImageSet):
     """The same over a torchvision data set; `order` maps our sorted order to its own."""
 
     source: object
@@ -72,11 +72,11 @@ class TorchvisionPictureSet(PictureSet):
         """None: torchvision's set decodes for itself."""
 
     def open(self, index: int) -> Image.Image:
-        """The picture as RGB. Raises `UnreadablePicture` where it cannot be decoded."""
+        """The image as RGB. Raises `UnreadableImage` where it cannot be decoded."""
         try:
             return self.source[self.order[index]][0].convert("RGB")
         except Exception as error:
-            raise UnreadablePicture(f"{self.dataset} {self.split} {self.names[index]}: {error}") from None
+            raise UnreadableImage(f"{self.dataset} {self.split} {self.names[index]}: {error}") from None
 
 
 @dataclass
@@ -91,16 +91,16 @@ class Dataset:
     class_names: str | None = None
     num_concepts: int = 200
 
-    def pictures(self, split: str) -> PictureSet:
-        """The `train` or `val` pictures. Raises `UserError` where they are not in place."""
+    def images(self, split: str) -> ImageSet:
+        """The `train` or `val` images. Raises `UserError` where they are not in place."""
         if self.torchvision:
-            return _torchvision_pictures(self, split)
+            return _torchvision_images(self, split)
         folder = self.root / (self.train if split == "train" else self.val)
         if not folder.is_dir():
             offer = "" if self.name == "shapes" else ", or try DATASET=shapes, which the suite paints itself"
             raise UserError(f"{self.name} has no {split} folder at {folder}: put its class folders there or set "
                             f"root, train and val in dataset_configs/{self.name}.yaml{offer}")
-        return folder_pictures(folder, self.name, split)
+        return folder_images(folder, self.name, split)
 
 
 def load_dataset(name: str) -> Dataset:
@@ -120,10 +120,10 @@ def load_dataset(name: str) -> Dataset:
     return Dataset(**data)
 
 
-def folder_pictures(folder: Path, dataset: str, split: str) -> PictureSet:
-    """All pictures below class folders, in torchvision's ImageFolder order.
+def folder_images(folder: Path, dataset: str, split: str) -> ImageSet:
+    """All images below class folders, in torchvision's ImageFolder order.
 
-    Raises `UserError` for a missing folder, a flat one (pictures without class folders) or an empty class.
+    Raises `UserError` for a missing folder, a flat one (images without class folders) or an empty class.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -131,18 +131,18 @@ def folder_pictures(folder: Path, dataset: str, split: str) -> PictureSet:
     classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not classes:
         flat = next((entry.name for entry in folder.iterdir() if entry.suffix.lower() in EXTENSIONS), None)
-        found = f"pictures but no class folders ({flat}, …)" if flat else "no class folders"
-        raise UserError(f"{folder} holds {found}: sort the pictures into one folder per class "
-                        "(ImageNet's val pictures come flat; its development kit lists their classes)")
+        found = f"images but no class folders ({flat}, …)" if flat else "no class folders"
+        raise UserError(f"{folder} holds {found}: sort the images into one folder per class "
+                        "(ImageNet's val images come flat; its development kit lists their classes)")
     names, labels = [], []
     for label, name in enumerate(classes):
         files = sorted(file for file in (folder / name).rglob("*")
                        if file.suffix.lower() in EXTENSIONS and not file.name.startswith("."))
         if not files:
-            raise UserError(f"the class folder {folder / name} holds no pictures: fill it or remove it")
+            raise UserError(f"the class folder {folder / name} holds no images: fill it or remove it")
         names += [file.relative_to(folder).as_posix() for file in files]
         labels += [label] * len(files)
-    return PictureSet(dataset, split, classes, labels, names, folder)
+    return ImageSet(dataset, split, classes, labels, names, folder)
 
 
 def is_synset(folder: str) -> bool:
@@ -180,7 +180,7 @@ def readable_class_names(dataset: str, folders: list[str]) -> list[str]:
     return lines
 
 
-def _torchvision_pictures(dataset: Dataset, split: str) -> TorchvisionPictureSet:
+def _torchvision_images(dataset: Dataset, split: str) -> TorchvisionImageSet:
     from torchvision import datasets as sets
 
     kind = getattr(sets, dataset.torchvision)
@@ -201,5 +201,5 @@ def _torchvision_pictures(dataset: Dataset, split: str) -> TorchvisionPictureSet
     classes = list(getattr(source, "classes", [])) or [f"class {label:03d}" for label in range(count)]
     order = sorted(range(len(targets)), key=lambda index: (targets[index], index))  # class by class, as in folders
     names = [f"{classes[targets[index]]}/{index:06d}" for index in order]
-    return TorchvisionPictureSet(dataset.name, split, classes, [targets[index] for index in order], names,
+    return TorchvisionImageSet(dataset.name, split, classes, [targets[index] for index in order], names,
                                  dataset.root, source, order)

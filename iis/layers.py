@@ -27,7 +27,7 @@ WIDTHS = ("out_channels", "out_features", "num_features", "num_channels")
 @dataclass(frozen=True)
 class Node:
     """A place in the model. name: `head_input`, or the name of an earlier layer (what provenance compares);
-    module: where the hook goes; axis: the channel axis of what comes out; class_token: tokens stand for the picture
+    module: where the hook goes; axis: the channel axis of what comes out; class_token: tokens stand for the image
     by their first."""
 
     name: str
@@ -50,10 +50,10 @@ def find_head(module: nn.Module) -> str:
     return linear[-1]
 
 
-def resolve(module: nn.Module, head: str, layer: str, picture_size: int) -> Node:
+def resolve(module: nn.Module, head: str, layer: str, image_size: int) -> Node:
     """The node that `layer` names. A layer whose pooled output is the head's input is the head's input.
 
-    Two random pictures are sent through the model to see it; they depend on nothing but their size, in pixels.
+    Two random images are sent through the model to see it; they depend on nothing but their size, in pixels.
     Raises `UserError` for an unknown layer (naming the nearest), or one that the forward pass does not use.
     """
     at_head = Node(HEAD_INPUT, head)
@@ -65,9 +65,9 @@ def resolve(module: nn.Module, head: str, layer: str, picture_size: int) -> Node
             return at_head
         raise UserError(f"the model has no layer {layer!r}{nearest(layer, {*names, *ALIASES})}")
     device = next(module.parameters()).device
-    pictures = torch.randn(2, 3, picture_size, picture_size, generator=torch_rng("layer probe")).to(device)
+    images = torch.randn(2, 3, image_size, image_size, generator=torch_rng("layer probe")).to(device)
     with torch.no_grad(), _caught(module, head, before=True) as inputs, _caught(module, layer) as outputs:
-        module(pictures)
+        module(images)
     shape = _tensor(_only(outputs, layer)).shape
     if not 2 <= len(shape) <= 4:
         raise UserError(f"the layer {layer!r} gives {len(shape)} axes {tuple(shape)}: maps, tokens or vectors are "
@@ -80,10 +80,10 @@ def resolve(module: nn.Module, head: str, layer: str, picture_size: int) -> Node
     return node
 
 
-def represent(module: nn.Module, node: Node, pictures: torch.Tensor) -> torch.Tensor:
-    """Pictures (B, 3, H, W), normalised -> representations (B, D). Gradients flow unless the caller stops them."""
+def represent(module: nn.Module, node: Node, images: torch.Tensor) -> torch.Tensor:
+    """Images (B, 3, H, W), normalised -> representations (B, D). Gradients flow unless the caller stops them."""
     with _caught(module, node.module, node.name == HEAD_INPUT, lambda value: pool(value, node)) as found:
-        module(pictures)
+        module(images)
     return _only(found, node.module)
 
 
@@ -116,7 +116,7 @@ def _caught(module: nn.Module, name: str, before: bool = False,
 
 def _only(found: list[torch.Tensor], name: str) -> torch.Tensor:
     if not found:
-        raise UserError(f"the layer {name!r} takes no part when the model classifies a picture; choose another")
+        raise UserError(f"the layer {name!r} takes no part when the model classifies an image; choose another")
     return found[-1]
 
 

@@ -66,8 +66,8 @@ def clip_label(clip_name: str, clip_weights: str | None = None) -> str:
     return label if stem in (label, clip_name.replace("/", "-")) else f"{label}__{slug(stem)}"
 
 
-def clip_pictures_file(folder: Path, dataset: str, split: str, label: str) -> Path:
-    """CLIP's embeddings of a data set's pictures: `DATASET_{train,val}_clip_ViT-B16.pt`."""
+def clip_images_file(folder: Path, dataset: str, split: str, label: str) -> Path:
+    """CLIP's embeddings of a data set's images: `DATASET_{train,val}_clip_ViT-B16.pt`."""
     return folder / f"{dataset}_{split}_clip_{label}.pt"
 
 

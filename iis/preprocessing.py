@@ -1,6 +1,6 @@
 """Preprocessing belongs to the weights: one dictionary {resize, crop, interpolation, mean, std} says all of it.
 
-A picture is resized and cropped with PIL where it is read, travels as uint8 (a quarter of the bytes of floats),
+An image is resized and cropped with PIL where it is read, travels as uint8 (a quarter of the bytes of floats),
 and becomes a normalised float on the device.
 """
 
@@ -23,7 +23,7 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 def preprocessing(resize: int | list[int] = 256, crop: int = 224, interpolation: str = "bilinear",
                   mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD) -> dict[str, Any]:
     """resize: pixels of the shorter side, or [height, width]; crop: side of the central square, pixels;
-    mean, std: of pictures in [0, 1]. Only plain lists and numbers, so that files and JSON keep it as it is."""
+    mean, std: of images in [0, 1]. Only plain lists and numbers, so that files and JSON keep it as it is."""
     return {"resize": resize, "crop": crop, "interpolation": interpolation,
             "mean": [float(value) for value in mean], "std": [float(value) for value in std]}
 
@@ -40,7 +40,7 @@ def from_timm(config: dict[str, Any]) -> dict[str, Any]:
     crop, mode = config["input_size"][-1], config.get("crop_mode", "center")
     resize = int(crop / config["crop_pct"])
     if mode == "border":
-        print("preprocessing: timm pads these pictures to a square; the suite takes the central crop instead",
+        print("preprocessing: timm pads these images to a square; the suite takes the central crop instead",
               file=sys.stderr)
     interpolation = config["interpolation"] if config["interpolation"] in INTERPOLATIONS else "bicubic"
     return preprocessing([resize, resize] if mode == "squash" else resize, crop, interpolation,
@@ -62,7 +62,7 @@ def override(belongs: dict[str, Any], weights: str | None, **given: Any) -> dict
     result = {**belongs, **given}
     shorter = min(result["resize"]) if isinstance(result["resize"], list) else result["resize"]
     if not 1 <= result["crop"] <= shorter:
-        raise UserError(f"pictures resized to {shorter} pixels cannot be cropped to {result['crop']}: "
+        raise UserError(f"images resized to {shorter} pixels cannot be cropped to {result['crop']}: "
                         "choose --val-crop-size between 1 and --val-resize-size")
     if result["interpolation"] not in INTERPOLATIONS:
         raise UserError(f"--interpolation {result['interpolation']} is not one of {', '.join(INTERPOLATIONS)}")
@@ -71,14 +71,14 @@ def override(belongs: dict[str, Any], weights: str | None, **given: Any) -> dict
     return result
 
 
-def to_uint8(picture: Image.Image, settings: dict[str, Any]) -> torch.Tensor:
-    """PIL RGB picture -> uint8 (3, crop, crop), resized and cropped exactly as torchvision's presets do."""
+def to_uint8(image: Image.Image, settings: dict[str, Any]) -> torch.Tensor:
+    """PIL RGB image -> uint8 (3, crop, crop), resized and cropped exactly as torchvision's presets do."""
     size = settings["resize"] if isinstance(settings["resize"], list) else [settings["resize"]]
-    picture = F.resize(picture, size, interpolation=InterpolationMode(settings["interpolation"]))
-    return F.pil_to_tensor(F.center_crop(picture, [settings["crop"]] * 2))
+    image = F.resize(image, size, interpolation=InterpolationMode(settings["interpolation"]))
+    return F.pil_to_tensor(F.center_crop(image, [settings["crop"]] * 2))
 
 
-def normalise(pictures: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
+def normalise(images: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
     """uint8 (B, 3, H, W) -> float (B, 3, H, W) on the same device: ÷ 255, − mean, ÷ std."""
-    mean, std = (torch.tensor(settings[key], device=pictures.device).view(3, 1, 1) for key in ("mean", "std"))
-    return pictures.float().div_(255).sub_(mean).div_(std)
+    mean, std = (torch.tensor(settings[key], device=images.device).view(3, 1, 1) for key in ("mean", "std"))
+    return images.float().div_(255).sub_(mean).div_(std)

@@ -1,4 +1,4 @@
-"""What every door needs at run time: clear errors, a device, seeds, and files written whole or not at all."""
+"""What every script needs at run time: clear errors, a device, seeds, and files written whole or not at all."""
 
 from __future__ import annotations
 
@@ -29,36 +29,6 @@ CANNOT_WRITE = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQU
 
 class UserError(Exception):
     """Something the user can mend. The message is one sentence that says what to do; exit status 2."""
-
-
-def run_door(main: Callable[[], None]) -> None:
-    """Run a door and turn what the user can mend into one sentence and a non-zero exit status.
-
-    2 for a `UserError` or a package that is not installed, 1 for a full or read-only disk or a file in a folder's
-    place, 130 for Ctrl-C. Anything else is a bug of ours and keeps its traceback.
-    """
-    try:
-        main()
-    except UserError as error:
-        sys.exit(_say(f"error: {error}", 2))
-    except ModuleNotFoundError as error:
-        if (ROOT / str(error.name).split(".")[0]).exists():
-            raise  # ours
-        sys.exit(_say(f"error: this Python ({sys.executable}) lacks the module {error.name}: install requirements.txt, "
-                      "or take the one that `make demo` or `make test` sets up in .venv", 2))
-    except KeyboardInterrupt:
-        sys.exit(_say("stopped; start the same command again and it goes on where it was", 130))
-    except OSError as error:
-        if error.errno not in CANNOT_WRITE:
-            raise
-        place = f" at {error.filename}" if error.filename else ""
-        sys.exit(_say(f"error: cannot write{place}: {error.strerror}; free some space or choose another "
-                      "output folder, then start the same command again", 1))
-
-
-def _say(sentence: str, status: int) -> int:
-    print(sentence, file=sys.stderr)
-    return status
 
 
 def nearest(word: str, choices: Iterable[str], count: int = 3) -> str:

@@ -8,7 +8,7 @@ for word in "$@"; do
     esac
 done
 if [ "$DRY_RUN" = 0 ]; then DRY_RUN=; fi
-IIS_TALLY=$(mktemp)    # a line for every door: how much it made
+IIS_TALLY=$(mktemp)    # a line for every script: how much it made
 export IIS_TALLY
 trap 'rm -f "$IIS_TALLY"' EXIT
 

@@ -1,4 +1,4 @@
-"""How sure a number is: mean and standard deviation over seeds, and a bootstrap over validation pictures."""
+"""How sure a number is: mean and standard deviation over seeds, and a bootstrap over validation images."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from iis.equations import accuracy_retention, area
 from iis.runtime import numpy_rng
-from iis.score import accuracy_retention, area
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
@@ -16,15 +16,15 @@ def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
     return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None
 
 
-def bootstrap_iis(ratios: Sequence[float], hits_RSN: np.ndarray, dense_RN: np.ndarray, draws: int = 1000,
+def bootstrap_iis(ratios: Sequence[float], correct_RSN: np.ndarray, dense_RN: np.ndarray, draws: int = 1000,
                   seed: int = 0) -> np.ndarray:
-    """IIS of `draws` resamples of the validation pictures, each the mean over seeds. Returns (draws,).
+    """IIS of `draws` resamples of the validation images, each the mean over seeds. Returns (draws,).
 
-    hits_RSN: (R seeds, S ratios, N pictures) and dense_RN: (R, N), True where the selected head is right.
+    correct_RSN: (R seeds, S ratios, N images) and dense_RN: (R, N), True where the selected head is right.
     One resample serves all heads, so that the pairing of ratios and dense head is kept.
     """
-    seeds, ratios_count, count = hits_RSN.shape
-    right_N = np.concatenate([hits_RSN.reshape(-1, count), dense_RN]).astype(np.float32)  # (R·S + R, N)
+    seeds, ratios_count, count = correct_RSN.shape
+    right_N = np.concatenate([correct_RSN.reshape(-1, count), dense_RN]).astype(np.float32)  # (R·S + R, N)
     rng, scores = numpy_rng(seed, "bootstrap", count), []
     for start in range(0, draws, 100):  # 100 x N counts at a time: 20 MB at N = 50,000
         picks = rng.multinomial(count, np.full(count, 1 / count), size=min(100, draws - start))

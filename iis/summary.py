@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from iis.advice import advice
-from iis.grid import DENSE
-from iis.ledger import unpack_hits
-from iis.runtime import UserError
-from iis.score import (
+from iis.equations import (
     accuracy_retention,
     area,
     chance_corrected,
@@ -22,7 +20,9 @@ from iis.score import (
     standard_error,
     too_close_to_chance,
 )
-from iis.selection import select
+from iis.grid import DENSE
+from iis.results import select, unpack_correct
+from iis.runtime import UserError
 from iis.statistics import bootstrap_iis, interval, mean_std
 
 # What names a run in tables.
@@ -118,9 +118,9 @@ def _table(chosen: dict, last: dict, seeds: Sequence[int], ratios: Sequence[floa
 
 
 def _bootstrap(chosen: dict, seeds: Sequence[int], ratios: Sequence[float], count: int, draws: int) -> np.ndarray:
-    hits_RSN = np.array([[unpack_hits(chosen[seed, ratio]["hits"], count) for ratio in ratios] for seed in seeds])
-    dense_RN = np.array([unpack_hits(chosen[seed, DENSE]["hits"], count) for seed in seeds])
-    return bootstrap_iis(ratios, hits_RSN, dense_RN, draws)
+    correct_RSN = np.array([[unpack_correct(chosen[seed, ratio]["hits"], count) for ratio in ratios] for seed in seeds])
+    dense_RN = np.array([unpack_correct(chosen[seed, DENSE]["hits"], count) for seed in seeds])
+    return bootstrap_iis(ratios, correct_RSN, dense_RN, draws)
 
 
 def _verdicts(result: dict[str, Any]) -> list[str]:
@@ -139,8 +139,80 @@ def _verdicts(result: dict[str, Any]) -> list[str]:
         remarks.append(f"warning: {reason}, so it has saturated and cannot tell representations apart; use a smaller "
                        "--num_concepts or a harder data set")
     if not result["holdout"]:
-        remarks.append("note: epoch and learning rate were selected on the validation pictures themselves, as the "
+        remarks.append("note: epoch and learning rate were selected on the validation images themselves, as the "
                        "release does; --holdout 0.1 in stage 3 selects on a slice of train")
     if len(result["seeds"]) == 1:
         remarks.append("note: one seed says nothing about spread; train more with --seeds 3")
     return remarks
+
+
+def advice(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """One sentence per remark, for people; none where the ledger deserves none."""
+    remarks = []
+    selected = list(select(rows).values())
+    rates = sorted({row["learning_rate"] for row in rows})
+    for rate, side in ((rates[0], "smaller"), (rates[-1], "larger")) if len(rates) > 1 else ():
+        at_edge = [row for row in selected if row["learning_rate"] == rate]
+        if at_edge:
+            remarks.append(f"note: the best learning rate is at the edge of the grid ({rate:g}) for "
+                           f"{_places(at_edge)}; a {side} one may do better (--learning_rates)")
+    last = [row for row in selected if row["best_epoch"] == row["epochs"]]
+    if last:
+        remarks.append(f"note: the best epoch is the last one ({last[0]['epochs']}) for {_places(last)}; "
+                       "more epochs may do better (--n_epoch)")
+    silent = [row for row in selected if row["note"]]
+    if silent:
+        remarks.append(f"note: {_places(silent)}: {silent[0]['note']}")
+    broken = [row for row in rows if not np.isfinite(row["loss"])]
+    if broken:
+        remarks.append(f"note: the loss of {len(broken)} head(s) diverged ({_places(broken)})")
+    return remarks
+
+
+def _places(rows: Sequence[dict[str, Any]]) -> str:
+    """"s = 0.9, 0.95 and the dense head (5 of the heads)"."""
+    ratios = sorted({row["ratio"] for row in rows if row["ratio"] >= 0})
+    parts = ([f"s = {', '.join(f'{ratio:g}' for ratio in ratios)}"] if ratios else [])
+    parts += ["the dense head"] if any(row["ratio"] < 0 for row in rows) else []
+    return f"{' and '.join(parts)} ({len(rows)} selected head{'s' if len(rows) > 1 else ''})"
+
+
+def is_release_folder(folder: Path) -> bool:
+    """True where at least one file bears such a name."""
+    return any("##" in file.name for file in Path(folder).glob("*.pth"))
+
+
+def release_summary(folder: Path) -> list[dict[str, Any]]:
+    """One result per M: best top-1 per ratio over best dense top-1 (not the last one listed), and the area.
+
+    Raises `UserError` for a name that does not parse, a missing dense head or a missing ratio.
+    """
+    dense: list[float] = []
+    best: dict[int, dict[float, float]] = defaultdict(dict)
+    for file in sorted(Path(folder).glob("*##*.pth")):
+        parts = file.name.removesuffix(".pth").split("##")
+        try:
+            if parts[0] == "standard":
+                _, _, _, top1, _ = parts
+                dense.append(float(top1))
+            else:
+                count, ratio, _, _, top1, _ = parts
+                best[int(count)][float(ratio)] = max(float(top1), best[int(count)].get(float(ratio), 0.0))
+        except ValueError:
+            raise UserError(f"{file} is not named standard##lr##loss##top1##top5.pth or "
+                            "M##s##lr##loss##top1##top5.pth; move it out of the folder") from None
+    if not dense:
+        raise UserError(f"{folder} has no dense head (standard##lr##loss##top1##top5.pth), so there is nothing to "
+                        "divide by")
+    if not best:
+        raise UserError(f"{folder} has a dense head but no predictor (M##s##lr##loss##top1##top5.pth)")
+    results = []
+    for count, accuracies in sorted(best.items()):
+        require_ratios(list(accuracies), where=f"{folder}, M = {count},")
+        ratios = sorted(accuracies)
+        retention = accuracy_retention([accuracies[ratio] for ratio in ratios], max(dense))
+        score = float(area(ratios, retention))
+        results.append({"num_concepts": count, "dense": max(dense), "ratios": ratios, "arr": retention.tolist(),
+                        "accuracy": [accuracies[ratio] for ratio in ratios], "iis": score,
+                        "normalised": score / span(ratios)})
+    return results

@@ -1,4 +1,4 @@
-"""How many pictures or heads the doors of one bash script made: what its summary line counts."""
+"""How many images or heads the scripts of one bash script made: what its summary line counts."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
-from iis.config import path
+from iis.cli import path
 from iis.runtime import ROOT, UserError
 
 CHECKPOINTS = (".pth", ".pt", ".th", ".bin", ".safetensors")

@@ -18,21 +18,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 if TYPE_CHECKING:
     import torch
 
-from iis.config import DoorParser
+from iis.cli import ScriptParser, run_script
 from iis.plots import COLOURS, MARKERS
-from iis.runtime import UserError, choose_device, each, make_output_folder, read_json, run_door, write_json
-from iis.tables import plus_minus
-from reproduction.rooms.outputs import new_figure, write_figure, write_table
-from reproduction.rooms.points import finished, groups, seeds_said, slug
-from reproduction.rooms.run_files import pictures_of
-from reproduction.rooms.runs import Run, add_source_flags, find_runs, output_folder
+from iis.runtime import UserError, choose_device, each, make_output_folder, read_json, write_json
+from reproduction.lib.outputs import new_figure, write_figure, write_table
+from reproduction.lib.points import finished, groups, seeds_said, slug
+from reproduction.lib.run_files import images_of
+from reproduction.lib.runs import Run, add_source_flags, find_runs, output_folder
+from reproduction.lib.tables import plus_minus
 
 
-def parser() -> DoorParser:
-    """The flags of this door."""
-    door = add_source_flags(DoorParser(description=__doc__.splitlines()[0]))
-    door.add_argument("--device", help="cpu, cuda, cuda:N (default: cuda if there is one)")
-    return door
+def parser() -> ScriptParser:
+    """The flags of this script."""
+    script = add_source_flags(ScriptParser(description=__doc__.splitlines()[0]))
+    script.add_argument("--device", help="cpu, cuda, cuda:N (default: cuda if there is one)")
+    return script
 
 
 def main(args: argparse.Namespace) -> None:
@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> None:
 def measure(run: Run, device: "torch.device") -> dict[int, list[dict[str, Any]]]:
     """Per seed the lines of `nec.accuracy_at_levels`: those of nec.json that still hold, else fitted now."""
     from iis.embedding_file import load_tensors
-    from reproduction.rooms.nec import CACHE, LEVELS, PATH, accuracy_at_levels
+    from reproduction.lib.nec import CACHE, LEVELS, PATH, accuracy_at_levels
 
     file = run.folder / CACHE
     kept = read_json(file) if file.exists() else {}
@@ -71,7 +71,7 @@ def measure(run: Run, device: "torch.device") -> dict[int, list[dict[str, Any]]]
                    **{name: run.identity[name] for name in ("train_hash", "val_hash")}}
         if kept.get(str(seed), {}).get("depends") != depends:
             if not splits:
-                found = [pictures_of(run, split) for split in ("train", "val")]
+                found = [images_of(run, split) for split in ("train", "val")]
                 splits = [(split.features_ND, split.labels_N) for split in found]
             lines = accuracy_at_levels(*splits, bank_MD.to(device), run.identity["num_classes"])
             kept[str(seed)] = {"depends": depends, "levels": lines}
@@ -99,7 +99,7 @@ def hash_of(bank_MD: "torch.Tensor") -> str:
 
 def lines_of(run: Run, bank: str, by_folder: dict[Path, dict[int, list[dict[str, Any]]]]) -> list[dict[str, Any]]:
     """One line per level and one for ANEC: mean and std over seeds; accuracies are fractions."""
-    from reproduction.rooms.nec import over_seeds
+    from reproduction.lib.nec import over_seeds
 
     seeds = list(by_folder[run.folder].values())
     start = {"dataset": run.summary["dataset"], "bank": bank, "model": run.model, "seeds": len(seeds),
@@ -133,7 +133,7 @@ def caption(runs: Sequence[Run]) -> str:
             "path of 16 λ (down to 1/1000 of the largest) with enough weights, pruned to the largest, bias as fitted. "
             "Empty: NEC is more than M. In brackets the weights per class of the path's densest solution, where it "
             "has fewer than NEC: it then stands unpruned. The bank alone depends on "
-            "the seed. Validation pictures choose no layer; without --holdout they chose the epoch and learning rate "
+            "the seed. Validation images choose no layer; without --holdout they chose the epoch and learning rate "
             "of an End2End bank, and the words of a Text bank (Combined too, where it holds one).")
 
 
@@ -163,4 +163,4 @@ def figure(lines: Sequence[dict[str, Any]]) -> Any:
 
 
 if __name__ == "__main__":
-    run_door(lambda: main(parser().settings()))
+    run_script(lambda: main(parser().settings()))

@@ -15,13 +15,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from iis.config import DoorParser
+from iis.cli import ScriptParser, run_script
 from iis.plots import COLOURS, MARKERS
-from iis.runtime import UserError, make_output_folder, run_door
-from iis.tables import plus_minus
-from reproduction.rooms.association import associate
-from reproduction.rooms.outputs import new_figure, write_figure, write_table
-from reproduction.rooms.points import (
+from iis.runtime import UserError, make_output_folder
+from reproduction.lib.association import associate
+from reproduction.lib.outputs import new_figure, write_figure, write_table
+from reproduction.lib.points import (
     counted,
     epoch_of,
     groups,
@@ -33,14 +32,15 @@ from reproduction.rooms.points import (
     seeds_said,
     slug,
 )
-from reproduction.rooms.runs import Run, add_source_flags, find_runs, output_folder
+from reproduction.lib.runs import Run, add_source_flags, find_runs, output_folder
+from reproduction.lib.tables import plus_minus
 
 STYLES = ("-", "--", ":", "-.")
 
 
-def parser() -> DoorParser:
-    """The flags of this door."""
-    return add_source_flags(DoorParser(description=__doc__.splitlines()[0]))
+def parser() -> ScriptParser:
+    """The flags of this script."""
+    return add_source_flags(ScriptParser(description=__doc__.splitlines()[0]))
 
 
 def main(args: argparse.Namespace) -> None:
@@ -162,4 +162,4 @@ def twin(found: dict[tuple[str, str], Sequence[Run]]) -> Any:
 
 
 if __name__ == "__main__":
-    run_door(lambda: main(parser().settings()))
+    run_script(lambda: main(parser().settings()))

@@ -14,20 +14,20 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from iis.config import DoorParser
+from iis.cli import ScriptParser, run_script
 from iis.plots import arr_figure
-from iis.runtime import UserError, make_output_folder, run_door
-from iis.tables import plus_minus
-from reproduction.rooms.outputs import write_figure, write_table
-from reproduction.rooms.points import finished, groups, meaningful, models_said, plain, seeds_said, slug
-from reproduction.rooms.runs import Run, add_source_flags, find_runs, output_folder
+from iis.runtime import UserError, make_output_folder
+from reproduction.lib.outputs import write_figure, write_table
+from reproduction.lib.points import finished, groups, meaningful, models_said, plain, seeds_said, slug
+from reproduction.lib.runs import Run, add_source_flags, find_runs, output_folder
+from reproduction.lib.tables import plus_minus
 
 
-def parser() -> DoorParser:
-    """The flags of this door."""
-    door = add_source_flags(DoorParser(description=__doc__.splitlines()[0]))
-    door.add_argument("--checkpoints", action="store_true", help="also those along pre-training, NAME_epochE")
-    return door
+def parser() -> ScriptParser:
+    """The flags of this script."""
+    script = add_source_flags(ScriptParser(description=__doc__.splitlines()[0]))
+    script.add_argument("--checkpoints", action="store_true", help="also those along pre-training, NAME_epochE")
+    return script
 
 
 def main(args: argparse.Namespace) -> None:
@@ -90,4 +90,4 @@ def caption(runs: Sequence[Run]) -> str:
 
 
 if __name__ == "__main__":
-    run_door(lambda: main(parser().settings()))
+    run_script(lambda: main(parser().settings()))

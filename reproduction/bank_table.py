@@ -16,23 +16,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from iis.config import DoorParser, path
-from iis.ledger import LEDGER, read_ledger
-from iis.runtime import ROOT, UserError, each, make_output_folder, run_door, write_text
+from iis.cli import ScriptParser, path, run_script
+from iis.results import LEDGER, read_ledger
+from iis.runtime import ROOT, UserError, each, make_output_folder, write_text
 from iis.summary import summarise
-from iis.tables import as_csv, as_markdown, plus_minus
+from reproduction.lib.tables import as_csv, as_markdown, plus_minus
 
 ORDER = ("Prototype", "Cluster", "End2End", "Text", "Combined", "Random")
 
 
-def parser() -> DoorParser:
-    """The flags of this door."""
-    door = DoorParser(description=__doc__.splitlines()[0])
-    door.add_argument("--dataset", default="cifar10", help="data set whose ledgers are read")
-    door.add_argument("--root", type=path, default=ROOT / "IP_training", help="folder of IP_BANK/MODEL/…")
-    door.add_argument("--kept", type=int, default=4, help="number of kept concepts to compare banks at")
-    door.add_argument("--save_dir", type=path, required=True, help="where banks.csv goes")
-    return door
+def parser() -> ScriptParser:
+    """The flags of this script."""
+    script = ScriptParser(description=__doc__.splitlines()[0])
+    script.add_argument("--dataset", default="cifar10", help="data set whose ledgers are read")
+    script.add_argument("--root", type=path, default=ROOT / "IP_training", help="folder of IP_BANK/MODEL/…")
+    script.add_argument("--kept", type=int, default=4, help="number of kept concepts to compare banks at")
+    script.add_argument("--save_dir", type=path, required=True, help="where banks.csv goes")
+    return script
 
 
 def main(args: argparse.Namespace) -> None:
@@ -105,4 +105,4 @@ def _ranks(file: Path) -> list[float]:
 
 
 if __name__ == "__main__":
-    run_door(lambda: main(parser().settings()))
+    run_script(lambda: main(parser().settings()))

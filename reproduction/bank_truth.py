@@ -2,7 +2,7 @@
 
     python reproduction/bank_truth.py --sweep shapes                # or --model_root ../IP_training --save_dir DIR
 
-Of a bank's M concepts the one that separates train pictures with and without an attribute best, whatever its sign, is
+Of a bank's M concepts the one that separates train images with and without an attribute best, whatever its sign, is
 judged on validation: by its interpretations as the predictor sees them, normalised, and by the plain projections
 h · bankᵀ beside. The Random bank says how much the best of M reaches for nothing, and the linear probe (a least-squares
 direction) what a single direction can reach in this representation. The Text bank is also judged by each attribute's
@@ -21,28 +21,28 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
-from iis.config import DoorParser, path
-from iis.runtime import ROOT, UserError, each, make_output_folder, read_json, run_door, write_text
+from iis.cli import ScriptParser, path, run_script
+from iis.runtime import ROOT, UserError, each, make_output_folder, read_json, write_text
 from iis.statistics import mean_std
-from iis.tables import as_csv, plus_minus
 from IP_training.concept_banks import Bank
-from reproduction.rooms.attribute_auroc import Captions, auroc, best_matching, linear_probe
-from reproduction.rooms.outputs import write_table
-from reproduction.rooms.points import epoch_of
-from reproduction.rooms.run_files import pictures_of
-from reproduction.rooms.runs import Run, add_source_flags, find_runs, output_folder
+from reproduction.lib.attribute_auroc import Captions, auroc, best_matching, linear_probe
+from reproduction.lib.outputs import write_table
+from reproduction.lib.points import epoch_of
+from reproduction.lib.run_files import images_of
+from reproduction.lib.runs import Run, add_source_flags, find_runs, output_folder
+from reproduction.lib.tables import as_csv, plus_minus
 
 PROBE, RAW, OWN_WORD = "(linear probe)", ", unnormalised", ", by own word"
 
 
-def parser() -> DoorParser:
-    """The flags of this door."""
-    door = add_source_flags(DoorParser(description=__doc__.splitlines()[0]))
-    door.add_argument("--captions", type=path, default=ROOT / "datasets" / "shapes" / "captions.json",
-                      help="the true attributes of every picture; their folder's name is the data set")
-    door.add_argument("--enough", type=float, default=0.9, help="AUROC that counts as found")
-    door.add_argument("--all", action="store_true", help="variants of a sweep and checkpoints along pre-training too")
-    return door
+def parser() -> ScriptParser:
+    """The flags of this script."""
+    script = add_source_flags(ScriptParser(description=__doc__.splitlines()[0]))
+    script.add_argument("--captions", type=path, default=ROOT / "datasets" / "shapes" / "captions.json",
+                      help="the true attributes of every image; their folder's name is the data set")
+    script.add_argument("--enough", type=float, default=0.9, help="AUROC that counts as found")
+    script.add_argument("--all", action="store_true", help="variants of a sweep and checkpoints along pre-training too")
+    return script
 
 
 def main(args: argparse.Namespace) -> Path:
@@ -80,8 +80,8 @@ def measure(run: Run, captions: Captions) -> dict[tuple[str, Any, str], dict[int
 
     By own word an attribute without a word in the bank is NaN. Raises `UserError` where files are gone.
     """
-    train, val = (pictures_of(run, split) for split in ("train", "val"))
-    has = [captions.has(split, pictures.image_paths) for split, pictures in (("train", train), ("val", val))]
+    train, val = (images_of(run, split) for split in ("train", "val"))
+    has = [captions.has(split, images.image_paths) for split, images in (("train", train), ("val", val))]
     label = ", ".join(part for part in (run.summary["bank"], run.variant) if part)
     size, found = run.summary["num_concepts"], {}
     for seed in run.summary["seeds"]:
@@ -94,7 +94,7 @@ def measure(run: Run, captions: Captions) -> dict[tuple[str, Any, str], dict[int
             scores[f"{label}{OWN_WORD}"] = own_words(auroc(raw[1], has[1]), captions.words, words)
         for what, values_A in scores.items():
             found.setdefault((run.model, size, what), {})[seed] = values_A
-    features = [pictures.features_ND.double().numpy() for pictures in (train, val)]
+    features = [images.features_ND.double().numpy() for images in (train, val)]
     return {**found, (run.model, "-", PROBE): {0: linear_probe(features[0], has[0], features[1], has[1])}}
 
 
@@ -147,4 +147,4 @@ def table(found: dict[tuple[str, Any, str], dict[int, np.ndarray]], enough: floa
 
 
 if __name__ == "__main__":
-    run_door(lambda: main(parser().settings()))
+    run_script(lambda: main(parser().settings()))

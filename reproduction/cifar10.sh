@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# CIFAR-10 with two public ResNets, from the zipped pictures to the IIS of both protocols.
+# CIFAR-10 with two public ResNets, from the zipped images to the IIS of both protocols.
 #   IIS_DATA=/path/to/data bash reproduction/cifar10.sh
 # Input:  $IIS_DATA/cifar10.zip (train/CLASS/*.png, test/CLASS/*.png), $IIS_DATA/weights/resnet{20-12fca82f,56-4bfd9763}.th
 # Output: datasets/cifar10 (240 MB), extractor/embs, IP_training/IP_Prototype, results/cifar10; about 0.4 GB.
 # Time:   about 30 minutes on 2 cores without a GPU.
-# Expect: own heads 91.73 % and 93.39 %; dense heads >= 91.5 % and >= 93.0 %; the README has the table.
+# Expect: original heads 91.73 % and 93.39 %; dense heads >= 91.5 % and >= 93.0 %; the README has the table.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 : "${IIS_DATA:?export IIS_DATA=the folder that holds cifar10.zip and weights/}"
@@ -19,7 +19,7 @@ if [ ! -d datasets/cifar10/test ]; then
     "$PYTHON" -m zipfile -e "$IIS_DATA/cifar10.zip" datasets/cifar10.unpacking
     mv datasets/cifar10.unpacking datasets/cifar10
 fi
-for model in $MODELS; do    # pictures, preprocessing and weights are right, or nothing below means anything
+for model in $MODELS; do    # images, preprocessing and weights are right, or nothing below means anything
     "$PYTHON" extractor/check_backbone.py --config_yaml "$model" --dataset cifar10 --batch_size "$BATCH_SIZE"
 done
 for protocol in paper release; do

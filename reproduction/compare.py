@@ -17,12 +17,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from iis.config import DoorParser, path
+from iis.cli import ScriptParser, path, run_script
 from iis.names import EMBEDDINGS
-from iis.runtime import ROOT, UserError, make_output_folder, run_door, write_text
-from iis.tables import as_csv, as_markdown, plus_minus
-from reproduction.rooms.finetuned import FOLDER
-from reproduction.rooms.measured import (
+from iis.runtime import ROOT, UserError, make_output_folder, write_text
+from reproduction.lib.finetuned import FOLDER
+from reproduction.lib.measured import (
     KEY,
     OURS,
     lines_of_elastic_nets,
@@ -33,27 +32,28 @@ from reproduction.rooms.measured import (
     merged,
     read_lines,
 )
-from reproduction.rooms.outputs import write_table
-from reproduction.rooms.runs import add_source_flags, find_runs
+from reproduction.lib.outputs import write_table
+from reproduction.lib.runs import add_source_flags, find_runs
+from reproduction.lib.tables import as_csv, as_markdown, plus_minus
 
 PUBLISHED = (*KEY, "value", "unit", "tolerance", "source")
 INSIDE, OUTSIDE, NOT_HERE, NO_SOURCE, ALONE = "inside", "OUTSIDE", "not computed here", "no source", "not published"
 OTHER_MODEL = "other backbone: no comparison"
 
 
-def parser() -> DoorParser:
-    """The flags of this door."""
-    door = DoorParser(description=__doc__.splitlines()[0])
-    door.add_argument("--collect", action="store_true", help="bring --ours up to date from --sweep or --model_root")
-    add_source_flags(door)
-    door.add_argument("--embeddings", type=path, default=EMBEDDINGS, help="where check_backbone.py kept own heads")
-    door.add_argument("--finetuning", type=path, default=FOLDER, help="folder of what finetuning.py has run")
-    door.add_argument("--published", type=path, default=ROOT / "reproduction" / "published.csv", help="values with a "
+def parser() -> ScriptParser:
+    """The flags of this script."""
+    script = ScriptParser(description=__doc__.splitlines()[0])
+    script.add_argument("--collect", action="store_true", help="bring --ours up to date from --sweep or --model_root")
+    add_source_flags(script)
+    script.add_argument("--embeddings", type=path, default=EMBEDDINGS, help="where check_backbone.py kept original heads")
+    script.add_argument("--finetuning", type=path, default=FOLDER, help="folder of what finetuning.py has run")
+    script.add_argument("--published", type=path, default=ROOT / "reproduction" / "published.csv", help="values with a "
                       "source")
-    door.add_argument("--ours", type=path, default=ROOT / "reproduction" / "ours.csv", help="values computed here")
-    door.add_argument("--all", action="store_true", help="also show what only one of the two has")
-    door.add_argument("--strict", action="store_true", help="exit status 2 where a value is outside its tolerance")
-    return door
+    script.add_argument("--ours", type=path, default=ROOT / "reproduction" / "ours.csv", help="values computed here")
+    script.add_argument("--all", action="store_true", help="also show what only one of the two has")
+    script.add_argument("--strict", action="store_true", help="exit status 2 where a value is outside its tolerance")
+    return script
 
 
 def main(args: argparse.Namespace) -> None:
@@ -154,4 +154,4 @@ def shown_line(line: dict[str, Any]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    run_door(lambda: main(parser().settings()))
+    run_script(lambda: main(parser().settings()))

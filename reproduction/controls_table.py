@@ -18,16 +18,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from iis.config import DoorParser
+from iis.cli import ScriptParser, run_script
+from iis.equations import too_close_to_chance
 from iis.grid import DENSE, check_ratios
-from iis.runtime import UserError, make_output_folder, run_door
-from iis.score import too_close_to_chance
-from iis.tables import plus_minus
-from reproduction.rooms.class_balance import accuracies_at
-from reproduction.rooms.outputs import write_table
-from reproduction.rooms.paired import Difference, paired_difference
-from reproduction.rooms.points import epoch_of
-from reproduction.rooms.runs import Run, add_source_flags, find_runs, output_folder
+from iis.runtime import UserError, make_output_folder
+from reproduction.lib.class_balance import accuracies_at
+from reproduction.lib.outputs import write_table
+from reproduction.lib.paired import Difference, paired_difference
+from reproduction.lib.points import epoch_of
+from reproduction.lib.runs import Run, add_source_flags, find_runs, output_folder
+from reproduction.lib.tables import plus_minus
 
 BASE = "base"
 CAPTION = ("IIS: mean ± std over seeds. Δ: mean over models of the difference to the base, paired over seeds, with "
@@ -35,14 +35,14 @@ CAPTION = ("IIS: mean ± std over seeds. Δ: mean over models of the difference 
            "Accuracies and chance-corrected IIS: means over models and seeds.")
 
 
-def parser() -> DoorParser:
-    """The flags of this door."""
-    door = add_source_flags(DoorParser(description=__doc__.splitlines()[0]))
-    door.add_argument("--base_bank", default="Prototype", help="bank of the base")
-    door.add_argument("--ratio", type=float, default=0.9, help="sparsity ratio whose accuracy stands beside the IIS")
-    door.add_argument("--with_checkpoints", action="store_true", help="rank checkpoints along pre-training as models "
+def parser() -> ScriptParser:
+    """The flags of this script."""
+    script = add_source_flags(ScriptParser(description=__doc__.splitlines()[0]))
+    script.add_argument("--base_bank", default="Prototype", help="bank of the base")
+    script.add_argument("--ratio", type=float, default=0.9, help="sparsity ratio whose accuracy stands beside the IIS")
+    script.add_argument("--with_checkpoints", action="store_true", help="rank checkpoints along pre-training as models "
                       "too (default: leave them out)")
-    return door
+    return script
 
 
 def main(args: argparse.Namespace) -> Path:
@@ -184,4 +184,4 @@ def _by_seed(run: Run) -> dict[int, float]:
 
 
 if __name__ == "__main__":
-    run_door(lambda: main(parser().settings()))
+    run_script(lambda: main(parser().settings()))

@@ -4,7 +4,7 @@
     python reproduction/explain.py --run IP_training/IP_Text/shapes_large/shapes_M64 --class striped_star
     python reproduction/explain.py --run IP_training/IP_Cluster/resnet50/imagenet_segments_M200 --images cat.jpg dog.jpg
 
---run is a folder that a training door wrote. Nothing is trained; a few seconds.
+--run is a folder that a training script wrote. Nothing is trained; a few seconds.
 """
 
 import argparse
@@ -14,47 +14,47 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from iis.config import DoorParser, path, positive
-from iis.runtime import ROOT, UserError, make_output_folder, run_door, write_json, write_text
+from iis.cli import ScriptParser, path, positive, run_script
+from iis.runtime import ROOT, UserError, make_output_folder, write_json, write_text
 
-MOST = 100  # pictures of one explanation: a page to be read, and a figure that can be drawn
+MOST = 100  # images of one explanation: a page to be read, and a figure that can be drawn
 
 
-def parser() -> DoorParser:
-    """The flags of this door."""
-    door = DoorParser(description=__doc__.splitlines()[0])
-    door.add_argument("--run", type=path, required=True, help="a ledger's folder, with its predictors/")
-    door.add_argument("--seed", type=int, default=0, help="whose predictor is explained")
-    door.add_argument("--ratio", type=float, help="sparsity ratio s (default: the sparsest that keeps at least 5 "
+def parser() -> ScriptParser:
+    """The flags of this script."""
+    script = ScriptParser(description=__doc__.splitlines()[0])
+    script.add_argument("--run", type=path, required=True, help="a ledger's folder, with its predictors/")
+    script.add_argument("--seed", type=int, default=0, help="whose predictor is explained")
+    script.add_argument("--ratio", type=float, help="sparsity ratio s (default: the sparsest that keeps at least 5 "
                       "concepts)")
-    which = door.add_mutually_exclusive_group()
-    which.add_argument("--images", nargs="+", metavar="PATH", help="picture files, or names in the validation split")
-    which.add_argument("--class", dest="class_name", metavar="NAME", help="validation pictures of one class, and what "
+    which = script.add_mutually_exclusive_group()
+    which.add_argument("--images", nargs="+", metavar="PATH", help="image files, or names in the validation split")
+    which.add_argument("--class", dest="class_name", metavar="NAME", help="validation images of one class, and what "
                        "makes the class as a whole")
     which.add_argument("--rows", type=_rows, metavar="0,5,7", help="rows of the validation features (default: "
                        "--num_images spread over all)")
-    door.add_argument("--num_images", type=positive, default=8, help="how many, without --images or --rows")
-    door.add_argument("--top", type=positive, default=5, help="concepts shown of each picture")
-    door.add_argument("--out", type=path, help="output folder (default: results/explanations/…)")
-    door.add_argument("--val_pt", type=path, help="the run's validation features, where they are not found")
-    door.add_argument("--elements", type=path, help="folder with the concepts' pictures, likewise")
-    door.add_argument("--config_yaml", dest="config", help="YAML of the backbone, for --images outside the data set")
-    door.add_argument("--device", help="for the same: cpu, cuda or cuda:N")
-    return door
+    script.add_argument("--num_images", type=positive, default=8, help="how many, without --images or --rows")
+    script.add_argument("--top", type=positive, default=5, help="concepts shown of each image")
+    script.add_argument("--out", type=path, help="output folder (default: results/explanations/…)")
+    script.add_argument("--val_pt", type=path, help="the run's validation features, where they are not found")
+    script.add_argument("--elements", type=path, help="folder with the concepts' images, likewise")
+    script.add_argument("--config_yaml", dest="config", help="YAML of the backbone, for --images outside the data set")
+    script.add_argument("--device", help="for the same: cpu, cuda or cuda:N")
+    return script
 
 
 def main(args: argparse.Namespace) -> Path:
     """Explain, write explanation.html, .png, .pdf, .json and .csv; returns their folder."""
     import torch
 
-    from iis.tables import as_csv
-    from reproduction.rooms.concept_pictures import concept_of, elements_root
-    from reproduction.rooms.explanation import explain, load_predictor
-    from reproduction.rooms.explanation_figure import explanation_figure
-    from reproduction.rooms.explanation_page import explanation_page
-    from reproduction.rooms.outputs import write_figure
-    from reproduction.rooms.run_files import embeddings_of
-    from reproduction.rooms.stories import csv_lines, stories
+    from reproduction.lib.concept_images import concept_of, elements_root
+    from reproduction.lib.explanation import explain, load_predictor
+    from reproduction.lib.explanation_figure import explanation_figure
+    from reproduction.lib.explanation_page import explanation_page
+    from reproduction.lib.outputs import write_figure
+    from reproduction.lib.run_files import embeddings_of
+    from reproduction.lib.stories import csv_lines, stories
+    from reproduction.lib.tables import as_csv
 
     predictor = load_predictor(args.run, args.seed, args.ratio)
     identity = predictor.identity
@@ -63,7 +63,7 @@ def main(args: argparse.Namespace) -> Path:
     folder = make_output_folder(args.out or default_folder(args, predictor))
     wanted = len(args.images or args.rows or range(args.num_images))
     if wanted > MOST:
-        raise UserError(f"{wanted} pictures do not fit on one page; name at most {MOST}")
+        raise UserError(f"{wanted} images do not fit on one page; name at most {MOST}")
     subjects, of_class = chosen(args, predictor, val, val_file)
     explanation = explain(predictor, torch.stack([one.features_D for one in subjects]).float())
     told = stories(predictor, explanation, subjects)
@@ -80,15 +80,15 @@ def main(args: argparse.Namespace) -> Path:
     write_text(folder / "explanation.html", made)
     write_figure(folder, "explanation", explanation_figure(told, subjects, concepts, args.top))
     print("\n".join(about))
-    print(f"written: {folder}/explanation.html, .png, .pdf, .json, .csv ({len(told)} pictures)")
+    print(f"written: {folder}/explanation.html, .png, .pdf, .json, .csv ({len(told)} images)")
     return folder
 
 
 def chosen(args: argparse.Namespace, predictor: Any, val: Any,
            val_file: Path) -> tuple[list[Any], dict[str, Any] | None]:
     """The subjects the flags name, and, with --class, the explanation of the class."""
-    from reproduction.rooms.explanation import explain_class
-    from reproduction.rooms.subjects import class_label, from_files, from_rows, spread
+    from reproduction.lib.explanation import explain_class
+    from reproduction.lib.subjects import class_label, from_files, from_rows, spread
 
     dataset = predictor.identity["dataset"]
     if args.images:
@@ -98,7 +98,7 @@ def chosen(args: argparse.Namespace, predictor: Any, val: Any,
     label = class_label(args.class_name, predictor.class_names, val.class_names)
     rows = (val.labels_N == label).nonzero().flatten().tolist()
     if not rows:
-        raise UserError(f"the validation split has no picture of the class {args.class_name!r}; choose another one")
+        raise UserError(f"the validation split has no image of the class {args.class_name!r}; choose another one")
     lines = explain_class(predictor, val.features_ND[rows].float(), label)
     for line in lines:
         line["evidence"] = predictor.evidence[line["concept"]]
@@ -136,4 +136,4 @@ def _rows(text: str) -> list[int]:
 
 
 if __name__ == "__main__":
-    run_door(lambda: main(parser().settings()))
+    run_script(lambda: main(parser().settings()))

@@ -5,12 +5,12 @@
 
 Kept concepts are set to 0 one after another: those that speak most for the predicted class first, those that speak
 most against it first, or in random order. Writes faithfulness.csv, .md, .tex (areas under the curves),
-faithfulness_curves.csv and faithfulness.png, .pdf. About a second a seed on 2,000 pictures.
+faithfulness_curves.csv and faithfulness.png, .pdf. About a second a seed on 2,000 images.
 
 What it shows: how much faster a prediction falls when it loses the concepts its explanation names first, and so on how
 few concepts it rests. What it cannot show: the head is linear, so contributions are exact by construction and the order
-`most` beats `random` unless something is broken; nothing here says that a concept means what its picture or word
-suggests, or what the backbone would make of a picture without it.
+`most` beats `random` unless something is broken; nothing here says that a concept means what its image or word
+suggests, or what the backbone would make of an image without it.
 """
 
 import argparse
@@ -23,37 +23,37 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from iis import plots
-from iis.config import DoorParser, count, positive
-from iis.runtime import UserError, each, make_output_folder, numpy_rng, run_door, write_text
+from iis.cli import ScriptParser, count, positive, run_script
+from iis.runtime import UserError, each, make_output_folder, numpy_rng, write_text
 from iis.statistics import interval, mean_std
-from iis.tables import as_csv, plus_minus
-from reproduction.rooms.points import finished
-from reproduction.rooms.runs import Run, add_source_flags, find_runs, output_folder
+from reproduction.lib.points import finished
+from reproduction.lib.runs import Run, add_source_flags, find_runs, output_folder
+from reproduction.lib.tables import as_csv, plus_minus
 
 PANELS = 18  # of the figure
 COLOURS = {"most": plots.COLOURS[1], "random": "0.5", "least": plots.COLOURS[0]}
 SAID = {"most": "most important first", "random": "random order", "least": "least important first"}
 
 
-def parser() -> DoorParser:
-    """The flags of this door."""
-    from reproduction.rooms.removal import REFERENCES
+def parser() -> ScriptParser:
+    """The flags of this script."""
+    from reproduction.lib.removal import REFERENCES
 
-    door = add_source_flags(DoorParser(description=__doc__.splitlines()[0]))
-    door.add_argument("--ratio", type=float, help="sparsity ratio s (default: the sparsest that keeps at least 5 "
+    script = add_source_flags(ScriptParser(description=__doc__.splitlines()[0]))
+    script.add_argument("--ratio", type=float, help="sparsity ratio s (default: the sparsest that keeps at least 5 "
                       "concepts, for each run its own)")
-    door.add_argument("--reference", choices=REFERENCES, default="runner_up", help="importance of a concept: what it "
+    script.add_argument("--reference", choices=REFERENCES, default="runner_up", help="importance of a concept: what it "
                       "gives the predicted class rather than the runner-up, or than the other classes on average")
-    door.add_argument("--random_orders", type=positive, default=5, help="seeded random orders that are averaged")
-    door.add_argument("--max_pictures", type=count, default=0, help="only the first N of the seeded-shuffled "
-                      "validation pictures; 0 for all")
-    door.add_argument("--draws", type=positive, default=1000, help="bootstrap resamples of the pictures")
-    return door
+    script.add_argument("--random_orders", type=positive, default=5, help="seeded random orders that are averaged")
+    script.add_argument("--max_images", type=count, default=0, help="only the first N of the seeded-shuffled "
+                      "validation images; 0 for all")
+    script.add_argument("--draws", type=positive, default=1000, help="bootstrap resamples of the images")
+    return script
 
 
 def main(args: argparse.Namespace) -> Path:
     """Measure every run that has predictors and features; returns the output folder."""
-    from reproduction.rooms.outputs import write_figure, write_table
+    from reproduction.lib.outputs import write_figure, write_table
 
     folder = make_output_folder(output_folder(args))
     results, failed = each(lambda run: measure(run, args), finished(find_runs(args, draws=2)))
@@ -77,7 +77,7 @@ CAPTION = ("Area under the probability of the predicted class (and under top-1),
            "removed: first those that speak most for the predicted class against the {reference}, first those that "
            "speak least for it, and the mean of {orders} random orders. Changed by one removal: share of the "
            "predictions that become another class without their single most important concept. Mean ± std over seeds; "
-           "in brackets the 95 % bootstrap interval over validation pictures. The head is linear, so contributions are "
+           "in brackets the 95 % bootstrap interval over validation images. The head is linear, so contributions are "
            "exact by construction; the table tells how few concepts predictions rest on, not what the concepts mean.")
 CHANGED = "changed by one removal"
 GAPS = ("probability, random − most", "top-1, random − most")
@@ -86,12 +86,12 @@ REFERENCES_SAID = {"runner_up": "runner-up", "mean": "mean of the other classes"
 
 def measure(run: Run, args: argparse.Namespace) -> dict[str, Any]:
     """One run, all its seeds: `line` (what it is), `areas` (numbers), `shown` (as read), `curves` (for the figure)."""
-    from reproduction.rooms.explanation import load_predictor
-    from reproduction.rooms.removal import bootstrap_means, order_curves
-    from reproduction.rooms.run_files import pictures_of
+    from reproduction.lib.explanation import load_predictor
+    from reproduction.lib.removal import bootstrap_means, order_curves
+    from reproduction.lib.run_files import images_of
 
-    val = pictures_of(run, "val")
-    rows = numpy_rng("faithfulness pictures").permutation(len(val))[:args.max_pictures or None]
+    val = images_of(run, "val")
+    rows = numpy_rng("faithfulness pictures").permutation(len(val))[:args.max_images or None]
     features_ND, labels_N = val.features_ND[rows].float(), val.labels_N[rows]
     predictors = [load_predictor(run.folder, seed, args.ratio) for seed in seeds_of(run.folder)]
     curves = [order_curves(predictor, features_ND, labels_N, args.reference, args.random_orders)
@@ -112,8 +112,8 @@ def measure(run: Run, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def quantities(curves: Any) -> dict[str, np.ndarray]:
-    """What is averaged over pictures, each (N,): areas, their gaps, and whether one removal changes the prediction."""
-    from reproduction.rooms.removal import ORDERS
+    """What is averaged over images, each (N,): areas, their gaps, and whether one removal changes the prediction."""
+    from reproduction.lib.removal import ORDERS
 
     found = {CHANGED: curves.changed_N}
     for what, gap, area_ON in zip(("probability", "top-1"), GAPS, curves.areas(), strict=True):
@@ -126,14 +126,14 @@ def seeds_of(folder: Path) -> list[int]:
     """The seeds with a stored predictor. Raises `UserError` where there is none."""
     files = sorted((folder / "predictors").glob("seed_*.safetensors"))
     if not files:
-        raise UserError(f"{folder} has no predictors/; run its training door again")
+        raise UserError(f"{folder} has no predictors/; run its training script again")
     return sorted(int(file.stem.rpartition("_")[2]) for file in files)
 
 
 def curve_lines(line: dict[str, Any], curves: list[Any]) -> list[dict[str, Any]]:
-    """A line for every order and step, means over seeds and pictures. Banks of different size over seeds (Text) have
+    """A line for every order and step, means over seeds and images. Banks of different size over seeds (Text) have
     different steps: their curves are read at those of the first."""
-    from reproduction.rooms.removal import ORDERS
+    from reproduction.lib.removal import ORDERS
 
     steps_F = curves[0].share_F
 
@@ -152,7 +152,7 @@ def figure(results: list[dict[str, Any]], columns: int = 3) -> Any:
     """A panel a run: probability of the predicted class (solid) and top-1 (dashed) against the share removed."""
     from matplotlib.lines import Line2D
 
-    from reproduction.rooms.outputs import new_figure
+    from reproduction.lib.outputs import new_figure
 
     columns = min(columns, len(results))
     rows = -(-len(results) // columns)
@@ -182,4 +182,4 @@ def figure(results: list[dict[str, Any]], columns: int = 3) -> Any:
 
 
 if __name__ == "__main__":
-    run_door(lambda: main(parser().settings()))
+    run_script(lambda: main(parser().settings()))

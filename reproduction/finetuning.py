@@ -4,7 +4,7 @@
     python reproduction/finetuning_table.py --sweep finetuning_shapes
 
 For each cell: IP_training/IP_Finetuning.py, then the IIS of the fine-tuned backbone, with fresh embeddings, a fresh
-bank and fresh heads (stages 2 and 3), on the very pictures it was fine-tuned on. The backbone as it came is measured
+bank and fresh heads (stages 2 and 3), on the very images it was fine-tuned on. The backbone as it came is measured
 the same way. Finished cells are skipped; a cell that fails does not stop the others: it is reported at the end with
 its message, and the exit status is not zero. results/finetuning/NAME/runs.json is the index.
 """
@@ -17,10 +17,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from iis.config import DoorParser, path, read_yaml
-from iis.ledger import LEDGER
-from iis.runtime import UserError, claim_folder, make_output_folder, nearest, read_json, run_door, write_json
-from reproduction.rooms.finetuned import BEFORE, FOLDER, INDEX
+from iis.cli import ScriptParser, path, read_yaml, run_script
+from iis.results import LEDGER
+from iis.runtime import UserError, claim_folder, make_output_folder, nearest, read_json, write_json
+from reproduction.lib.finetuned import BEFORE, FOLDER, INDEX
 from reproduction.sweep import attempt, find_sweep
 
 OBJECTIVES = ("interpretability", "dense", "weight_decay")
@@ -28,14 +28,14 @@ MANIFEST = ("model_config", "weights", "dataset", "element_kind", "recipe", "mea
 KEYS = (*MANIFEST, "seeds", "objectives", "ablations")
 
 
-def parser() -> DoorParser:
-    """The flags of this door."""
-    door = DoorParser(description=__doc__.splitlines()[0])
-    door.add_argument("sweep", help="name of a YAML in reproduction/sweeps/, or a file")
-    door.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
-    door.add_argument("--only", metavar="WORD", help="only cells with this word in their name")
-    door.add_argument("--save_dir", type=path, help="output folder (default: results/finetuning/NAME)")
-    return door
+def parser() -> ScriptParser:
+    """The flags of this script."""
+    script = ScriptParser(description=__doc__.splitlines()[0])
+    script.add_argument("sweep", help="name of a YAML in reproduction/sweeps/, or a file")
+    script.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
+    script.add_argument("--only", metavar="WORD", help="only cells with this word in their name")
+    script.add_argument("--save_dir", type=path, help="output folder (default: results/finetuning/NAME)")
+    return script
 
 
 def main(args: argparse.Namespace) -> None:
@@ -100,8 +100,8 @@ def _check_types(plan: dict[str, Any], file: Path) -> None:
 
 
 def cells_of(plan: dict[str, Any]) -> list[dict[str, Any]]:
-    """What to run: the backbone as it came, once where all pictures are used and else per seed (each seed has its own
-    pictures); objectives × seeds; then the ablations that are not among them."""
+    """What to run: the backbone as it came, once where all images are used and else per seed (each seed has its own
+    images); objectives × seeds; then the ablations that are not among them."""
     from IP_training import IP_Finetuning
 
     usual = IP_Finetuning.parser().settings([])
@@ -129,32 +129,32 @@ def run_cell(plan: dict[str, Any], cell: dict[str, Any], folder: Path, device: s
     """Fine-tune (unless it is the backbone as it came), embed, and train the predictors of stage 3. Returns `folder`,
     where all of it lies."""
     from IP_training import IP_Finetuning, IP_Prototype_training
-    from reproduction.rooms.doors import call_door
+    from reproduction.lib.scripts import call_script
 
     weights = plan["weights"]
     if cell["objective"] != BEFORE:
-        call_door(IP_Finetuning, {
+        call_script(IP_Finetuning, {
             **plan["recipe"], **{name: cell[name] for name in ("objective", "seed", "num_concepts", "sparsity")},
             **{name: plan[name] for name in ("model_config", "weights", "dataset", "element_kind")}, "device": device,
             "save_dir": folder})
         weights = str(folder / IP_Finetuning.CHECKPOINT)
     train, val, elements = embed(plan, cell["seed"], weights, folder / "embeddings", device)
-    call_door(IP_Prototype_training, {
+    call_script(IP_Prototype_training, {
         "model_name": f"{plan['model_config']}_{cell['name']}", "dataset": plan["dataset"], "train_pt": train,
         "val_pt": val, "concept_path": elements, "device": device, **plan["measure"], "save_dir": folder / "iis"})
     return folder
 
 
 def embed(plan: dict[str, Any], seed: int, weights: str | None, folder: Path, device_name: str | None) -> list[Path]:
-    """Stage 2 for the fine-tuning pictures of a seed, the validation pictures and the elements: the three files."""
+    """Stage 2 for the fine-tuning images of a seed, the validation images and the elements: the three files."""
+    from extractor.image_walk import read_stage1
     from extractor.jobs import plan as job_of
-    from extractor.picture_walk import read_stage1
     from iis.backbones import configured_backbone
-    from iis.datasets import folder_pictures, load_dataset
+    from iis.datasets import folder_images, load_dataset
     from iis.layers import HEAD_INPUT
     from iis.names import elements_folder
     from iis.runtime import choose_device
-    from IP_training.finetune_pictures import chosen_pictures
+    from IP_training.finetune_images import chosen_images
 
     dataset, device = load_dataset(plan["dataset"]), choose_device(device_name)
     backbone = configured_backbone(plan["model_config"], weights, device)
@@ -162,12 +162,12 @@ def embed(plan: dict[str, Any], seed: int, weights: str | None, folder: Path, de
     stage1 = {key: value for key, value in (read_stage1(place) or {"kind": plan["element_kind"]}).items()
               if key != "classes"}
     recipe = plan["recipe"]
-    sources = [(chosen_pictures(dataset.pictures("train"), recipe.get("num_pictures", 0), seed), None),
-               (dataset.pictures("val"), None), (folder_pictures(place, dataset.name, "elements"), stage1)]
-    jobs = [job_of(pictures, backbone, HEAD_INPUT, folder.parent.name, folder, elements=elements, place=folder)
-            for pictures, elements in sources]
+    sources = [(chosen_images(dataset.images("train"), recipe.get("num_pictures", 0), seed), None),
+               (dataset.images("val"), None), (folder_images(place, dataset.name, "elements"), stage1)]
+    jobs = [job_of(images, backbone, HEAD_INPUT, folder.parent.name, folder, elements=elements, place=folder)
+            for images, elements in sources]
     return [job.run(backbone, 256, recipe.get("workers", 8), device) for job in jobs]
 
 
 if __name__ == "__main__":
-    run_door(lambda: main(parser().settings()))
+    run_script(lambda: main(parser().settings()))

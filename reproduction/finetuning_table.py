@@ -2,8 +2,8 @@
 
     python reproduction/finetuning_table.py --sweep finetuning_shapes        # after reproduction/finetuning.py
 
-finetuning: own head, predictor and IIS before and after, mean ± std over seeds; the differences to the control (CE of
-the own head alone, same seeds) with Student's interval, and two p values: paired t, and exact sign flips.
+finetuning: original head, predictor and IIS before and after, mean ± std over seeds; the differences to the control (CE of
+the original head alone, same seeds) with Student's interval, and two p values: paired t, and exact sign flips.
 finetuning_num_concepts, finetuning_sparsity: the same for other M and s in the objective. finetuning_curves: both
 accuracies along fine-tuning. Written as CSV, Markdown and LaTeX, PNG and PDF.
 """
@@ -19,11 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from iis import plots
-from iis.config import DoorParser, path
-from iis.runtime import ROOT, UserError, make_output_folder, run_door
+from iis.cli import ScriptParser, path, run_script
+from iis.runtime import ROOT, UserError, make_output_folder
 from iis.statistics import mean_std
-from iis.tables import plus_minus
-from reproduction.rooms.finetuned import (
+from reproduction.lib.finetuned import (
     BEFORE,
     CONTROL,
     FOLDER,
@@ -34,20 +33,21 @@ from reproduction.rooms.finetuned import (
     Measured,
     finished_cells,
 )
-from reproduction.rooms.outputs import new_figure, write_figure, write_table
-from reproduction.rooms.paired import paired_difference, sign_flip_p, t_test_p
+from reproduction.lib.outputs import new_figure, write_figure, write_table
+from reproduction.lib.paired import paired_difference, sign_flip_p, t_test_p
+from reproduction.lib.tables import plus_minus
 
 # The objectives that are drawn.
 COLOURS = dict(zip(("interpretability", CONTROL, "weight_decay"), plots.COLOURS, strict=False))
 
 
-def parser() -> DoorParser:
-    """The flags of this door."""
-    door = DoorParser(description=__doc__.splitlines()[0])
-    door.add_argument("--sweep", required=True, help="name of a sweep that reproduction/finetuning.py has run, or its "
+def parser() -> ScriptParser:
+    """The flags of this script."""
+    script = ScriptParser(description=__doc__.splitlines()[0])
+    script.add_argument("--sweep", required=True, help="name of a sweep that reproduction/finetuning.py has run, or its "
                       "output folder")
-    door.add_argument("--save_dir", type=path, help="output folder (default: results/reproduction/SWEEP)")
-    return door
+    script.add_argument("--save_dir", type=path, help="output folder (default: results/reproduction/SWEEP)")
+    return script
 
 
 def main(args: argparse.Namespace) -> None:
@@ -97,7 +97,7 @@ def write(folder: Path, name: str, column: str, groups: dict[Any, list[Measured]
         for measure, title in MEASURES.items():
             digits = 2 if measure in PERCENT else 4
             known, base = values_of(runs, measure), values_of(control, measure)
-            if not known:  # the own head of the backbone as it came is in every run's epoch 0
+            if not known:  # the original head of the backbone as it came is in every run's epoch 0
                 known = before_of(control, measure)
             mean, std = mean_std(list(known.values()))
             line |= {measure: mean, f"{measure}_std": std}
@@ -110,9 +110,9 @@ def write(folder: Path, name: str, column: str, groups: dict[Any, list[Measured]
         lines.append(line)
         shown.append(people)
     first = control[0].results
-    caption = (f"{first['model']} on {first['dataset']}, {first['n_train']} pictures, {first['epochs']} epochs. "
+    caption = (f"{first['model']} on {first['dataset']}, {first['n_train']} images, {first['epochs']} epochs. "
                f"Mean ± std over seeds. Δ: against {NAMES[CONTROL]}, same seeds, 95 % Student interval; p of the "
-               "paired t test and of exact sign flips. Own head and predictor after the last epoch (nothing is "
+               "paired t test and of exact sign flips. Original head and predictor after the last epoch (nothing is "
                "selected); fresh: stage 3 on the fine-tuned backbone.")
     return write_table(folder, name, lines, shown, caption)
 
@@ -123,7 +123,7 @@ def values_of(runs: Sequence[Measured], measure: str) -> dict[int, float]:
 
 
 def before_of(runs: Sequence[Measured], measure: str) -> dict[int, float]:
-    """Own head or predictor before the first epoch, by seed."""
+    """Original head or predictor before the first epoch, by seed."""
     key = {"own_head": "dense_top1", "predictor": "ip_top1"}[measure]
     return {one.cell["seed"]: 100 * one.log[0][key] for one in runs}
 
@@ -154,9 +154,9 @@ def told(line: dict[str, Any], measure: str, digits: int) -> str:
 
 
 def draw(folder: Path, groups: dict[str, list[Measured]]) -> None:
-    """Own head and predictor per epoch, mean and ± std over seeds, by objective (paper, Fig. 8)."""
+    """Original head and predictor per epoch, mean and ± std over seeds, by objective (paper, Fig. 8)."""
     figure, axes = new_figure(8.4, 3.6, 1, 2, sharex=True)
-    for axis, (key, title) in zip(axes[0], (("dense_top1", "own head"), ("ip_top1", "interpretation predictor")),
+    for axis, (key, title) in zip(axes[0], (("dense_top1", "original head"), ("ip_top1", "interpretation predictor")),
                                   strict=True):
         for objective, runs in groups.items():
             if not runs:
@@ -176,4 +176,4 @@ def draw(folder: Path, groups: dict[str, list[Measured]]) -> None:
 
 
 if __name__ == "__main__":
-    run_door(lambda: main(parser().settings()))
+    run_script(lambda: main(parser().settings()))

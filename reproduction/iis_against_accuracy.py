@@ -15,13 +15,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from iis.config import DoorParser
+from iis.cli import ScriptParser, run_script
 from iis.plots import COLOURS, MARKERS
-from iis.runtime import make_output_folder, run_door
-from iis.tables import plus_minus
-from reproduction.rooms.association import Association, associate, beside_accuracy, division_null
-from reproduction.rooms.outputs import new_figure, write_figure, write_table
-from reproduction.rooms.points import (
+from iis.runtime import make_output_folder
+from reproduction.lib.association import Association, associate, beside_accuracy, division_null
+from reproduction.lib.outputs import new_figure, write_figure, write_table
+from reproduction.lib.points import (
     counted,
     epoch_of,
     groups,
@@ -35,15 +34,16 @@ from reproduction.rooms.points import (
     slug,
     undivided,
 )
-from reproduction.rooms.runs import Run, add_source_flags, find_runs, output_folder
+from reproduction.lib.runs import Run, add_source_flags, find_runs, output_folder
+from reproduction.lib.tables import plus_minus
 
 MEASURES = {"iis": "ρ(IIS, acc)", "area": "ρ(∫acc ds, acc)", "corrected": "ρ(chance-corrected IIS, acc)"}
 ALL, FINISHED = "with checkpoints", "finished"
 
 
-def parser() -> DoorParser:
-    """The flags of this door."""
-    return add_source_flags(DoorParser(description=__doc__.splitlines()[0]))
+def parser() -> ScriptParser:
+    """The flags of this script."""
+    return add_source_flags(ScriptParser(description=__doc__.splitlines()[0]))
 
 
 def main(args: argparse.Namespace) -> None:
@@ -141,7 +141,7 @@ def _signed(value: float) -> str:
 def points_caption(runs: Sequence[Run]) -> str:
     """What the points are made of."""
     return (f"IIS and dense top-1 of {models_said(runs)}; mean ± std over {seeds_said(runs)}. The seeds share "
-            "backbone and pictures, so ± tells how far bank and heads move the number, not how far another backbone "
+            "backbone and images, so ± tells how far bank and heads move the number, not how far another backbone "
             "would.")
 
 
@@ -216,4 +216,4 @@ def _draw(axes: Any, runs: Sequence[Run], colour: str, marker: str, family: str)
 
 
 if __name__ == "__main__":
-    run_door(lambda: main(parser().settings()))
+    run_script(lambda: main(parser().settings()))

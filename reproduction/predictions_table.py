@@ -4,7 +4,7 @@
     python reproduction/predictions_table.py --ratio 0.5 --model_root IP_training/IP_*/resnet20 --save_dir results/out
 
 Accuracy of the interpretation predictor at --ratio, and what it loses against the dense head on the same validation
-pictures. Writes predictions (.csv, .md, .tex). Reads the ledgers; the labels of the validation pictures, for balanced
+images. Writes predictions (.csv, .md, .tex). Reads the ledgers; the labels of the validation images, for balanced
 accuracy, where they are at hand.
 """
 
@@ -18,30 +18,29 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from iis.config import DoorParser
+from iis.cli import ScriptParser, run_script
 from iis.grid import DENSE, check_ratios
-from iis.ledger import LEDGER, read_ledger, unpack_hits
-from iis.runtime import UserError, each, make_output_folder, run_door
-from iis.selection import select
+from iis.results import LEDGER, read_ledger, select, unpack_correct
+from iis.runtime import UserError, each, make_output_folder
 from iis.statistics import mean_std
-from iis.tables import plus_minus
-from reproduction.rooms.class_balance import balanced_accuracy
-from reproduction.rooms.outputs import write_table
-from reproduction.rooms.paired_pictures import accuracy_difference, mcnemar_p
-from reproduction.rooms.points import finished, groups, seeds_said
-from reproduction.rooms.run_files import pictures_of
-from reproduction.rooms.runs import Run, add_source_flags, find_runs, output_folder
+from reproduction.lib.class_balance import balanced_accuracy
+from reproduction.lib.outputs import write_table
+from reproduction.lib.paired_images import accuracy_difference, mcnemar_p
+from reproduction.lib.points import finished, groups, seeds_said
+from reproduction.lib.run_files import images_of
+from reproduction.lib.runs import Run, add_source_flags, find_runs, output_folder
+from reproduction.lib.tables import plus_minus
 
 CONCEPTS = {"Text": "textual", "Prototype": "visual", "Cluster": "visual", "End2End": "visual",
             "Combined": "combined", "Random": "control"}
 ORDER = ("textual", "visual", "combined", "other", "control")
 
 
-def parser() -> DoorParser:
-    """The flags of this door."""
-    door = add_source_flags(DoorParser(description=__doc__.splitlines()[0]))
-    door.add_argument("--ratio", type=float, default=0.1, help="sparsity ratio s of the predictors")
-    return door
+def parser() -> ScriptParser:
+    """The flags of this script."""
+    script = add_source_flags(ScriptParser(description=__doc__.splitlines()[0]))
+    script.add_argument("--ratio", type=float, default=0.1, help="sparsity ratio s of the predictors")
+    return script
 
 
 def main(args: argparse.Namespace) -> None:
@@ -69,8 +68,8 @@ def line_of(run: Run, bank: str, ratio: float) -> dict[str, Any]:
         raise UserError(f"{run.folder} has no ratio {ratio:g}; it has {have}")
     rows, dense = ([chosen[seed, which] for seed in run.summary["seeds"]] for which in (at, DENSE))
     count = run.summary["n_val"]
-    hits_RN, base_RN = (np.array([unpack_hits(row["hits"], count) for row in some]) for some in (rows, dense))
-    difference, error = accuracy_difference(hits_RN, base_RN)
+    correct_RN, base_RN = (np.array([unpack_correct(row["hits"], count) for row in some]) for some in (rows, dense))
+    difference, error = accuracy_difference(correct_RN, base_RN)
     line: dict[str, Any] = {"dataset": run.summary["dataset"], "model": run.model, "bank": bank,
                             "concepts": CONCEPTS.get(run.summary["bank"], "other"), "ratio": at, "seeds": len(rows),
                             "num_concepts": run.summary["num_concepts"], "kept": rows[0]["kept"]}
@@ -78,20 +77,20 @@ def line_of(run: Run, bank: str, ratio: float) -> dict[str, Any]:
         line[name], line[f"{name}_std"] = mean_std([row["top1"] for row in some])
     line |= {"top5": float(np.mean([row["top5"] for row in rows])), "difference": difference,
              "difference_error": error,
-             "mcnemar_p_largest": max(mcnemar_p(hits, base) for hits, base in zip(hits_RN, base_RN, strict=True))}
-    return line | _balanced(run, hits_RN, base_RN)
+             "mcnemar_p_largest": max(mcnemar_p(correct, base) for correct, base in zip(correct_RN, base_RN, strict=True))}
+    return line | _balanced(run, correct_RN, base_RN)
 
 
-def _balanced(run: Run, hits_RN: np.ndarray, base_RN: np.ndarray) -> dict[str, float | bool | None]:
+def _balanced(run: Run, correct_RN: np.ndarray, base_RN: np.ndarray) -> dict[str, float | bool | None]:
     """Balanced accuracies, None where the labels are not at hand; uneven: whether classes differ in size."""
     try:
-        labels_N = pictures_of(run, "val").labels_N.numpy()
+        labels_N = images_of(run, "val").labels_N.numpy()
     except UserError:
         return {"uneven": None, "balanced": None, "dense_balanced": None}
     sizes = np.unique(labels_N, return_counts=True)[1]
     return {"uneven": bool(np.ptp(sizes)), **{
-        name: float(np.mean([balanced_accuracy(hits, labels_N) for hits in some]))
-        for name, some in (("balanced", hits_RN), ("dense_balanced", base_RN))}}
+        name: float(np.mean([balanced_accuracy(correct, labels_N) for correct in some]))
+        for name, some in (("balanced", correct_RN), ("dense_balanced", base_RN))}}
 
 
 def shown(line: dict[str, Any]) -> dict[str, Any]:
@@ -114,12 +113,12 @@ def _percent(line: dict[str, Any], name: str) -> str:
 def caption(ratio: float, runs: Sequence[Run]) -> str:
     """What the numbers are."""
     return (f"Interpretation predictors at s = {ratio:g}, %, mean ± std over {seeds_said(runs)}. The difference to the "
-            "dense head, in points, is taken picture by picture (averaged over seeds); its interval is ± 1.96 standard "
-            "errors over validation pictures. Without --holdout learning rate and epoch of both heads were selected on "
-            "these very pictures, as the release does. McNemar p: exact, the largest of the seeds. Balanced accuracy "
+            "dense head, in points, is taken image by image (averaged over seeds); its interval is ± 1.96 standard "
+            "errors over validation images. Without --holdout learning rate and epoch of both heads were selected on "
+            "these very images, as the release does. McNemar p: exact, the largest of the seeds. Balanced accuracy "
             "(that of the dense head in brackets) is told where classes are uneven, ? where the labels are not at "
             "hand. Random directions are the control.")
 
 
 if __name__ == "__main__":
-    run_door(lambda: main(parser().settings()))
+    run_script(lambda: main(parser().settings()))

@@ -14,14 +14,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from iis.config import DoorParser, count
-from iis.runtime import make_output_folder, run_door, write_text
-from reproduction.rooms import report_pictures, report_tables
-from reproduction.rooms.explanation_page import STYLE as CARDS
-from reproduction.rooms.page import contents, escape, folded, html_list, html_table, page, section
-from reproduction.rooms.points import counted, epoch_of
-from reproduction.rooms.report_made import made_before
-from reproduction.rooms.runs import Run, add_source_flags, find_runs, output_folder
+from iis.cli import ScriptParser, count, run_script
+from iis.runtime import make_output_folder, write_text
+from reproduction.lib import report_images, report_tables
+from reproduction.lib.explanation_page import STYLE as CARDS
+from reproduction.lib.page import contents, escape, folded, html_list, html_table, page, section
+from reproduction.lib.points import counted, epoch_of
+from reproduction.lib.report_made import made_before
+from reproduction.lib.runs import Run, add_source_flags, find_runs, output_folder
 
 STYLE = """
 .panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: .5rem 1.5rem; }
@@ -34,20 +34,20 @@ WORDS = (
     "the dense head on the raw representation.",
     "IIS, Inherent Interpretability Score: area under ARR(s) for s from 0 to 0.98; at most about 0.98. "
     "Chance-corrected: the same with the share of the largest class subtracted from both accuracies.",
-    "± is one standard deviation over seeds (ddof 1); the interval is a bootstrap over validation pictures (95 %). The "
+    "± is one standard deviation over seeds (ddof 1); the interval is a bootstrap over validation images (95 %). The "
     "seed spread alone understates the error.",
     "A line with a warning must not be used to compare representations: near chance, ARR means nothing; saturated, it "
     "cannot tell them apart.")
 
 
-def parser() -> DoorParser:
-    """The flags of this door."""
-    door = add_source_flags(DoorParser(description=__doc__.splitlines()[0]))
-    door.add_argument("--title", help="of the page (default: names the data sets)")
-    door.add_argument("--concepts", type=count, default=8, help="example concepts shown of a bank")
-    door.add_argument("--pictures", type=count, default=2, help="explained predictions shown of a bank")
-    door.add_argument("--max_mb", type=count, default=8, help="say so where the page is larger, in MB")
-    return door
+def parser() -> ScriptParser:
+    """The flags of this script."""
+    script = add_source_flags(ScriptParser(description=__doc__.splitlines()[0]))
+    script.add_argument("--title", help="of the page (default: names the data sets)")
+    script.add_argument("--concepts", type=count, default=8, help="example concepts shown of a bank")
+    script.add_argument("--images", type=count, default=2, help="explained predictions shown of a bank")
+    script.add_argument("--max_mb", type=count, default=8, help="say so where the page is larger, in MB")
+    return script
 
 
 def main(args: argparse.Namespace) -> Path:
@@ -58,27 +58,27 @@ def main(args: argparse.Namespace) -> Path:
     datasets = sorted({run.summary["dataset"] for run in runs})
     title = args.title or f"Inherent Interpretability Scores: {', '.join(datasets)}"
     file = folder / "report.html"
-    text = report(title, runs, folder, args.concepts, args.pictures)
+    text = report(title, runs, folder, args.concepts, args.images)
     write_text(file, text)
     size = len(text.encode()) / 1e6
     print(f"written: {file} ({len(runs)} ledgers, {size:.1f} MB)")
     if size > args.max_mb:
-        print(f"note: more than {args.max_mb} MB; fewer ledgers, --concepts or --pictures make it smaller")
+        print(f"note: more than {args.max_mb} MB; fewer ledgers, --concepts or --images make it smaller")
     return file
 
 
-def report(title: str, runs: Sequence[Run], folder: Path, concepts: int, pictures: int) -> str:
+def report(title: str, runs: Sequence[Run], folder: Path, concepts: int, images: int) -> str:
     """The page. folder: where other scripts have put their tables and figures."""
-    compared = report_pictures.comparable(runs)
-    chosen = report_pictures.chosen(compared)
+    compared = report_images.comparable(runs)
+    chosen = report_images.chosen(compared)
     parts = {
         "How to read it": html_list(WORDS),
         "Scores": scores(runs),
-        "Accuracy retention": report_pictures.curves(compared),
-        "IIS against accuracy": report_pictures.scatters(compared),
+        "Accuracy retention": report_images.curves(compared),
+        "IIS against accuracy": report_images.scatters(compared),
         "Tables and figures": made_before(folder),
-        "Example concepts": "".join(report_pictures.concepts_of(run, concepts) for run in chosen if concepts),
-        "Explained predictions": "".join(report_pictures.predictions_of(run, pictures) for run in chosen if pictures),
+        "Example concepts": "".join(report_images.concepts_of(run, concepts) for run in chosen if concepts),
+        "Explained predictions": "".join(report_images.predictions_of(run, images) for run in chosen if images),
         "Provenance": provenance(runs),
         "Time": time_taken(runs)}
     parts = {name: html for name, html in parts.items() if html}
@@ -118,7 +118,7 @@ def provenance(runs: Sequence[Run]) -> str:
     """Backbones, elements and training."""
     trained, _ = report_tables.training(runs)
     elements = report_tables.element_settings(runs)
-    return (html_table(report_tables.provenance(runs), "Backbones, as stage 2 embedded the validation pictures")
+    return (html_table(report_tables.provenance(runs), "Backbones, as stage 2 embedded the validation images")
             + html_table(elements, "Visual elements, as stage 1 cut them") + html_table(trained, "Training, stage 3"))
 
 
@@ -132,4 +132,4 @@ def time_taken(runs: Sequence[Run]) -> str:
 
 
 if __name__ == "__main__":
-    run_door(lambda: main(parser().settings()))
+    run_script(lambda: main(parser().settings()))

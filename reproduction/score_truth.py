@@ -2,8 +2,8 @@
 
     python reproduction/score_truth.py                     # after demo/paint_shapes.py; about 15 minutes, busy machine
 
-rooms/controlled_features.py makes the features; the usual doors train on them as on features made elsewhere,
-with a bank of Prototypes (whole train pictures, 80 of each class), of Random directions, and of the true attributes'
+rooms/controlled_features.py makes the features; the usual scripts train on them as on features made elsewhere,
+with a bank of Prototypes (whole train images, 80 of each class), of Random directions, and of the true attributes'
 directions (Own), at M = the number of attributes. Were IIS a measure of semantic content, it would rise with the share
 of attributes wherever accuracy is held equal, whatever the rest is, and would not under the Random bank. ρ is
 Spearman's between share and mean IIS, p its two-sided permutation value (shares whose dense head is near chance are
@@ -21,42 +21,42 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from tqdm import tqdm
 
-from iis.config import DoorParser, numbers, path, positive
-from iis.ledger import LEDGER, read_ledger
+from iis.cli import ScriptParser, numbers, path, positive, run_script
+from iis.equations import too_close_to_chance
 from iis.names import slug
 from iis.plots import COLOURS, MARKERS
-from iis.runtime import ROOT, UserError, make_output_folder, run_door, write_whole
-from iis.score import too_close_to_chance
+from iis.results import LEDGER, read_ledger
+from iis.runtime import ROOT, UserError, make_output_folder, write_whole
 from iis.statistics import mean_std
 from iis.summary import summarise
-from iis.tables import plus_minus
-from reproduction.rooms.association import associate
-from reproduction.rooms.attribute_auroc import Captions, linear_probe
-from reproduction.rooms.controlled_features import RESTS, Pictures, controlled
-from reproduction.rooms.doors import call_door
-from reproduction.rooms.outputs import new_figure, write_figure, write_table
+from reproduction.lib.association import associate
+from reproduction.lib.attribute_auroc import Captions, linear_probe
+from reproduction.lib.controlled_features import RESTS, Images, controlled
+from reproduction.lib.outputs import new_figure, write_figure, write_table
+from reproduction.lib.scripts import call_script
+from reproduction.lib.tables import plus_minus
 
 BANKS = ("Prototype", "Random", "Own")
 SHOWN = {"Own": "true attributes"}
 ELEMENTS_PER_CLASS = 80
 
 
-def parser() -> DoorParser:
-    """The flags of this door."""
-    door = DoorParser(description=__doc__.splitlines()[0])
-    door.add_argument("--captions", type=path, default=ROOT / "datasets" / "shapes" / "captions.json",
-                      help="the true attributes of every picture (demo/paint_shapes.py)")
-    door.add_argument("--shares", type=numbers, default=(0, 0.2, 0.4, 0.6, 0.8, 1), help="shares of attributes")
-    door.add_argument("--rests", nargs="+", choices=RESTS, default=RESTS, metavar="REST", help="what the rest may be: "
+def parser() -> ScriptParser:
+    """The flags of this script."""
+    script = ScriptParser(description=__doc__.splitlines()[0])
+    script.add_argument("--captions", type=path, default=ROOT / "datasets" / "shapes" / "captions.json",
+                      help="the true attributes of every image (demo/paint_shapes.py)")
+    script.add_argument("--shares", type=numbers, default=(0, 0.2, 0.4, 0.6, 0.8, 1), help="shares of attributes")
+    script.add_argument("--rests", nargs="+", choices=RESTS, default=RESTS, metavar="REST", help="what the rest may be: "
                       f"{', '.join(RESTS)}")
-    door.add_argument("--draws", type=positive, default=3, help="how many times everything random is drawn anew")
-    door.add_argument("--target", type=float, default=0.9, help="linear accuracy that noise is set to, but for the "
+    script.add_argument("--draws", type=positive, default=3, help="how many times everything random is drawn anew")
+    script.add_argument("--target", type=float, default=0.9, help="linear accuracy that noise is set to, but for the "
                       "rest `noise`")
-    door.add_argument("--n_epoch", type=positive, default=30, help="epochs per head")
-    door.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
-    door.add_argument("--save_dir", type=path, default=ROOT / "results" / "reproduction" / "score_truth",
+    script.add_argument("--n_epoch", type=positive, default=30, help="epochs per head")
+    script.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
+    script.add_argument("--save_dir", type=path, default=ROOT / "results" / "reproduction" / "score_truth",
                       help="output folder")
-    return door
+    return script
 
 
 def main(args: argparse.Namespace) -> Path:
@@ -69,14 +69,14 @@ def main(args: argparse.Namespace) -> Path:
     if not 0 < args.target < 1:
         raise UserError(f"--target {args.target:g} is no accuracy to aim at: it must lie between 0 and 1")
     make_output_folder(args.save_dir)
-    pictures = pictures_of(Captions(args.captions))
+    images = images_of(Captions(args.captions))
     cells = [(rest, share, draw) for draw in range(args.draws) for rest in args.rests
              for share in sorted(set(args.shares))]
     folder = args.save_dir
     with dense_heads_in(folder / "dense_heads"):
-        lines = [line for cell in tqdm(cells, "features", unit="set") for line in measure(args, pictures, *cell)]
+        lines = [line for cell in tqdm(cells, "features", unit="set") for line in measure(args, images, *cell)]
     print(write_table(folder, "score_truth", lines, table(lines), (
-        f"IIS at M = {pictures.train_has_NA.shape[1]}, means over {args.draws} draws, by the share of true attributes "
+        f"IIS at M = {images.train_has_NA.shape[1]}, means over {args.draws} draws, by the share of true attributes "
         "in the features. ρ: Spearman's of share and mean IIS, its permutation p, and mean ± std of ρ over draws. "
         "n.c.: the dense head is near chance, so the IIS means nothing and is left out of ρ.")))
     write_figure(folder, "score_truth", draw_figure(lines))
@@ -84,26 +84,26 @@ def main(args: argparse.Namespace) -> Path:
     return folder
 
 
-def pictures_of(captions: Captions) -> Pictures:
-    """Attributes and classes of every picture that the captions name."""
+def images_of(captions: Captions) -> Images:
+    """Attributes and classes of every image that the captions name."""
     both = {}
     for split in ("train", "val"):
         names = captions.names(split)
         both[split] = captions.has(split, names), [name.split("/")[0] for name in names]
     classes = sorted(set(both["train"][1]))
     labels = {split: np.array([classes.index(name) for name in both[split][1]]) for split in both}
-    return Pictures(both["train"][0], both["val"][0], labels["train"], labels["val"])
+    return Images(both["train"][0], both["val"][0], labels["train"], labels["val"])
 
 
-def measure(args: argparse.Namespace, pictures: Pictures, rest: str, share: float, draw: int) -> list[dict[str, Any]]:
+def measure(args: argparse.Namespace, images: Images, rest: str, share: float, draw: int) -> list[dict[str, Any]]:
     """A line per bank of one set of features."""
-    made = controlled(pictures, rest, share, draw, args.target)
+    made = controlled(images, rest, share, draw, args.target)
     folder = args.save_dir / "features" / slug(f"{rest}_share{share:g}_draw{draw}")
-    chosen = np.concatenate([np.flatnonzero(pictures.train_labels_N == label)[:ELEMENTS_PER_CLASS]
-                             for label in range(pictures.train_labels_N.max() + 1)])
+    chosen = np.concatenate([np.flatnonzero(images.train_labels_N == label)[:ELEMENTS_PER_CLASS]
+                             for label in range(images.train_labels_N.max() + 1)])
     save_features(folder, {"train": made.train_ND, "val": made.val_ND, "bank": made.directions_AD,
-                           "elements": made.train_ND[chosen]}, pictures, chosen)
-    probe = float(np.nanmean(linear_probe(made.train_ND, pictures.train_has_NA, made.val_ND, pictures.val_has_NA)))
+                           "elements": made.train_ND[chosen]}, images, chosen)
+    probe = float(np.nanmean(linear_probe(made.train_ND, images.train_has_NA, made.val_ND, images.val_has_NA)))
     lines = []
     for bank in BANKS:
         rows = read_ledger(train(args, folder, bank, len(made.directions_AD), draw) / LEDGER)
@@ -116,14 +116,14 @@ def measure(args: argparse.Namespace, pictures: Pictures, rest: str, share: floa
     return lines
 
 
-def save_features(folder: Path, matrices: dict[str, np.ndarray], pictures: Pictures, chosen: np.ndarray) -> None:
+def save_features(folder: Path, matrices: dict[str, np.ndarray], images: Images, chosen: np.ndarray) -> None:
     """Bare matrices and their labels, as any other tool would hand them over, and the elements beside."""
-    labels = {"train": pictures.train_labels_N, "val": pictures.val_labels_N}
+    labels = {"train": images.train_labels_N, "val": images.val_labels_N}
     files = {**{name: matrix.astype(np.float32) for name, matrix in matrices.items() if name != "elements"},
              **{f"{name}_labels": values for name, values in labels.items()}}
     for name, values in files.items():
         write_whole(folder / f"{name}.npy", lambda temporary, values=values: np.save(temporary, values))
-    save_elements(folder / "elements.pkl", matrices["elements"], pictures.train_labels_N[chosen], chosen)
+    save_elements(folder / "elements.pkl", matrices["elements"], images.train_labels_N[chosen], chosen)
 
 
 def save_elements(file: Path, features_ED: np.ndarray, labels_E: np.ndarray, rows: np.ndarray) -> None:
@@ -140,12 +140,12 @@ def save_elements(file: Path, features_ED: np.ndarray, labels_E: np.ndarray, row
 
 
 def train(args: argparse.Namespace, folder: Path, bank: str, count: int, draw: int) -> Path:
-    """The usual door on these features; the folder of the ledger."""
+    """The usual script on these features; the folder of the ledger."""
     from IP_training import IP_Bank_training, IP_Prototype_training
 
     own = {"Prototype": {"concept_path": folder / "elements.pkl", "num_concepts": count},
            "Random": {"kind": "Random", "num_concepts": count}, "Own": {"bank": folder / "bank.npy"}}[bank]
-    return call_door(IP_Prototype_training if bank == "Prototype" else IP_Bank_training, {
+    return call_script(IP_Prototype_training if bank == "Prototype" else IP_Bank_training, {
         "model_name": "controlled", "dataset": "controlled", "train_pt": folder / "train.npy", "seeds": 1,
         "train_labels": folder / "train_labels.npy", "val_pt": folder / "val.npy", "first_seed": draw,
         "val_labels": folder / "val_labels.npy", "n_epoch": args.n_epoch, "device": args.device, **own,
@@ -206,4 +206,4 @@ def _line(panel: Any, values: dict[float, np.ndarray], label: str, **style: Any)
 
 
 if __name__ == "__main__":
-    run_door(lambda: main(parser().settings()))
+    run_script(lambda: main(parser().settings()))

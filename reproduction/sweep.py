@@ -3,7 +3,7 @@
     python reproduction/sweep.py shapes                    # reproduction/sweeps/shapes.yaml; also any YAML file
     python reproduction/sweep.py shapes --dry_run          # what is done and what would run
 
-Stage 1 and 2 run for what is missing, then the training door of every cell; finished cells are skipped. A cell that
+Stage 1 and 2 run for what is missing, then the training script of every cell; finished cells are skipped. A cell that
 fails does not stop the others: it is reported at the end with its message, and the exit status is not zero. The index
 results/sweeps/NAME/cells.json says where every cell's ledger lies; reproduction/*.py --sweep NAME read it.
 """
@@ -19,29 +19,29 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from iis.config import DoorParser, path
-from iis.ledger import LEDGER
-from iis.runtime import ROOT, UserError, make_output_folder, nearest, read_json, run_door, write_json
-from reproduction.rooms.runs import SWEEPS
-from reproduction.rooms.sweep_cells import Sweep, read_sweep
+from iis.cli import ScriptParser, path, run_script
+from iis.results import LEDGER
+from iis.runtime import ROOT, UserError, make_output_folder, nearest, read_json, write_json
+from reproduction.lib.runs import SWEEPS
+from reproduction.lib.sweep_cells import Sweep, read_sweep
 
 YAMLS = ROOT / "reproduction" / "sweeps"
 
 
-def parser() -> DoorParser:
-    """The flags of this door."""
-    door = DoorParser(description=__doc__.splitlines()[0])
-    door.add_argument("sweep", help="name of a YAML in reproduction/sweeps/, or a file")
-    door.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
-    door.add_argument("--only", metavar="WORD", help="only cells with this word in their name")
-    door.add_argument("--dry_run", action="store_true", help="print the cells and what is done, and run nothing")
-    door.add_argument("--save_dir", type=path, help="where cells.json goes (default: results/sweeps/NAME)")
-    return door
+def parser() -> ScriptParser:
+    """The flags of this script."""
+    script = ScriptParser(description=__doc__.splitlines()[0])
+    script.add_argument("sweep", help="name of a YAML in reproduction/sweeps/, or a file")
+    script.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
+    script.add_argument("--only", metavar="WORD", help="only cells with this word in their name")
+    script.add_argument("--dry_run", action="store_true", help="print the cells and what is done, and run nothing")
+    script.add_argument("--save_dir", type=path, help="where cells.json goes (default: results/sweeps/NAME)")
+    return script
 
 
 def main(args: argparse.Namespace) -> None:
     """Run every cell that is not finished, and keep the index up to date after each."""
-    from reproduction.rooms.sweep_steps import Steps
+    from reproduction.lib.sweep_steps import Steps
 
     sweep = read_sweep(find_sweep(args.sweep))
     index = (args.save_dir or SWEEPS / sweep.name) / "cells.json"
@@ -110,4 +110,4 @@ def attempt(run: Callable[[], Path]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_door(lambda: main(parser().settings()))
+    run_script(lambda: main(parser().settings()))

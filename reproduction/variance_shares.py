@@ -2,8 +2,8 @@
 
     python reproduction/variance_shares.py --dataset shapes --model shapes_medium --banks 4 --heads 4 --stage1 3
 
-Every bank seed is trained under every head seed (initial weights and batch order; --bank_seed of the training doors),
-and that for every stage-1 seed: which segments of a picture are kept (not which pictures: those are the first of each
+Every bank seed is trained under every head seed (initial weights and batch order; --bank_seed of the training scripts),
+and that for every stage-1 seed: which segments of an image are kept (not which images: those are the first of each
 class). The dense head is each head seed's own. Writes variance_shares.md, .csv and .tex, and scores.csv with the IIS of
 every run; ledgers lie beside them, and a killed run goes on where it was.
 """
@@ -18,15 +18,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from iis.config import DoorParser, path, positive
-from iis.ledger import LEDGER, read_ledger
+from iis.cli import ScriptParser, path, positive, run_script
 from iis.names import elements_file, slug
-from iis.runtime import ROOT, UserError, run_door, write_text
+from iis.results import LEDGER, read_ledger
+from iis.runtime import ROOT, UserError, write_text
 from iis.summary import summarise
-from iis.tables import as_csv
-from reproduction.rooms.doors import call_door
-from reproduction.rooms.outputs import write_table
-from reproduction.rooms.variance_components import components, share_intervals
+from reproduction.lib.outputs import write_table
+from reproduction.lib.scripts import call_script
+from reproduction.lib.tables import as_csv
+from reproduction.lib.variance_components import components, share_intervals
 
 WITHOUT_ELEMENTS = ("Random",)
 CAPTION = ("Method of moments; a variance estimated below 0 is given as 0 and marked *. Ranges: parametric bootstrap, "
@@ -34,22 +34,22 @@ CAPTION = ("Method of moments; a variance estimated below 0 is given as 0 and ma
            "of the dense head too. Bank × head is what neither explains alone.")
 
 
-def parser() -> DoorParser:
-    """The flags of this door."""
-    door = DoorParser(description=__doc__.splitlines()[0])
-    door.add_argument("--dataset", default="shapes", help="data set, embedded by stage 2")
-    door.add_argument("--model", default="shapes_medium", help="backbone: a YAML of model_configs/")
-    door.add_argument("--bank", default="Prototype", choices=("Prototype", "Cluster", "End2End", "Random"),
+def parser() -> ScriptParser:
+    """The flags of this script."""
+    script = ScriptParser(description=__doc__.splitlines()[0])
+    script.add_argument("--dataset", default="shapes", help="data set, embedded by stage 2")
+    script.add_argument("--model", default="shapes_medium", help="backbone: a YAML of model_configs/")
+    script.add_argument("--bank", default="Prototype", choices=("Prototype", "Cluster", "End2End", "Random"),
                       help="kind of bank (Random has no stage-1 sample)")
-    door.add_argument("--num_concepts", type=positive, default=64, help="M")
-    door.add_argument("--banks", type=positive, default=4, help="bank seeds, 0 …")
-    door.add_argument("--heads", type=positive, default=4, help="head seeds, 0 …")
-    door.add_argument("--stage1", type=positive, default=3, help="stage-1 seeds, 0 … (1: stage 1 as it is)")
-    door.add_argument("--n_epoch", type=positive, default=30, help="epochs per head")
-    door.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
-    door.add_argument("--save_dir", type=path, help="output folder (default: its own below "
+    script.add_argument("--num_concepts", type=positive, default=64, help="M")
+    script.add_argument("--banks", type=positive, default=4, help="bank seeds, 0 …")
+    script.add_argument("--heads", type=positive, default=4, help="head seeds, 0 …")
+    script.add_argument("--stage1", type=positive, default=3, help="stage-1 seeds, 0 … (1: stage 1 as it is)")
+    script.add_argument("--n_epoch", type=positive, default=30, help="epochs per head")
+    script.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
+    script.add_argument("--save_dir", type=path, help="output folder (default: its own below "
                       "results/reproduction/variance)")
-    return door
+    return script
 
 
 def main(args: argparse.Namespace) -> Path:
@@ -104,9 +104,9 @@ def elements_of(args: argparse.Namespace, root: Path, sample: int) -> Path:
         return usual
     folder = root / args.dataset / f"segments_seed{sample}"
     same = {key: made[key] for key in ("segment_choice", "bounding_box", "image_per_class", "format")}
-    call_door(segment_extractor, {"dataset": args.dataset, "save_root": folder, "seed": sample, **same})
+    call_script(segment_extractor, {"dataset": args.dataset, "save_root": folder, "seed": sample, **same})
     place = root / args.dataset / f"embs_seed{sample}"
-    call_door(visual_element_emb_extractor, {"config_yaml": args.model, "dataset": args.dataset, "data_path": folder,
+    call_script(visual_element_emb_extractor, {"config_yaml": args.model, "dataset": args.dataset, "data_path": folder,
                                              "model_name": args.model, "save_root": place, "device": args.device})
     return elements_file(args.model, args.dataset, "segments", root=place)
 
@@ -116,7 +116,7 @@ def scores_of(args: argparse.Namespace, folder: Path, elements: Path | None, sam
     import importlib
 
     name = "IP_Bank_training" if args.bank in WITHOUT_ELEMENTS else f"IP_{args.bank}_training"
-    ledger = call_door(importlib.import_module(f"IP_training.{name}"), {
+    ledger = call_script(importlib.import_module(f"IP_training.{name}"), {
         "model_name": args.model, "dataset": args.dataset, "num_concepts": args.num_concepts, "bank_seed": bank,
         "seeds": args.heads, "n_epoch": args.n_epoch, "concept_path": elements, "device": args.device,
         "kind": "Random" if name == "IP_Bank_training" else None,
@@ -126,4 +126,4 @@ def scores_of(args: argparse.Namespace, folder: Path, elements: Path | None, sam
 
 
 if __name__ == "__main__":
-    run_door(lambda: main(parser().settings()))
+    run_script(lambda: main(parser().settings()))

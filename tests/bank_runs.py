@@ -1,6 +1,6 @@
-"""What the tests of stage 3's bank doors share: runs in this process, a CLIP whose words are known, plain predictions.
+"""What the tests of stage 3's bank scripts share: runs in this process, a CLIP whose words are known, plain predictions.
 
-A door is called as `main(parser().settings(flags))`, because starting a process costs seconds.
+A script is called as `main(parser().settings(flags))`, because starting a process costs seconds.
 """
 
 import json
@@ -13,8 +13,8 @@ from conftest import clusters, prototype_flags
 from safetensors.torch import load_file
 
 from iis.embedding_file import Embeddings, save_embeddings
-from iis.ledger import read_ledger
-from iis.names import clip_label, clip_pictures_file, clip_words_file
+from iis.names import clip_images_file, clip_label, clip_words_file
+from iis.results import read_ledger
 from iis.runtime import UserError
 from IP_training import clusters as cluster_rooms
 from IP_training import training_run
@@ -33,20 +33,20 @@ def own_caches(monkeypatch, tmp_path):
 
 
 def flags_of(toy: Path, out: str | None, *switches: str, **changes: object) -> list[str]:
-    """Flags of a short run of any door on the `toy` files, into toy / out (None: no --save_dir)."""
+    """Flags of a short run of any script on the `toy` files, into toy / out (None: no --save_dir)."""
     return [str(flag) for flag in (*prototype_flags(toy, toy / out if out else None, **changes), *switches)]
 
 
-def run(door: ModuleType, toy: Path, out: str | None = "out", *switches: str, **changes: object) -> Path:
-    """Run a door; toy / out."""
-    door.main(door.parser().settings(flags_of(toy, out, *switches, **changes)))
+def run(script: ModuleType, toy: Path, out: str | None = "out", *switches: str, **changes: object) -> Path:
+    """Run a script; toy / out."""
+    script.main(script.parser().settings(flags_of(toy, out, *switches, **changes)))
     return toy / out if out else toy
 
 
-def refusal(door: ModuleType, toy: Path, *switches: str, **changes: object) -> str:
-    """The sentence a door refuses these flags with; nothing was trained."""
+def refusal(script: ModuleType, toy: Path, *switches: str, **changes: object) -> str:
+    """The sentence a script refuses these flags with; nothing was trained."""
     with pytest.raises(UserError) as error:
-        run(door, toy, "refused", *switches, **changes)
+        run(script, toy, "refused", *switches, **changes)
     assert not (toy / "refused" / "results.jsonl").exists()
     return str(error.value)
 
@@ -81,7 +81,7 @@ def plain_top1(folder: Path, ratio: str, layer_columns: slice = slice(None)) -> 
 
 
 def assert_plain(folder: Path, layer_columns: slice = slice(None)) -> None:
-    """Every stored predictor gives the ledger's accuracy; one picture in 200 may be a tie that rounding decides."""
+    """Every stored predictor gives the ledger's accuracy; one image in 200 may be a tie that rounding decides."""
     selected = predictors(folder)[1]["selected"]
     assert len(selected) == 9
     for ratio in selected.keys() - {"dense"}:
@@ -89,10 +89,10 @@ def assert_plain(folder: Path, layer_columns: slice = slice(None)) -> None:
 
 
 def save_clip(folder: Path, words: list[str] = WORDS, shuffled: bool = False) -> None:
-    """A CLIP's embeddings (width 6) of the toy pictures and of `words.txt`, under the published names.
+    """A CLIP's embeddings (width 6) of the toy images and of `words.txt`, under the published names.
 
-    A picture is e_class + e_4 · noise, small noise elsewhere; class word k is e_k, the noise word e_4, and the
-    unseen word is opposite to all pictures. So which cut-off must drop what is known.
+    An image is e_class + e_4 · noise, small noise elsewhere; class word k is e_k, the noise word e_4, and the
+    unseen word is opposite to all images. So which cut-off must drop what is known.
     """
     label, provenance = clip_label("ViT-B/16"), {"model": "toy CLIP", "weights_hash": "c11b"}
     texts = torch.cat([torch.eye(6)[:5], torch.tensor([[-1.0] * 4 + [0.0, 0.0]])])
@@ -101,15 +101,15 @@ def save_clip(folder: Path, words: list[str] = WORDS, shuffled: bool = False) ->
                     Embeddings(texts_Md, torch.zeros(len(words), dtype=torch.int64), ["concept"], words,
                                {**provenance, "concept_set": "words"}))
     for split, count in (("train", 300), ("val", 200)):
-        pictures = clusters(count, split)
+        images = clusters(count, split)
         generator = torch.Generator().manual_seed(count)
-        pictures.features_ND = 0.02 * torch.randn(count, 6, generator=generator)
-        pictures.features_ND[torch.arange(count), pictures.labels_N] += 1.0
-        pictures.features_ND[:, 4] += torch.randn(count, generator=generator)
-        pictures.provenance = {**provenance, "split": split}
+        images.features_ND = 0.02 * torch.randn(count, 6, generator=generator)
+        images.features_ND[torch.arange(count), images.labels_N] += 1.0
+        images.features_ND[:, 4] += torch.randn(count, generator=generator)
+        images.provenance = {**provenance, "split": split}
         if shuffled:
-            pictures.image_paths.reverse()
-        save_embeddings(clip_pictures_file(folder, "toy", split, label), pictures)
+            images.image_paths.reverse()
+        save_embeddings(clip_images_file(folder, "toy", split, label), images)
 
 
 def text_flags(toy: Path, **changes: object) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Fixtures that many tests share: small embeddings with a known structure, and doors run as users run them."""
+"""Fixtures that many tests share: small embeddings with a known structure, and scripts run as users run them."""
 
 import os
 import subprocess
@@ -42,9 +42,9 @@ def toy(tmp_path):
     return tmp_path
 
 
-def run_door(door: str, *flags: object, cwd: Path = ROOT, root: Path = ROOT, **environment: str):
-    """Run a door of the tree at `root` as a user would; the finished process with its output as text."""
-    return subprocess.run([sys.executable, str(root / door), *map(str, flags)], cwd=cwd, text=True, capture_output=True,
+def run_script(script: str, *flags: object, cwd: Path = ROOT, root: Path = ROOT, **environment: str):
+    """Run a script of the tree at `root` as a user would; the finished process with its output as text."""
+    return subprocess.run([sys.executable, str(root / script), *map(str, flags)], cwd=cwd, text=True, capture_output=True,
                           env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, timeout=280)
 
 

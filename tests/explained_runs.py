@@ -11,7 +11,7 @@ from iis.datasets import Dataset
 from iis.embedding_file import save_embeddings
 from IP_training import IP_Prototype_training
 from IP_training.normalise import Normaliser
-from reproduction.rooms.explanation import Predictor
+from reproduction.lib.explanation import Predictor
 
 
 def predictor_of(ratio: float = 0.5, concepts: int = 8, classes: int = 3, width: int = 5) -> Predictor:
@@ -34,8 +34,8 @@ def features(count: int, width: int = 5) -> torch.Tensor:
 
 
 def explained_run(folder: Path, ratios: str = "0.5,0.7,0.9") -> tuple[Path, Dataset]:
-    """A trained Prototype run on the `toy` files in `folder`, its pictures painted, and its data set."""
-    for place, split in (("pictures/val", "val"), ("elements", "elements")):
+    """A trained Prototype run on the `toy` files in `folder`, its images painted, and its data set."""
+    for place, split in (("images/val", "val"), ("elements", "elements")):
         for name in clusters(200 if split == "val" else 80, split).image_paths:
             file = folder / place / name
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -44,4 +44,4 @@ def explained_run(folder: Path, ratios: str = "0.5,0.7,0.9") -> tuple[Path, Data
     elements.record = {"root": str(folder / "elements")}
     save_embeddings(folder / "elements.pkl", elements)
     made = run_bank(IP_Prototype_training, folder, "run", seeds=2, ratios=ratios, learning_rates="0.1")
-    return made, Dataset("toy", folder / "pictures")
+    return made, Dataset("toy", folder / "images")

@@ -5,15 +5,15 @@ from pathlib import Path
 import numpy as np
 
 from iis.grid import DENSE, RATIOS
-from iis.ledger import add_rows, pack_hits
+from iis.results import add_rows, pack_correct
 from iis.runtime import write_json
 
 COUNT, CHANCE = 1000, 0.2
 
 
-def hits_of(accuracy: float) -> str:
-    """The first pictures right: `accuracy` of COUNT."""
-    return pack_hits(np.arange(COUNT) < round(accuracy * COUNT))
+def correct_of(accuracy: float) -> str:
+    """The first images right: `accuracy` of COUNT."""
+    return pack_correct(np.arange(COUNT) < round(accuracy * COUNT))
 
 
 def made_ledger(folder: Path, model: str, dense: float, accuracies: float | list[float], seeds: int = 2,
@@ -32,7 +32,7 @@ def made_ledger(folder: Path, model: str, dense: float, accuracies: float | list
             rows.append({**said, "seed": seed, "ratio": ratio, "learning_rate": 0.01, "top1": top1, "top5": 1.0,
                          "kept": None if ratio == DENSE else 20 - int(20 * ratio), "bank_size": 20, "best_epoch": 3,
                          "last_top1": top1, "last_top5": 1.0, "select_top1": top1, "last_select_top1": top1,
-                         "loss": 0.1, "note": None, "hits": hits_of(top1)})
+                         "loss": 0.1, "note": None, "hits": correct_of(top1)})
     add_rows(folder / "results.jsonl", rows)
     return folder
 

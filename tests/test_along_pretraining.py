@@ -7,13 +7,13 @@ import pytest
 from made_sweep import made_ledger, made_sweep
 
 from iis.runtime import UserError
-from reproduction import along_pretraining as door
-from reproduction.rooms.points import plain
-from reproduction.rooms.runs import find_runs
+from reproduction import along_pretraining as script
+from reproduction.lib.points import plain
+from reproduction.lib.runs import find_runs
 
 
 def run(folder, *flags):
-    door.main(door.parser().settings([*map(str, flags), "--save_dir", str(folder)]))
+    script.main(script.parser().settings([*map(str, flags), "--save_dir", str(folder)]))
     return (list(csv.DictReader((folder / f"{name}.csv").open()))
             for name in ("along_pretraining", "along_pretraining_trend"))
 
@@ -46,8 +46,8 @@ def test_twin_panels(tmp_path):
     made_sweep(tmp_path)
     made_ledger(tmp_path / "control", "net_c_epoch2", 0.4, 0.36, bank="Random", elements=None)
     folders = [str(tmp_path / name) for name in ("net_c_epoch1", "net_c_epoch2", "net_c_epoch8", "control")]
-    runs = plain(find_runs(door.parser().settings(["--model_root", *folders])))
-    figure = door.twin({(bank, net): mine for (_, bank, net), mine in door.paths(runs).items()})
+    runs = plain(find_runs(script.parser().settings(["--model_root", *folders])))
+    figure = script.twin({(bank, net): mine for (_, bank, net), mine in script.paths(runs).items()})
     above, below = figure.axes
     dense, = above.containers  # once per net, though there are two banks
     assert dense.lines[0].get_xdata() == pytest.approx([1, 2, 8])

@@ -6,13 +6,13 @@ import matplotlib.pyplot as plt
 import pytest
 from made_sweep import made_ledger, made_sweep
 
-from iis.ledger import add_rows, read_ledger
 from iis.plots import arr_figure
-from reproduction import arr_curves as door
+from iis.results import add_rows, read_ledger
+from reproduction import arr_curves as script
 
 
 def run(folder, *flags):
-    door.main(door.parser().settings([*map(str, flags), "--save_dir", str(folder)]))
+    script.main(script.parser().settings([*map(str, flags), "--save_dir", str(folder)]))
     return list(csv.DictReader((folder / "arr.csv").open()))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reproduction.rooms.association import (
+from reproduction.lib.association import (
     DRAWS,
     associate,
     beside_accuracy,

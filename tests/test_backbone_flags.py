@@ -5,7 +5,7 @@ import pytest
 from extractor.backbone_flags import backbone_of
 from extractor.visual_element_emb_extractor import parser
 from iis import cifar_resnet
-from iis.recipes import torchvision_names
+from iis.backbones import torchvision_names
 from iis.runtime import ROOT, UserError
 
 CONFIGS = sorted((ROOT / "model_configs").glob("*.yaml"))

@@ -9,13 +9,13 @@ from IP_training import IP_Bank_training, IP_Cluster_training, IP_End2End_traini
 from IP_training.training_run import default_folder
 
 
-@pytest.mark.parametrize("door", [IP_Prototype_training, IP_Cluster_training, IP_Bank_training])
-def test_one_bank_for_all_seeds_and_heads_of_their_own(toy, door):
-    folder = run(door, toy, "fixed", seeds=2, bank_seed=5, ratios="0.5")
+@pytest.mark.parametrize("script", [IP_Prototype_training, IP_Cluster_training, IP_Bank_training])
+def test_one_bank_for_all_seeds_and_heads_of_their_own(toy, script):
+    folder = run(script, toy, "fixed", seeds=2, bank_seed=5, ratios="0.5")
     (first, _), (second, _) = (predictors(folder, seed) for seed in (0, 1))
     assert torch.equal(first["bank"], second["bank"])
     assert not torch.equal(first["0.5/weight"], second["0.5/weight"])
-    own = predictors(run(door, toy, "own", seeds=1, first_seed=5, ratios="0.5"), 5)[0]
+    own = predictors(run(script, toy, "own", seeds=1, first_seed=5, ratios="0.5"), 5)[0]
     assert torch.equal(own["bank"], first["bank"])  # the bank of seed 5, as seed 5 draws it without the flag
     assert {row["bank_seed"] for row in ledger(folder)} == {5}
     assert not any("bank_seed" in row for row in ledger(toy / "own"))
@@ -24,8 +24,8 @@ def test_one_bank_for_all_seeds_and_heads_of_their_own(toy, door):
 def test_a_run_whose_bank_seed_is_its_own_seed_is_the_usual_run(toy):
     rows = {}
     for name, flags in (("usual", {}), ("named", {"bank_seed": 0})):
-        for door in (IP_Prototype_training, IP_End2End_training):
-            folder = run(door, toy, f"{name} {door.__name__}", ratios="0.5", num_concepts=8, **flags)
+        for script in (IP_Prototype_training, IP_End2End_training):
+            folder = run(script, toy, f"{name} {script.__name__}", ratios="0.5", num_concepts=8, **flags)
             rows.setdefault(name, []).append([(row["hits"], row["loss"]) for row in ledger(folder)])
     assert rows["usual"] == rows["named"]
 

@@ -1,4 +1,4 @@
-"""AUROC of concepts for true attributes: by hand, against scikit-learn, and through the door on a known bank."""
+"""AUROC of concepts for true attributes: by hand, against scikit-learn, and through the script on a known bank."""
 
 import csv
 
@@ -13,12 +13,12 @@ from iis.runtime import UserError, write_json
 from IP_training import IP_Bank_training
 from reproduction import bank_truth
 from reproduction.bank_truth import own_words
-from reproduction.rooms.attribute_auroc import Captions, auroc, best_matching, linear_probe
-from reproduction.rooms.doors import call_door
+from reproduction.lib.attribute_auroc import Captions, auroc, best_matching, linear_probe
+from reproduction.lib.scripts import call_script
 
 
 def test_auroc_by_hand():
-    # Pictures 0 and 1 are red, 0 and 2 are striped, none is blue.
+    # Images 0 and 1 are red, 0 and 2 are striped, none is blue.
     values = np.array([[3.0, -1.0], [2.0, -2.0], [1.0, -3.0], [0.0, 0.0]])
     has = np.array([[True, True, False], [True, False, False], [False, True, False], [False, False, False]])
     found = auroc(values, has)
@@ -62,7 +62,7 @@ def test_the_probe_finds_a_direction_that_is_there():
 
 @pytest.fixture
 def known(tmp_path):
-    """A folder with a run on pictures whose feature m is attribute m (red, striped) plus noise: a bank of one's own."""
+    """A folder with a run on images whose feature m is attribute m (red, striped) plus noise: a bank of one's own."""
     rng = np.random.default_rng(0)
     has = rng.random((300, 2)) < 0.5
     features = np.concatenate([has * 2.0, np.zeros((300, 2))], 1) + 0.3 * rng.standard_normal((300, 4))
@@ -76,7 +76,7 @@ def known(tmp_path):
     captions = tmp_path / "toy" / "captions.json"
     write_json(captions, {"attributes": {"colour": ["red"], "texture": ["striped"]}, "images": images})
     np.save(tmp_path / "bank.npy", np.eye(4, dtype=np.float32)[[0, 2, 3]])  # red, and two of noise
-    call_door(IP_Bank_training, {"bank": tmp_path / "bank.npy", "train_pt": tmp_path / "train.pt", "device": "cpu",
+    call_script(IP_Bank_training, {"bank": tmp_path / "bank.npy", "train_pt": tmp_path / "train.pt", "device": "cpu",
                                  "val_pt": tmp_path / "val.pt", "model_name": "net", "dataset": "toy", "seeds": 2,
                                  "n_epoch": 1, "save_dir": tmp_path / "run"})
     return tmp_path
@@ -87,8 +87,8 @@ def flags(folder, **changes):
             **changes}
 
 
-def test_the_door_finds_the_concept_that_is_there_and_misses_the_other(known):
-    folder = call_door(bank_truth, flags(known))
+def test_the_script_finds_the_concept_that_is_there_and_misses_the_other(known):
+    folder = call_script(bank_truth, flags(known))
     with open(folder / "bank_truth_attributes.csv") as file:
         found = {(line["bank"], line["seed"], line["attribute"]): float(line["auroc"]) for line in csv.DictReader(file)}
     for seed in ("0", "1"):
@@ -101,19 +101,19 @@ def test_the_door_finds_the_concept_that_is_there_and_misses_the_other(known):
 
 def test_bad_input_is_one_sentence(known):
     with pytest.raises(UserError, match="no file .*nowhere.json with the true attributes"):
-        call_door(bank_truth, flags(known, captions=known / "nowhere.json"))
+        call_script(bank_truth, flags(known, captions=known / "nowhere.json"))
     with pytest.raises(UserError, match="--enough 2 is no AUROC"):
-        call_door(bank_truth, flags(known, enough=2))
+        call_script(bank_truth, flags(known, enough=2))
     captions = known / "other" / "captions.json"
     for other in ([], {"a": 1}):
         write_json(captions, other)
-        with pytest.raises(UserError, match="does not hold the true attributes of pictures"):
+        with pytest.raises(UserError, match="does not hold the true attributes of images"):
             Captions(captions)
     write_json(captions, {"attributes": {"a": ["red"]}, "images": {}})
     with pytest.raises(UserError, match="none of these runs is of other"):
-        call_door(bank_truth, flags(known, captions=captions))
-    with pytest.raises(UserError, match="say nothing of the picture val/b.png"):
+        call_script(bank_truth, flags(known, captions=captions))
+    with pytest.raises(UserError, match="say nothing of the image val/b.png"):
         Captions(captions).has("val", ["b.png"])
     (known / "run" / "predictors" / "seed_0.safetensors").unlink()
     with pytest.raises(UserError, match="no bank could be read"):
-        call_door(bank_truth, flags(known))
+        call_script(bank_truth, flags(known))

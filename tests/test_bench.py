@@ -17,7 +17,7 @@ RUNS = {"heads": (heads, [*TINY, "--batch_size", "8"], 4),
         "kmeans": (kmeans, [*TINY, "--num_elements", "300", "--width", "8"], 1),
         "cuda_heads": (cuda_heads, SHAPE, 4),
         "cuda_heads_tf32": (cuda_heads, [*SHAPE, "--tf32"], 4),
-        "cuda_embeddings": (cuda_embeddings, ["--pairs", "1", "--device", "cpu", "--models", "resnet20", "--pictures",
+        "cuda_embeddings": (cuda_embeddings, ["--pairs", "1", "--device", "cpu", "--models", "resnet20", "--images",
                                               "9", "--distinct", "3", "--batch_size", "4", "--workers", "0",
                                               "--uncompiled"], 1),
         "cuda_end2end": (cuda_end2end, [*SHAPE, "--num_elements", "40", "--fraction", "0.5"], 3)}
@@ -25,10 +25,10 @@ RUNS = {"heads": (heads, [*TINY, "--batch_size", "8"], 4),
 
 @pytest.mark.parametrize("name", RUNS)
 def test_runs_at_toy_size(tmp_path, name, capsys):
-    door, flags, count = RUNS[name]
-    door.main(door.parser().settings([*flags, "--out", str(tmp_path / f"{name}.json")]))
+    script, flags, count = RUNS[name]
+    script.main(script.parser().settings([*flags, "--out", str(tmp_path / f"{name}.json")]))
     written = json.loads((tmp_path / f"{name}.json").read_text())
-    assert len(written["results"]) == count and written["command"].split()[1] == f"{door.__name__.replace('.', '/')}.py"
+    assert len(written["results"]) == count and written["command"].split()[1] == f"{script.__name__.replace('.', '/')}.py"
     assert all(result.get("ratio", result.get("seconds")) > 0 for result in written["results"].values())
     assert {"device", "torch", "numpy", "threads"} <= set(written["machine"])
     capsys.readouterr()
@@ -59,7 +59,7 @@ def test_the_plain_head_is_the_recipe(tmp_path):
 def test_refusals(tmp_path):
     with pytest.raises(UserError, match="write D and C as 64x10"):
         grid_epoch.main(grid_epoch.parser().settings(["--shapes", "64"]))
-    for door, flags, sentence in (
+    for script, flags, sentence in (
             (grid_epoch, ["--shapes", "0x3"], "write D and C as 64x10"),
             (grid_epoch, ["--workers", "4,x"], "--workers 4,x: x is not a whole number"),
             (grid_epoch, ["--plain_heads", "1"], "invalid choice"), (heads, ["--pairs", "0"], "is not a whole number"),
@@ -68,7 +68,7 @@ def test_refusals(tmp_path):
             (kmeans, ["--num_elements", "9"], "2 or more centres, and as many elements"),
             (cuda_end2end, ["--fraction", "2"], "above 0 and at most 1")):
         with pytest.raises(UserError, match=sentence):
-            door.main(door.parser().settings(flags))
+            script.main(script.parser().settings(flags))
     with pytest.raises(UserError, match="run a benchmark first"):
         table.main(table.parser().settings(["--results", str(tmp_path)]))
     (tmp_path / "other.json").write_text('{"results": 3}')

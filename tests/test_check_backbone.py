@@ -1,4 +1,4 @@
-"""The check of a backbone's own head, on a model whose accuracy is known by construction."""
+"""The check of a backbone's original head, on a model whose accuracy is known by construction."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from PIL import Image
 from extractor.check_backbone import main, parser, tolerance
 from iis.runtime import UserError, read_json
 
-# Tells dark pictures (class 0) from light ones (class 1).
+# Tells dark images (class 0) from light ones (class 1).
 OWN = '''
 import torch
 from torch import nn
@@ -57,7 +57,7 @@ def test_tolerance_is_three_standard_errors_and_at_least_0_3_points():
 def test_agrees(place, capsys):
     run(place, "--published_top1", "90")
     said = capsys.readouterr().out
-    assert "own head 90.00 % top-1 of 40 pictures" in said and "off by 0.00" in said
+    assert "original head 90.00 % top-1 of 40 images" in said and "off by 0.00" in said
 
 
 def test_off_is_an_error(place):
@@ -71,7 +71,7 @@ def test_wrong_order_of_classes_is_off(place, capsys):
     (place / "val" / "dark").rename(place / "val" / "z")
     with pytest.raises(UserError, match="order of the class folders"):
         run(place, "--published_top1", "90")
-    assert "own head 10.00 %" in capsys.readouterr().out
+    assert "original head 10.00 %" in capsys.readouterr().out
 
 
 def test_nothing_published_is_said(place, capsys):
@@ -84,13 +84,13 @@ def test_other_classes_are_said(place):
         run(place, function="three")
 
 
-def test_visual_door_reaches_it(place, capsys):
+def test_visual_script_reaches_it(place, capsys):
     from extractor.visual_element_emb_extractor import main as visual
 
     visual(parser().settings(["--model", f"{place}/net.py:net", "--dataset", str(place / "toy.yaml"), "-j", "0",
                               "--device", "cpu", "--published_top1", "90", "--check", "--save_root",
                               str(place / "embs")]))
-    assert "own head 90.00 %" in capsys.readouterr().out
+    assert "original head 90.00 %" in capsys.readouterr().out
 
 
 def test_needs_a_data_set(place):
@@ -99,7 +99,7 @@ def test_needs_a_data_set(place):
 
 
 @pytest.mark.skipif("IIS_DATA" not in os.environ, reason="IIS_DATA does not name the folder with cifar10.zip")
-def test_resnet20_on_400_real_pictures(tmp_path, capsys):
+def test_resnet20_on_400_real_images(tmp_path, capsys):
     """91.73 % on all 10,000 (`check_backbone.py --config_yaml resnet20`); 400 allow 4.1 points."""
     with ZipFile(Path(os.environ["IIS_DATA"]) / "cifar10.zip") as archive:
         by_class = {}

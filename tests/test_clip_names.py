@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from iis.names import clip_label, clip_pictures_file, clip_words_file
+from iis.names import clip_images_file, clip_label, clip_words_file
 
 
 @pytest.mark.parametrize(("name", "weights", "label"), [
@@ -19,6 +19,6 @@ def test_label(name, weights, label):
 
 def test_published_names():
     folder = Path("embs/resnet50")
-    assert clip_pictures_file(folder, "imagenet", "val", "ViT-B16").name == "imagenet_val_clip_ViT-B16.pt"
+    assert clip_images_file(folder, "imagenet", "val", "ViT-B16").name == "imagenet_val_clip_ViT-B16.pt"
     words = clip_words_file(folder, Path("../concept_library/textual/imagenet_filtered.txt"), "ViT-B16")
     assert words == folder / "imagenet_filtered_ViT-B16.pt"

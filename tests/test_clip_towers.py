@@ -12,7 +12,7 @@ open_clip = pytest.importorskip("open_clip")
 
 from extractor import clip_sources  # noqa: E402
 from extractor.clip_sources import resolve  # noqa: E402
-from extractor.clip_towers import PICTURES, load_clip  # noqa: E402
+from extractor.clip_towers import IMAGES, load_clip  # noqa: E402
 from iis.layers import represent  # noqa: E402
 from iis.preprocessing import normalise  # noqa: E402
 from iis.runtime import UserError  # noqa: E402
@@ -36,7 +36,7 @@ def tiny(tmp_path_factory):
     return make(tmp_path_factory.mktemp("clip"))
 
 
-def pictures():
+def images():
     rng = np.random.default_rng(0)
     return [Image.fromarray(rng.integers(0, 256, (50, 40, 3), dtype=np.uint8)) for _ in range(3)]
 
@@ -50,9 +50,9 @@ def test_both_towers_are_open_clips_own(tiny):
     net, _, transform = open_clip.create_model_and_transforms("tiny-tower", pretrained=str(tiny))
     net.eval()
     with torch.no_grad():
-        images = net.encode_image(torch.stack([transform(picture) for picture in pictures()]), normalize=True)
+        found = net.encode_image(torch.stack([transform(image) for image in images()]), normalize=True)
         words = net.encode_text(open_clip.get_tokenizer("tiny-tower")(["red tail", "a"]), normalize=True)
-    torch.testing.assert_close(clip.encode_pictures(pictures()), images)
+    torch.testing.assert_close(clip.encode_images(images()), found)
     torch.testing.assert_close(clip.encode_words(["red tail", "a"]), words)
     torch.testing.assert_close(clip.encode_words(["red tail", "a"], batch=1), words)
     assert (clip.label, clip.width, clip.weights, clip.architecture) == ("tiny-tower", 16, "tiny-tower.pt",
@@ -63,8 +63,8 @@ def test_both_towers_are_open_clips_own(tiny):
 def test_the_image_tower_is_caught_as_a_backbone_is(tiny):
     clip = load_clip(str(tiny))
     batch = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    found = represent(clip.module, PICTURES, normalise(batch, clip.preprocessing))
-    assert torch.equal(found, clip.encode_pictures(batch))
+    found = represent(clip.module, IMAGES, normalise(batch, clip.preprocessing))
+    assert torch.equal(found, clip.encode_images(batch))
     torch.testing.assert_close(found.norm(dim=1), torch.ones(2))
 
 

@@ -51,7 +51,7 @@ def test_visual_and_textual_share_seven_concepts(toy):
     assert_plain(toy / "out", slice(0, 4))
 
 
-def test_the_parts_are_the_banks_of_their_own_doors(toy):
+def test_the_parts_are_the_banks_of_their_own_scripts(toy):
     """Two LayerNorm blocks stay two; the parts are what Cluster and Random give for the same seed and share."""
     combined(toy, parts="Cluster,Random", num_concepts=21, ratios="0.5", first_seed=1)
     run(IP_Cluster_training, toy, "cluster", num_concepts=11, ratios="0.5", first_seed=1)

@@ -1,4 +1,4 @@
-"""Published beside ours: what is collected from ledgers, own heads, elastic nets, NECs, every verdict by hand."""
+"""Published beside ours: what is collected from ledgers, original heads, elastic nets, NECs, every verdict by hand."""
 
 import csv
 import json
@@ -6,12 +6,12 @@ import json
 import pytest
 from test_iis_computing import hand_made
 
-from iis.config import DoorParser
-from iis.ledger import add_rows
+from iis.cli import ScriptParser
+from iis.results import add_rows
 from iis.runtime import UserError
 from reproduction.compare import PUBLISHED, compared, main, parser
-from reproduction.rooms.measured import OURS, lines_of_elastic_nets, lines_of_nec, merged, read_lines
-from reproduction.rooms.runs import add_source_flags, find_runs
+from reproduction.lib.measured import OURS, lines_of_elastic_nets, lines_of_nec, merged, read_lines
+from reproduction.lib.runs import add_source_flags, find_runs
 
 PLAIN = {"elements": {"kind": "segments", "dataset": "toy"}, "prototypes": "balanced", "element_choice": "balanced",
          "train_hash": "t", "val_hash": "v"}
@@ -26,7 +26,7 @@ def write(file, columns, *lines):
 
 @pytest.fixture
 def place(tmp_path):
-    """Two ledgers (IIS 0.49 each by hand; one with other prototypes), an own head, an elastic net, published values."""
+    """Two ledgers (IIS 0.49 each by hand; one with other prototypes), an original head, an elastic net, published values."""
     for name, changes in (("plain", {}), ("first", {"prototypes": "first"})):
         add_rows(tmp_path / name / "results.jsonl", [{**row, **PLAIN, **changes} for row in hand_made()])
     (tmp_path / "embs" / "toy").mkdir(parents=True)
@@ -38,7 +38,7 @@ def place(tmp_path):
     toy = {"model": "toy", "dataset": "toy", "source": "by hand"}
     bank = {**toy, "method": "Prototype", "measure": "IIS", "unit": "area"}
     write(tmp_path / "published.csv", PUBLISHED,
-          {**toy, "method": "own head", "setting": "toy.pth", "measure": "top-1", "value": 80, "unit": "%",
+          {**toy, "method": "original head", "setting": "toy.pth", "measure": "top-1", "value": 80, "unit": "%",
            "tolerance": 1},
           {**bank, "setting": "M = 20", "value": 0.6, "tolerance": 0.1},
           {**bank, "setting": "M = 21", "value": 0.6, "tolerance": 0.1},
@@ -64,7 +64,7 @@ def test_collects_and_compares(place, capsys):
     found = {(line["method"], line["measure"], line["variant"]): line["value"] for line in ours}
     assert found["Prototype", "IIS", ""] == pytest.approx(0.49, abs=1e-3)
     assert found["Prototype", "IIS", "prototypes first"] == found["Prototype", "IIS", ""]
-    assert found["dense head", "top-1", ""] == 80 and found["own head", "top-1", ""] == 81
+    assert found["dense head", "top-1", ""] == 80 and found["original head", "top-1", ""] == 81
     assert found["LF-CBM", "top-1", ""] == 75 and len(ours) == 7
     assert (place / "out" / "compare.csv").is_file() and (place / "out" / "compare.tex").is_file()
 
@@ -86,7 +86,7 @@ def test_strict_fails_and_all_shows_everything(place, capsys):
 
 
 def test_the_edge_of_a_tolerance_is_inside_and_protocols_stand_side_by_side():
-    key = {"method": "own head", "model": "a", "dataset": "b", "setting": "c", "measure": "top-1"}
+    key = {"method": "original head", "model": "a", "dataset": "b", "setting": "c", "measure": "top-1"}
     ours = {**key, "std": None, "unit": "%", "variant": "", "made_from": "x"}
     lines = compared([{**key, "value": 0.8, "unit": "%", "tolerance": 0.1, "source": "s"}],
                      [{**ours, "protocol": "paper", "value": 0.9}, {**ours, "protocol": "release", "value": 0.91}])
@@ -109,7 +109,7 @@ def nec_file(folder, of_seeds, **depends):
 
 
 def runs_at(place):
-    return find_runs(add_source_flags(DoorParser()).settings(["--model_root", str(place)]), draws=2)
+    return find_runs(add_source_flags(ScriptParser()).settings(["--model_root", str(place)]), draws=2)
 
 
 def test_accuracy_at_nec_is_the_mean_over_seeds(place):
@@ -142,10 +142,10 @@ def test_accuracies_at_nec_of_other_backbones_stand_beside_without_a_verdict(pla
     assert [(line["model"], line["ours"], line["off"], line["verdict"]) for line in lines] == [
         ("net", None, None, "not computed here"), ("net; ours: other", 89.0, None, "other backbone: no comparison"),
         ("other", 89.0, None, "not published")]
-    # With the backbone itself at hand no other one stands beside; an own head is a backbone's own.
+    # With the backbone itself at hand no other one stands beside; an original head is a backbone's own.
     assert [line["verdict"] for line in compared([published], [{**ours, "model": "net"}, near[0]])] == [
         "OUTSIDE", "not published"]
-    own = {"method": "own head", "setting": "tag"}
+    own = {"method": "original head", "setting": "tag"}
     assert [line["verdict"] for line in compared([{**published, **own}], [{**near[0], **own}])] == [
         "not computed here", "not published"]
     write(place / "published.csv", PUBLISHED, published)

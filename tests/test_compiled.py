@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from extractor import visual_element_emb_extractor as door
+from extractor import visual_element_emb_extractor as script
 from extractor.compiled import Compiled
 from iis.embedding_file import load_embeddings
 from iis.layers import HEAD_INPUT, Node, represent
@@ -74,20 +74,20 @@ def test_what_cannot_be_compiled_runs_as_it_is(net, node, compiler, said, capsys
     assert forward.works is False and said in words and words.count("the model runs uncompiled") == 1
 
 
-def test_the_flag_reaches_the_model_and_is_recorded(shapes_pictures, tmp_path, monkeypatch, compiler):
+def test_the_flag_reaches_the_model_and_is_recorded(shapes_images, tmp_path, monkeypatch, compiler):
     monkeypatch.setattr("extractor.targets.Compiled",
                         lambda module, node, batch: Compiled(module, node, batch, compiler))
     flags = ["--model", "resnet20", "--weights", "none", "--device", "cpu", "-b", "2", "-j", "0", "--data-path",
-             str(shapes_pictures), "--save_root", str(tmp_path), "--model_name"]
-    door.main(door.parser().settings([*flags, "plain"]))
-    door.main(door.parser().settings([*flags, "fast", "--compile"]))
+             str(shapes_images), "--save_root", str(tmp_path), "--model_name"]
+    script.main(script.parser().settings([*flags, "plain"]))
+    script.main(script.parser().settings([*flags, "fast", "--compile"]))
     plain, fast = (load_embeddings(tmp_path / name / "visual_element_emb.pkl") for name in ("plain", "fast"))
     assert compiler.batches == [2, 2] and (plain.record["compiled"], fast.record["compiled"]) == (False, True)
     assert torch.allclose(plain.features_ND, fast.features_ND, atol=1e-5)
 
 
 @pytest.fixture
-def shapes_pictures(tmp_path):
+def shapes_images(tmp_path):
     import numpy as np
     from PIL import Image
 

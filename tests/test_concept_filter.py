@@ -76,7 +76,7 @@ def run(*words):
     return filter_concepts.main(filter_concepts.parser().settings([str(word) for word in words]))
 
 
-def test_door_writes_list_report_and_summary(tmp_path, capsys):
+def test_script_writes_list_report_and_summary(tmp_path, capsys):
     (tmp_path / "mine.json").write_text(json.dumps({"x": ["whiskers", "cats", "Whiskers"], "y": ["wet nose"]}))
     run("--concept_set", tmp_path / "mine.json", "--classes", "cifar10", "--out", tmp_path / "kept.txt")
     assert (tmp_path / "kept.txt").read_text() == "whiskers\nwet nose\n"
@@ -87,7 +87,7 @@ def test_door_writes_list_report_and_summary(tmp_path, capsys):
     assert "4 read, 2 kept" in capsys.readouterr().out
 
 
-def test_door_refuses(tmp_path):
+def test_script_refuses(tmp_path):
     (tmp_path / "mine.txt").write_text("cat\ndogs\n")
     common = ["--concept_set", tmp_path / "mine.txt", "--classes", "cifar10", "--out", tmp_path / "kept.txt"]
     with pytest.raises(UserError, match="nothing is left of the 2 concepts"):

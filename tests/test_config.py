@@ -2,7 +2,7 @@ import argparse
 
 import pytest
 
-from iis.config import count, part, positive
+from iis.cli import count, part, positive
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "abc", ""])

@@ -1,4 +1,4 @@
-"""The contact sheet: which pictures, and where they lie."""
+"""The contact sheet: which images, and where they lie."""
 
 import pytest
 from PIL import Image

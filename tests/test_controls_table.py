@@ -1,4 +1,4 @@
-"""Controls: choices against their base by hand, on synthetic ledgers with uneven classes, through the door."""
+"""Controls: choices against their base by hand, on synthetic ledgers with uneven classes, through the script."""
 
 import csv
 
@@ -8,40 +8,40 @@ import torch
 from scipy import stats
 from sklearn.metrics import balanced_accuracy_score
 
-from iis.config import write_settings
+from iis.cli import write_settings
 from iis.embedding_file import Embeddings, save_embeddings
 from iis.grid import DENSE, RATIOS
-from iis.ledger import add_rows, pack_hits
+from iis.results import add_rows, pack_correct
 from iis.runtime import UserError, write_json
 from IP_training import IP_Prototype_training
 from reproduction import controls_table
 from reproduction.controls_table import ranking
-from reproduction.rooms.class_balance import balanced_accuracy
-from reproduction.rooms.paired import paired_difference
+from reproduction.lib.class_balance import balanced_accuracy
+from reproduction.lib.paired import paired_difference
 
-LABELS = torch.tensor([0] * 80 + [1] * 20)  # 100 pictures; always naming class 0 is right 80 times
+LABELS = torch.tensor([0] * 80 + [1] * 20)  # 100 images; always naming class 0 is right 80 times
 
 
 def make_ledger(folder, model, right, bank="Prototype", dense=96, **identity):
-    """A ledger whose heads are right on the first `right[seed]` pictures at every ratio: IIS = 0.98 · right / dense."""
+    """A ledger whose heads are right on the first `right[seed]` images at every ratio: IIS = 0.98 · right / dense."""
     val = folder.parent / f"{model}_val.pt"
     embeddings = Embeddings(torch.ones(100, 3), LABELS, ["a", "b"], [f"{row}.png" for row in range(100)])
     save_embeddings(val, embeddings)
     rows = []
     for seed, count in enumerate(right):
         for ratio in (DENSE, *RATIOS):
-            hits = np.arange(100) < (dense if ratio == DENSE else count)
-            top1 = float(hits.mean())
+            correct = np.arange(100) < (dense if ratio == DENSE else count)
+            top1 = float(correct.mean())
             rows.append({"bank": bank, "num_concepts": 4, "model": model, "dataset": "toy", "protocol": "paper",
                          "sparsifier": "mask", "prototypes": "balanced", "elements": {"kind": "segments"}, "width": 3,
                          "holdout": 0.0, "n_val": 100, "num_classes": 2, "chance": 0.8, "epochs": 30,
                          "val_hash": embeddings.content_hash, "seed": seed, "ratio": ratio, "learning_rate": 0.01,
                          "kept": None, "bank_size": 4, "top1": top1, "top5": 1.0, "best_epoch": 3, "last_top1": top1,
                          "last_top5": 1.0, "select_top1": top1, "last_select_top1": top1, "loss": 0.1, "note": None,
-                         "hits": pack_hits(hits), **identity})
+                         "hits": pack_correct(correct), **identity})
     add_rows(folder / "results.jsonl", rows)
-    door = IP_Prototype_training.parser()
-    write_settings(door.settings(["--val_pt", str(val), "--model_name", model]), folder / "settings.yaml")
+    script = IP_Prototype_training.parser()
+    write_settings(script.settings(["--val_pt", str(val), "--model_name", model]), folder / "settings.yaml")
     return str(folder)
 
 
@@ -55,8 +55,8 @@ def sweep(tmp_path, *cells):
 
 
 def table(tmp_path, *flags):
-    door = controls_table.parser()
-    folder = controls_table.main(door.settings([*map(str, flags), "--save_dir", str(tmp_path / "table")]))
+    script = controls_table.parser()
+    folder = controls_table.main(script.settings([*map(str, flags), "--save_dir", str(tmp_path / "table")]))
     with open(folder / "controls.csv") as file:
         return list(csv.DictReader(file)), (folder / "controls.md").read_text()
 
@@ -81,7 +81,7 @@ def test_choices_by_hand(tmp_path):
     assert float(base["balanced at s=0.9"]) == pytest.approx((1 + 11 / 20) / 2)  # mean of 10, 11, 12 of 20
     assert float(base["dense balanced"]) == pytest.approx((1 + 16 / 20) / 2) and base["even classes"] == "False"
     random = by_choice["Random bank", "strong"]
-    # Differences of hits: -10, -9, -11: mean -10, std 1, t(0.975, 2) = 4.3027.
+    # Differences of correct: -10, -9, -11: mean -10, std 1, t(0.975, 2) = 4.3027.
     assert float(random["difference"]) == pytest.approx(-0.98 * 10 / 96)
     assert float(random["difference_low"]) == pytest.approx(0.98 / 96 * (-10 - 4.30265 / 3 ** 0.5))
     assert float(random["kendall_tau"]) == -1  # the weak net leads under Random

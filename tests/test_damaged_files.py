@@ -10,8 +10,8 @@ from iis.runtime import UserError
 
 DOORS = ("accuracy_at_nec", "along_pretraining", "arr_curves", "bank_truth", "compare", "controls_table",
          "faithfulness", "iis_against_accuracy", "predictions_table", "report")
-LEDGERS = {"not text": "is no ledger", "not rows": "is not a ledger row", "without hits": "says nothing of hits",
-           "hits damaged": "`hits` are damaged", "hits too few": "`hits` hold fewer",
+LEDGERS = {"not text": "is no ledger", "not rows": "is not a ledger row", "without correct": "says nothing of hits",
+           "correct damaged": "`correct` are damaged", "correct too few": "`correct` hold fewer",
            "without a number": "says nothing of top1", "without a ratio": "lacks the sparsity ratio(s) 0.5",
            "without dense": "has no dense head", "empty": "has no rows"}
 INDICES = {"[1]": "is no list of cells", '"text"': "is no list of cells", "{}": "is no list of cells",
@@ -26,9 +26,9 @@ def damaged(tmp_path_factory):
             (made_ledger(root / "whole", "net", 0.5, 0.4) / "results.jsonl").read_text().splitlines()]
     texts = {"not rows": "[1, 2]\n", "empty": "", **{name: "".join(json.dumps(row) + "\n" for row in kept)
              for name, kept in {
-                 "without hits": [{key: row[key] for key in row if key != "hits"} for row in rows],
-                 "hits damaged": [{**row, "hits": "!"} for row in rows],
-                 "hits too few": [{**row, "n_val": 10 ** 6} for row in rows],
+                 "without correct": [{key: row[key] for key in row if key != "hits"} for row in rows],
+                 "correct damaged": [{**row, "hits": "!"} for row in rows],
+                 "correct too few": [{**row, "n_val": 10 ** 6} for row in rows],
                  "without a number": [{**row, "top1": None} for row in rows],
                  "without a ratio": [row for row in rows if row["ratio"] != 0.5],
                  "without dense": [row for row in rows if row["ratio"] >= 0]}.items()}}
@@ -39,15 +39,15 @@ def damaged(tmp_path_factory):
 
 
 def refusal(name, capsys, *flags):
-    """What a door says on the way, and the sentence it ends with."""
-    door = import_module(f"reproduction.{name}")
+    """What a script says on the way, and the sentence it ends with."""
+    script = import_module(f"reproduction.{name}")
     with pytest.raises(UserError) as error:
-        door.main(door.parser().settings([*("--collect",) * (name == "compare"), *map(str, flags)]))
+        script.main(script.parser().settings([*("--collect",) * (name == "compare"), *map(str, flags)]))
     return capsys.readouterr().out + str(error.value)
 
 
 @pytest.mark.parametrize("name", DOORS)
-def test_of_every_door(name, damaged, tmp_path, capsys):
+def test_of_every_script(name, damaged, tmp_path, capsys):
     out = ["--save_dir", tmp_path / "out", *(["--ours", tmp_path / "ours.csv"] if name == "compare" else [])]
     if name == "bank_truth":
         (tmp_path / "captions.json").write_text('{"attributes": {}, "images": {}}')

@@ -1,9 +1,9 @@
-"""Data sets: folders, flat folders, empty classes, names for people, pictures of every mode."""
+"""Data sets: folders, flat folders, empty classes, names for people, images of every mode."""
 
 import pytest
 from PIL import Image
 
-from iis.datasets import UnreadablePicture, folder_pictures, is_synset, load_dataset, readable_class_names, same_classes
+from iis.datasets import UnreadableImage, folder_images, is_synset, load_dataset, readable_class_names, same_classes
 from iis.runtime import UserError
 
 
@@ -17,8 +17,8 @@ def test_order_is_imagefolders(tmp_path):
 
     for name in ("b/2.png", "b/10.png", "a/x.PNG", "a/deep/y.jpg", "c/z.webp"):
         paint(tmp_path / name)
-    (tmp_path / "a" / "notes.txt").write_text("not a picture")
-    ours, theirs = folder_pictures(tmp_path, "toy", "train"), ImageFolder(str(tmp_path))
+    (tmp_path / "a" / "notes.txt").write_text("not an image")
+    ours, theirs = folder_images(tmp_path, "toy", "train"), ImageFolder(str(tmp_path))
     assert ours.class_names == theirs.classes
     assert sorted(zip(ours.names, ours.labels, strict=True)) == sorted(
         (file[len(str(tmp_path)) + 1:], label) for file, label in theirs.samples)
@@ -28,27 +28,27 @@ def test_order_is_imagefolders(tmp_path):
 @pytest.mark.parametrize("mode, suffix", [("L", "png"), ("RGBA", "png"), ("P", "png"), ("CMYK", "jpg"), ("1", "png")])
 def test_every_mode_opens_as_rgb(tmp_path, mode, suffix):
     paint(tmp_path / "a" / f"x.{suffix}", mode)
-    picture = folder_pictures(tmp_path, "toy", "train").open(0)
-    assert picture.mode == "RGB" and picture.size == (6, 4)
+    image = folder_images(tmp_path, "toy", "train").open(0)
+    assert image.mode == "RGB" and image.size == (6, 4)
 
 
-def test_an_unreadable_picture_is_told_by_name(tmp_path):
+def test_an_unreadable_image_is_told_by_name(tmp_path):
     paint(tmp_path / "a" / "x.png")
     (tmp_path / "a" / "y.png").write_bytes((tmp_path / "a" / "x.png").read_bytes()[:30])
-    with pytest.raises(UnreadablePicture, match="y.png"):
-        folder_pictures(tmp_path, "toy", "train").open(1)
+    with pytest.raises(UnreadableImage, match="y.png"):
+        folder_images(tmp_path, "toy", "train").open(1)
 
 
 def test_what_is_wrong_with_a_folder_is_said(tmp_path):
     with pytest.raises(UserError, match="no folder"):
-        folder_pictures(tmp_path / "none", "toy", "val")
+        folder_images(tmp_path / "none", "toy", "val")
     paint(tmp_path / "flat" / "x.png")
     with pytest.raises(UserError, match="one folder per class"):
-        folder_pictures(tmp_path / "flat", "toy", "val")
+        folder_images(tmp_path / "flat", "toy", "val")
     paint(tmp_path / "empty" / "a" / "x.png")
     (tmp_path / "empty" / "b").mkdir()
-    with pytest.raises(UserError, match="holds no pictures"):
-        folder_pictures(tmp_path / "empty", "toy", "val")
+    with pytest.raises(UserError, match="holds no images"):
+        folder_images(tmp_path / "empty", "toy", "val")
     with pytest.raises(UserError, match="only in val"):
         same_classes(["a", "b"], ["a", "c"])
     with pytest.raises(UserError, match="shapes"):

@@ -1,4 +1,4 @@
-"""Pictures decoded on the device: near PIL's, never mixed with them, and odd files through PIL."""
+"""Images decoded on the device: near PIL's, never mixed with them, and odd files through PIL."""
 
 import io
 
@@ -12,7 +12,7 @@ from extractor.batches import batches
 from extractor.embed import embed_together
 from extractor.targets import Target
 from iis.backbones import load_backbone
-from iis.datasets import folder_pictures
+from iis.datasets import folder_images
 from iis.embedding_file import load_embeddings
 from iis.layers import HEAD_INPUT, Node
 from iis.preprocessing import preprocessing
@@ -31,48 +31,48 @@ def smooth(width=120, height=90):
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     folder = tmp_path / "in" / "a"
     folder.mkdir(parents=True)
-    picture = smooth()
-    picture.save(folder / NAMES[0], quality=92)
-    picture.convert("L").save(folder / NAMES[1], quality=92)
+    image = smooth()
+    image.save(folder / NAMES[0], quality=92)
+    image.convert("L").save(folder / NAMES[1], quality=92)
     turned = Image.Exif()
     turned[0x0112] = 6  # turn by a quarter
-    picture.save(folder / NAMES[2], quality=92, exif=turned)
-    picture.convert("CMYK").save(folder / NAMES[3], quality=92)
-    picture.save(folder / NAMES[4], format="PNG")
+    image.save(folder / NAMES[2], quality=92, exif=turned)
+    image.convert("CMYK").save(folder / NAMES[3], quality=92)
+    image.save(folder / NAMES[4], format="PNG")
     whole = (folder / NAMES[0]).read_bytes()
     (folder / NAMES[5]).write_bytes(whole[:len(whole) // 2])
-    (folder / NAMES[6]).write_text("no picture")
+    (folder / NAMES[6]).write_text("no image")
     (folder / NAMES[7]).write_bytes(whole + b"camera maker's appendix")
-    picture.convert("RGBA").save(folder / NAMES[8])
-    return folder_pictures(tmp_path / "in", "toy", "train")
+    image.convert("RGBA").save(folder / NAMES[8])
+    return folder_images(tmp_path / "in", "toy", "train")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_close_to_pil_and_the_same_files_are_unreadable(pictures, workers):
+def test_close_to_pil_and_the_same_files_are_unreadable(images, workers):
     rows = [range(0, 5), range(5, 9)]
-    expected, found = (list(batches(pictures, settings, rows, workers, CPU)) for settings in (PIL, GPU))
+    expected, found = (list(batches(images, settings, rows, workers, CPU)) for settings in (PIL, GPU))
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.rows == theirs.rows and ours.unreadable == theirs.unreadable
-        assert ours.pictures.shape == theirs.pictures.shape and ours.pictures.dtype == torch.uint8
-        off = (ours.pictures.int() - theirs.pictures.int()).abs()
+        assert ours.images.shape == theirs.images.shape and ours.images.dtype == torch.uint8
+        off = (ours.images.int() - theirs.images.int()).abs()
         assert off.max() <= 3 and off.float().mean() <= 0.3  # of 255
     assert sorted(found[0].unreadable | found[1].unreadable) == [5, 6]
 
 
 @pytest.mark.parametrize(("name", "encoded"), list(zip(NAMES, [1, 1, 1, 0, 0, None, None, 0, 0], strict=True)))
-def test_only_plain_and_whole_jpeg_files_are_left_to_the_device(pictures, name, encoded):
+def test_only_plain_and_whole_jpeg_files_are_left_to_the_device(images, name, encoded):
     row = NAMES.index(name)
     if encoded is None:
-        with pytest.raises(room.UnreadablePicture, match=name):
-            room.read_encoded(pictures, row)
+        with pytest.raises(room.UnreadableImage, match=name):
+            room.read_encoded(images, row)
     else:
-        assert room.read_encoded(pictures, row).ndim == (1 if encoded else 3)
+        assert room.read_encoded(images, row).ndim == (1 if encoded else 3)
 
 
-def test_what_the_device_cannot_decode_goes_through_pil(pictures, monkeypatch):
+def test_what_the_device_cannot_decode_goes_through_pil(images, monkeypatch):
     whole, calls = room.decode_jpeg, []
 
     def picky(files, *more, **options):
@@ -82,38 +82,38 @@ def test_what_the_device_cannot_decode_goes_through_pil(pictures, monkeypatch):
         return whole(files, *more, **options)
 
     monkeypatch.setattr(room, "decode_jpeg", picky)
-    (found,) = batches(pictures, GPU, [range(0, 3)], 0, CPU)
-    (expected,) = batches(pictures, PIL, [range(0, 3)], 0, CPU)
+    (found,) = batches(images, GPU, [range(0, 3)], 0, CPU)
+    (expected,) = batches(images, PIL, [range(0, 3)], 0, CPU)
     assert calls == [True, False, False, False] and found.rows == [0, 1, 2]
-    assert (found.pictures.int() - expected.pictures.int()).abs().max() <= 3
+    assert (found.images.int() - expected.images.int()).abs().max() <= 3
 
 
-def test_a_file_that_neither_reads_is_unreadable(pictures, monkeypatch):
-    broken = (pictures.root / pictures.names[0]).read_bytes()
+def test_a_file_that_neither_reads_is_unreadable(images, monkeypatch):
+    broken = (images.root / images.names[0]).read_bytes()
     middle = len(broken) // 3
-    (pictures.root / pictures.names[0]).write_bytes(broken[:middle] + b"\xff\xd9")  # ends as a whole one does
-    assert room.read_encoded(pictures, 0).ndim == 1
+    (images.root / images.names[0]).write_bytes(broken[:middle] + b"\xff\xd9")  # ends as a whole one does
+    assert room.read_encoded(images, 0).ndim == 1
     monkeypatch.setattr(room, "decode_jpeg", lambda *_, **__: (_ for _ in ()).throw(RuntimeError()))
     monkeypatch.setattr(Image.Image, "convert", lambda *_: (_ for _ in ()).throw(OSError("gone")))
-    (found,) = batches(pictures, GPU, [range(0, 1)], 0, CPU)
-    assert found.rows == [] and list(found.unreadable) == [0] and found.pictures.shape == (0, 3, 56, 56)
+    (found,) = batches(images, GPU, [range(0, 1)], 0, CPU)
+    assert found.rows == [] and list(found.unreadable) == [0] and found.images.shape == (0, 3, 56, 56)
 
 
-def test_torchvisions_sets_are_decoded_by_themselves(pictures):
-    class Set(type(pictures)):
+def test_torchvisions_sets_are_decoded_by_themselves(images):
+    class Set(type(images)):
         def file(self, index):
             return None
 
-    plain = Set(*(getattr(pictures, name) for name in ("dataset", "split", "class_names", "labels", "names", "root")))
+    plain = Set(*(getattr(images, name) for name in ("dataset", "split", "class_names", "labels", "names", "root")))
     assert room.read_encoded(plain, 0).shape == (3, 90, 120)
 
 
-def test_a_resampler_that_tensors_lack(pictures):
+def test_a_resampler_that_tensors_lack(images):
     with pytest.raises(UserError, match="cannot resize by lanczos.*bicubic"):
-        next(batches(pictures, {**GPU, "interpolation": "lanczos"}, [range(1)], 0, CPU))
+        next(batches(images, {**GPU, "interpolation": "lanczos"}, [range(1)], 0, CPU))
 
 
-def test_files_of_two_decoders_are_made_apart_and_differ_in_provenance(pictures, tmp_path, capsys):
+def test_files_of_two_decoders_are_made_apart_and_differ_in_provenance(images, tmp_path, capsys):
     (tmp_path / "net.py").write_text(
         "from torch import nn\ndef net():\n    return nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), "
         "nn.Flatten(), nn.Linear(5, 2))\n")
@@ -123,12 +123,12 @@ def test_files_of_two_decoders_are_made_apart_and_differ_in_provenance(pictures,
         backbone.preprocessing = settings
         targets.append(Target(backbone, Node(HEAD_INPUT, backbone.head), tmp_path / f"{name}.pt",
                               {"model": "net", "preprocessing": settings}))
-    embed_together(pictures, targets, 4, 0, CPU)
+    embed_together(images, targets, 4, 0, CPU)
     first, second = (load_embeddings(target.file) for target in targets)
     scale = first.features_ND.abs().max()
     assert 0 < (first.features_ND - second.features_ND).abs().max() <= 0.01 * scale
     with pytest.raises(UserError, match="differs in preprocessing .*decoder"):
-        embed_together(pictures, [Target(targets[0].model, targets[0].node, targets[1].file,
+        embed_together(images, [Target(targets[0].model, targets[0].node, targets[1].file,
                                          targets[0].provenance)], 4, 0, CPU)
 
 
@@ -145,10 +145,10 @@ def test_the_flag_is_part_of_the_folder_and_of_preprocessing():
     assert folders[1] == folders[0] + "__gpu-decoded"
 
 
-def test_bytes_and_pixels_travel_in_one_tensor(pictures):
+def test_bytes_and_pixels_travel_in_one_tensor(images):
     from extractor.batches import _Prepared
 
-    batch = _Prepared(pictures, [GPU], [range(3, 5)])[0]
+    batch = _Prepared(images, [GPU], [range(3, 5)])[0]
     assert batch.content.ndim == 1 and batch.shapes == [torch.Size([3, 90, 120])] * 2
-    picture = Image.open(io.BytesIO((pictures.root / pictures.names[4]).read_bytes()))
-    assert (batch.content[-3 * 90 * 120:].view(3, 90, 120).permute(1, 2, 0).numpy() == np.asarray(picture)).all()
+    image = Image.open(io.BytesIO((images.root / images.names[4]).read_bytes()))
+    assert (batch.content[-3 * 90 * 120:].view(3, 90, 120).permute(1, 2, 0).numpy() == np.asarray(image)).all()

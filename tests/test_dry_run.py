@@ -5,19 +5,18 @@ import re
 import numpy as np
 import pytest
 from bank_runs import flags_of, own_caches  # noqa: F401 - a fixture
-from conftest import run_door
+from conftest import run_script
 from PIL import Image
 
 from extractor import patch_extractor, segment_extractor, visual_element_emb_extractor
-from iis.config import DoorParser
-from iis.dry_run import disk, duration, size
+from iis.cli import ScriptParser, disk, duration, size
 from iis.tally import tally
 from IP_training import IP_Bank_training, IP_End2End_training
 
 
 @pytest.fixture
 def place(tmp_path):
-    """12 pictures of two classes in in/."""
+    """12 images of two classes in in/."""
     for number in range(12):
         file = tmp_path / "in" / ("cat", "dog")[number % 2] / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -53,10 +52,10 @@ def test_a_disk_that_is_too_small_is_told(tmp_path):
     assert "NOT" not in disk(1, tmp_path)
 
 
-@pytest.mark.parametrize("door, elements", [(segment_extractor, None), (patch_extractor, 16)])
-def test_stage_1(place, door, elements, capsys):
+@pytest.mark.parametrize("script, elements", [(segment_extractor, None), (patch_extractor, 16)])
+def test_stage_1(place, script, elements, capsys):
     before = everything(place)
-    door.main(door.parser().settings(["--data_root", str(place / "in"), "--save_root", str(place / "out"),
+    script.main(script.parser().settings(["--data_root", str(place / "in"), "--save_root", str(place / "out"),
                                       "--image_per_class", "5", "--workers", "2", "--dry-run"]))
     ((what, plan),) = plans_of(capsys.readouterr().out).items()
     assert what.startswith("stage 1, ") and everything(place) == before
@@ -64,27 +63,27 @@ def test_stage_1(place, door, elements, capsys):
     if elements:
         assert plan["elements"].startswith("about 160 (16.0")
     assert "free" in plan["disk"] and "in 2 processes" in plan["memory"]
-    assert re.search(r"about [\d.]+ \w+ \([\d.]+ s a picture", plan["time"])
+    assert re.search(r"about [\d.]+ \w+ \([\d.]+ s an image", plan["time"])
 
 
 def test_stage_2(place, capsys):
     before = everything(place)
-    door = visual_element_emb_extractor
-    door.main(door.parser().settings(["--model", "resnet20", "--weights", "none", "--data_path", str(place / "in"),
+    script = visual_element_emb_extractor
+    script.main(script.parser().settings(["--model", "resnet20", "--weights", "none", "--data_path", str(place / "in"),
                                       "--save_root", str(place / "embs"), "--device", "cpu", "-j", "0", "--dry_run"]))
     ((what, plan),) = plans_of(capsys.readouterr().out).items()
     assert "visual_element_emb.pkl" in what and everything(place) == before
-    assert plan["shapes"] == "12 pictures of 3 x 32 x 32 -> 12 x 64 float32, fp32"
+    assert plan["shapes"] == "12 images of 3 x 32 x 32 -> 12 x 64 float32, fp32"
     assert plan["disk"].startswith("3.1 kB")  # 12 x 64 x 4
     assert "ms to embed, by measurement of 8" in plan["time"]
 
 
 def test_stage_3(toy, capsys):
     before = everything(toy)
-    for door, kind in ((IP_Bank_training, "Random"), (IP_End2End_training, "End2End")):
-        door.main(door.parser().settings(flags_of(toy, "out", "--dry_run", num_concepts=10, seeds=2)))
+    for script, kind in ((IP_Bank_training, "Random"), (IP_End2End_training, "End2End")):
+        script.main(script.parser().settings(flags_of(toy, "out", "--dry_run", num_concepts=10, seeds=2)))
         plan = plans_of(capsys.readouterr().out)[f"stage 3, {kind} bank for toy on toy"]
-        assert plan["shapes"].startswith("N = 300 + 200 pictures, D = 12, C = 4, M = 10")
+        assert plan["shapes"].startswith("N = 300 + 200 images, D = 12, C = 4, M = 10")
         assert plan["heads"] == ("24 predictors (8 ratios x 3 learning rates) and 3 dense heads, for each of 2 seeds; "
                                  "2 epochs of 5 steps")
         assert plan["memory"].startswith("20.0 kB of activations")  # 500 x 10 x 4
@@ -92,24 +91,24 @@ def test_stage_3(toy, capsys):
     assert everything(toy) == before
 
 
-def test_a_door_without_a_plan_of_its_own_tells_its_settings(capsys):
-    door = DoorParser(prog="table.py", description="A table.")
-    door.add_argument("--save_dir", default="x")
+def test_a_script_without_a_plan_of_its_own_tells_its_settings(capsys):
+    script = ScriptParser(prog="table.py", description="A table.")
+    script.add_argument("--save_dir", default="x")
     with pytest.raises(SystemExit) as stopped:
-        door.settings(["--dry-run"])
+        script.settings(["--dry-run"])
     assert stopped.value.code == 0
     assert plans_of(capsys.readouterr().out) == {"table.py, A table.": {"save_dir": "x"}}
-    assert vars(door.settings([])) == {"save_dir": "x"}  # nothing of it in settings.yaml or a manifest
+    assert vars(script.settings([])) == {"save_dir": "x"}  # nothing of it in settings.yaml or a manifest
 
 
-def test_a_door_with_a_dry_run_of_its_own():
-    door = DoorParser()
-    door.add_argument("--dry_run", action="store_true")
-    assert door.settings(["--dry_run"]).dry_run and door.settings([]).dry_run is False
+def test_a_script_with_a_dry_run_of_its_own():
+    script = ScriptParser()
+    script.add_argument("--dry_run", action="store_true")
+    assert script.settings(["--dry_run"]).dry_run and script.settings([]).dry_run is False
 
 
 def test_help_names_it():
-    assert "--dry_run" in run_door("concept_library/filter_concepts.py", "--help").stdout
+    assert "--dry_run" in run_script("concept_library/filter_concepts.py", "--help").stdout
 
 
 def test_tally(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The elastic-net layer of the Text door: what is written holds together, and folders are not mixed."""
+"""The elastic-net layer of the Text script: what is written holds together, and folders are not mixed."""
 
 import json
 

@@ -15,7 +15,7 @@ from extractor import embed as room
 from extractor.embed import embed, embed_together, is_done
 from extractor.targets import Target
 from iis.backbones import load_backbone
-from iis.datasets import folder_pictures
+from iis.datasets import folder_images
 from iis.embedding_file import load_embeddings
 from iis.layers import HEAD_INPUT, Node
 from iis.preprocessing import normalise, preprocessing, to_uint8
@@ -54,26 +54,26 @@ def run(place, name="x.pkl", batch_size=2, workers=0, **changes):
     backbone = load_backbone(f"{place}/net.py:net", "none")
     for key, value in changes.items():
         setattr(backbone, key, value)
-    pictures = folder_pictures(place / "in", "toy", "train")
+    images = folder_images(place / "in", "toy", "train")
     provenance = {"model": backbone.model, "weights_hash": backbone.weights_hash, "node": HEAD_INPUT}
-    return embed(pictures, backbone, Node(HEAD_INPUT, backbone.head), place / "out" / name, provenance, batch_size,
+    return embed(images, backbone, Node(HEAD_INPUT, backbone.head), place / "out" / name, provenance, batch_size,
                  workers, CPU)
 
 
-def test_every_row_is_the_feature_of_its_own_picture(place, capsys):
+def test_every_row_is_the_feature_of_its_own_image(place, capsys):
     (place / "in" / "cat" / "07.png").write_bytes(b"broken")
     found = load_embeddings(run(place, workers=2))
     said = capsys.readouterr().out
-    assert "1 of 70 pictures could not be read" in said and "07.png" in said
-    assert "x.pkl: 69 x 5," in said and "pictures/s, cpu" in said
+    assert "1 of 70 images could not be read" in said and "07.png" in said
+    assert "x.pkl: 69 x 5," in said and "images/s, cpu" in said
     assert found.image_paths == [f"cat/{n:02d}.png" for n in range(30) if n != 7] + [f"dog/{n:02d}.png"
                                                                                     for n in range(40)]
     assert found.labels_N.tolist() == [0] * 29 + [1] * 40
     assert found.record["unreadable"] == ["cat/07.png"]
     backbone = load_backbone(f"{place}/net.py:net", "none")
     for row in (0, 7, 68):
-        picture = Image.open(place / "in" / found.image_paths[row]).convert("RGB")
-        x = normalise(to_uint8(picture, backbone.preprocessing)[None], backbone.preprocessing)
+        image = Image.open(place / "in" / found.image_paths[row]).convert("RGB")
+        x = normalise(to_uint8(image, backbone.preprocessing)[None], backbone.preprocessing)
         expected = backbone.module[1](x).relu().mean((2, 3))
         assert torch.allclose(found.features_ND[row], expected[0], atol=1e-6)
     assert not (place / "out" / "x.pkl.partial").exists()
@@ -81,11 +81,11 @@ def test_every_row_is_the_feature_of_its_own_picture(place, capsys):
 
 def test_killed_at_any_moment_and_started_again_gives_the_same_bits(place):
     whole = load_embeddings(run(place, "whole.pkl", workers=1))
-    door = [sys.executable, str(ROOT / "extractor" / "visual_element_emb_extractor.py"), "--model",
+    script = [sys.executable, str(ROOT / "extractor" / "visual_element_emb_extractor.py"), "--model",
             f"{place}/net.py:net", "--weights", "none", "--data-path", str(place / "in"), "--save_root", str(place),
             "--model_name", "out", "-b", "2", "-j", "1", "--device", "cpu"]
     file, partial = place / "out" / "visual_element_emb.pkl", place / "out" / "visual_element_emb.pkl.partial"
-    process = subprocess.Popen(door, env={**os.environ, "SLOW": "0.06", "OMP_NUM_THREADS": "1"},
+    process = subprocess.Popen(script, env={**os.environ, "SLOW": "0.06", "OMP_NUM_THREADS": "1"},
                                stdout=subprocess.DEVNULL)
     try:
         deadline = time.time() + 60
@@ -98,10 +98,10 @@ def test_killed_at_any_moment_and_started_again_gives_the_same_bits(place):
     assert not file.exists() and (partial / "chunk-000000.json").exists()
     assert not (partial / "chunk-000002.json").exists()
     before = (partial / "chunk-000000.json").stat().st_mtime_ns
-    other = subprocess.run([*door, "-b", "4"], capture_output=True, text=True)
+    other = subprocess.run([*script, "-b", "4"], capture_output=True, text=True)
     assert other.returncode == 2 and "batch_size = 2, and this run has batch_size = 4" in other.stderr
     assert (partial / "chunk-000000.json").stat().st_mtime_ns == before
-    again = subprocess.run(door, capture_output=True, text=True)
+    again = subprocess.run(script, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     found = load_embeddings(file)
     assert found.content_hash == whole.content_hash and found.image_paths == whole.image_paths
@@ -129,7 +129,7 @@ def test_finished_chunks_are_not_computed_again(place, monkeypatch):
 def test_two_files_over_one_decode_are_the_files_made_apart(place, monkeypatch):
     alone = [load_embeddings(run(place, f"alone{crop}.pkl", preprocessing=preprocessing(12, crop)))
              for crop in (12, 8)]
-    pictures, targets = folder_pictures(place / "in", "toy", "train"), []
+    images, targets = folder_images(place / "in", "toy", "train"), []
     for crop in (12, 8):
         backbone = load_backbone(f"{place}/net.py:net", "none", crop=crop)
         provenance = {"model": backbone.model, "weights_hash": backbone.weights_hash, "node": HEAD_INPUT}
@@ -144,15 +144,15 @@ def test_two_files_over_one_decode_are_the_files_made_apart(place, monkeypatch):
 
     monkeypatch.setattr(room, "features_of", stopped)
     with pytest.raises(KeyboardInterrupt):
-        embed_together(pictures, targets, 2, 0, CPU)
+        embed_together(images, targets, 2, 0, CPU)
     (targets[0].partial / "chunk-000000.json").unlink()  # as if only the other had come so far
-    embed_together(pictures, targets, 2, 0, CPU)
+    embed_together(images, targets, 2, 0, CPU)
     assert calls[50:66] == ["12.pkl"] * 16 and set(calls[66:]) == {"12.pkl", "8.pkl"}
     for before, target in zip(alone, targets, strict=True):
         assert load_embeddings(target.file).content_hash == before.content_hash
     (place / "out" / "8.pkl").unlink()
     calls.clear()
-    embed_together(pictures, targets, 2, 0, CPU)
+    embed_together(images, targets, 2, 0, CPU)
     assert set(calls) == {"8.pkl"}
 
 
@@ -175,15 +175,15 @@ def test_a_finished_file_is_kept_and_other_settings_are_refused(place, capsys):
     run(place)
     assert not partial.exists()
     assert "done already" in capsys.readouterr().out and file.stat().st_mtime_ns == before
-    pictures = folder_pictures(place / "in", "toy", "train")
+    images = folder_images(place / "in", "toy", "train")
     with pytest.raises(UserError, match="differs in node .'head_input' and 'layer3'.*--model_name"):
-        is_done(pictures, file, {"node": "layer3"})
+        is_done(images, file, {"node": "layer3"})
     (place / "in" / "cat" / "00.png").unlink()
-    with pytest.raises(UserError, match="its pictures .70 then, 69 now"):
+    with pytest.raises(UserError, match="its images .70 then, 69 now"):
         run(place)
 
 
-def test_features_that_are_not_finite_name_the_picture(place):
+def test_features_that_are_not_finite_name_the_image(place):
     backbone = load_backbone(f"{place}/net.py:net", "none")
     backbone.module[1].weight.fill_(float("nan"))
     with pytest.raises(UserError, match="features of cat/00.png are not finite"):
@@ -200,5 +200,5 @@ def test_features_that_are_all_the_same_are_refused(place):
 def test_nothing_readable(place):
     for file in (place / "in").rglob("*.png"):
         file.write_bytes(b"")
-    with pytest.raises(UserError, match="none of the 70 pictures"):
+    with pytest.raises(UserError, match="none of the 70 images"):
         run(place)

@@ -1,4 +1,4 @@
-"""Pictures to IIS through the three scripts: the built-in data set, tiny, with a random small backbone."""
+"""Images to IIS through the three scripts: the built-in data set, tiny, with a random small backbone."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import ROOT, run_door
+from conftest import ROOT, run_script
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +46,8 @@ def plain_iis(ledger):
     return sum(scores) / 2
 
 
-def test_from_pictures_to_the_iis(tree, tmp_path):
-    painted = run_door("demo/paint_shapes.py", "--train", 160, "--val", 80, root=tree)
+def test_from_images_to_the_iis(tree, tmp_path):
+    painted = run_script("demo/paint_shapes.py", "--train", 160, "--val", 80, root=tree)
     assert painted.returncode == 0, painted.stderr
     (tree / "model_configs" / "tiny.yaml").write_text(
         "model: demo/small_backbones.py:shapes_small\nweights: none\nmodel_name: tiny\nfeature_layer: fc\n"
@@ -76,17 +76,17 @@ def test_missing_data_says_how_to_go_on(tree):
 
 
 @pytest.mark.parametrize("place", ["own", "root", "elsewhere"])
-def test_every_door_helps_from_anywhere(place, tmp_path):
-    doors = [door for folder in ("extractor", "IP_training", "demo", "reproduction", "concept_library", ".")
-             for door in (ROOT / folder).glob("*.py") if "run_door(" in door.read_text() and door.name != "conftest.py"]
-    assert len(doors) >= 8
+def test_every_script_helps_from_anywhere(place, tmp_path):
+    scripts = [script for folder in ("extractor", "IP_training", "demo", "reproduction", "concept_library", ".")
+             for script in (ROOT / folder).glob("*.py") if "run_script(" in script.read_text() and script.name != "conftest.py"]
+    assert len(scripts) >= 8
     if place != "own":  # one other folder for some is enough: start-up takes a second
-        doors = doors[:: 6 if place == "root" else 7]
+        scripts = scripts[:: 6 if place == "root" else 7]
 
-    def helps(door):
-        cwd, name = {"own": (door.parent, door.name), "root": (ROOT, door), "elsewhere": (tmp_path, door)}[place]
+    def helps(script):
+        cwd, name = {"own": (script.parent, script.name), "root": (ROOT, script), "elsewhere": (tmp_path, script)}[place]
         done = subprocess.run([sys.executable, str(name), "--help"], cwd=cwd, text=True, capture_output=True)
-        assert done.returncode == 0 and "usage:" in done.stdout, f"{door}: {done.stderr}"
+        assert done.returncode == 0 and "usage:" in done.stdout, f"{script}: {done.stderr}"
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(helps, doors))
+        list(pool.map(helps, scripts))

@@ -1,4 +1,4 @@
-"""The explanation door: a page that fetches nothing, escaped text, tables that add up, and clear refusals."""
+"""The explanation script: a page that fetches nothing, escaped text, tables that add up, and clear refusals."""
 
 import csv
 import json
@@ -15,17 +15,17 @@ from iis.datasets import Dataset
 from iis.embedding_file import Embeddings
 from iis.runtime import UserError, write_text
 from reproduction import explain
-from reproduction.rooms import subjects
-from reproduction.rooms.concept_pictures import concept_of
-from reproduction.rooms.explanation import explain as explain_all
-from reproduction.rooms.explanation import load_predictor
-from reproduction.rooms.explanation_page import explanation_page
-from reproduction.rooms.run_files import embeddings_of
-from reproduction.rooms.stories import if_removed, stories, the_rest
-from reproduction.rooms.subjects import Subject, embed_pictures, spread
+from reproduction.lib import subjects
+from reproduction.lib.concept_images import concept_of
+from reproduction.lib.explanation import explain as explain_all
+from reproduction.lib.explanation import load_predictor
+from reproduction.lib.explanation_page import explanation_page
+from reproduction.lib.run_files import embeddings_of
+from reproduction.lib.stories import if_removed, stories, the_rest
+from reproduction.lib.subjects import Subject, embed_images, spread
 
 
-def door(run, out, *words):
+def script(run, out, *words):
     return explain.main(explain.parser().settings(["--run", str(run), "--out", str(out), *map(str, words)]))
 
 
@@ -38,9 +38,9 @@ def run(toy, monkeypatch):
 
 
 def test_a_class_from_the_command_line(run, toy):
-    out = door(run, toy / "out", "--class", "class 2", "--num_images", 3, "--top", 4)
+    out = script(run, toy / "out", "--class", "class 2", "--num_images", 3, "--top", 4)
     page = (out / "explanation.html").read_text()
-    assert page.count('<article class="card">') == 4  # the class and three pictures
+    assert page.count('<article class="card">') == 4  # the class and three images
     assert page.count("<img") >= 3 + 4 * 4
     outside = re.findall(r"""(?:src|href)\s*=\s*["'](?!data:|#)|https?:|file:|url\(|@import|<script|<link""", page)
     assert not outside
@@ -60,12 +60,12 @@ def test_a_class_from_the_command_line(run, toy):
     assert all((out / f"explanation.{kind}").stat().st_size for kind in ("png", "pdf"))
 
 
-def test_rows_and_files_of_the_data_set_are_the_same_pictures(run, toy):
+def test_rows_and_files_of_the_data_set_are_the_same_images(run, toy):
     names = ["class 1/val_5.png", "class 0/val_0.png"]
-    out = door(run, toy / "out", "--rows", "5,0", "--top", 1)
+    out = script(run, toy / "out", "--rows", "5,0", "--top", 1)
     told = json.loads((out / "explanation.json").read_text())["pictures"]
     assert [story["picture"] for story in told] == names
-    args = explain.parser().settings(["--run", str(run), "--images", names[0], str(toy / "pictures/val" / names[1])])
+    args = explain.parser().settings(["--run", str(run), "--images", names[0], str(toy / "images/val" / names[1])])
     predictor = load_predictor(run)
     found, of_class = explain.chosen(args, predictor, *embeddings_of(run, predictor.identity, "val"))
     assert of_class is None and [one.name for one in found] == names and [one.label for one in found] == [1, 0]
@@ -77,21 +77,21 @@ def test_bad_input_is_one_sentence(run, toy):
     for words, said in ((["--class", "class 9"], "there is no class 'class 9'; did you mean"),
                         (["--rows", "200"], "rows 0 to 199"), (["--rows", "x"], "comma-separated list of row numbers"),
                         (["--rows", "1", "--class", "class 1"], "not allowed with argument"),
-                        (["--images", toy / "none.png"], "there is no picture"),
-                        (["--images", toy / "val.pt"], "cannot be read as a picture"),
+                        (["--images", toy / "none.png"], "there is no image"),
+                        (["--images", toy / "val.pt"], "cannot be read as an image"),
                         (["--elements", toy / "nowhere"], "name their folder with --elements"),
-                        (["--elements", toy], "there is no picture .*name the folder of the elements"),
+                        (["--elements", toy], "there is no image .*name the folder of the elements"),
                         (["--val_pt", toy / "train.pt"], "train.pt holds other numbers than"),
-                        (["--num_images", "101"], "101 pictures do not fit on one page; name at most 100"),
+                        (["--num_images", "101"], "101 images do not fit on one page; name at most 100"),
                         (["--ratio", "0.3"], "there are 0.5, 0.7, 0.9"), (["--seed", "5"], "--seed can be 0, 1")):
         with pytest.raises(UserError, match=said):
-            door(run, toy / "refused", *words)
-    (toy / "pictures" / "val" / "class 0" / "val_0.png").unlink()
-    with pytest.raises(UserError, match="has no picture 'class 0/val_0.png'"):
-        door(run, toy / "refused", "--rows", "0")
+            script(run, toy / "refused", *words)
+    (toy / "images" / "val" / "class 0" / "val_0.png").unlink()
+    with pytest.raises(UserError, match="has no image 'class 0/val_0.png'"):
+        script(run, toy / "refused", "--rows", "0")
     Image.new("RGB", (4, 4)).save(toy / "strange.png")
     with pytest.raises(UserError, match="there is no configuration"):  # this backbone exists nowhere
-        door(run, toy / "refused", "--images", toy / "strange.png")
+        script(run, toy / "refused", "--images", toy / "strange.png")
 
 
 def test_names_and_words_are_escaped():
@@ -118,11 +118,11 @@ def test_what_is_said_of_a_removal():
     assert the_rest(story, 2) == "the 2 concepts above +1.00, 1 more +0.25, biases -0.50: a margin of +0.75 logits"
 
 
-def test_evidence_is_pictures_or_words(tmp_path):
+def test_evidence_is_images_or_words(tmp_path):
     (tmp_path / "a").mkdir()
     Image.new("L", (3, 2)).save(tmp_path / "a" / "1.png")
     shown = concept_of(4, ["Prototype: a/1.png"], "Combined", tmp_path)
-    assert shown.label == "concept 4, cut from a" and [one.mode for one in shown.pictures] == ["RGB"]
+    assert shown.label == "concept 4, cut from a" and [one.mode for one in shown.images] == ["RGB"]
     assert concept_of(5, ["Text: red: bright"], "Combined", tmp_path).label == "red: bright"
     assert concept_of(6, ["striped"], "Text", None) == concept_of(6, ["striped"], "Text", tmp_path)
     assert "empty slot" in concept_of(7, [], "End2End", tmp_path).label
@@ -132,7 +132,7 @@ def test_spread():
     assert spread(range(10), 3) == [0, 3, 6] and spread([4, 5], 8) == [4, 5]
 
 
-def test_other_pictures_go_through_the_backbone_the_features_came_from(tmp_path, capsys):
+def test_other_images_go_through_the_backbone_the_features_came_from(tmp_path, capsys):
     settings = "model: demo/small_backbones.py:shapes_small\nweights: none\nval_resize_size: 64\nval_crop_size: 64\n"
     backbone = load_backbone("demo/small_backbones.py:shapes_small", "none", "cpu", 0, resize=64, crop=64)
     val = Embeddings(torch.zeros(1, 32), torch.zeros(1, dtype=torch.int64), ["a"], ["a/0.png"], {
@@ -142,23 +142,23 @@ def test_other_pictures_go_through_the_backbone_the_features_came_from(tmp_path,
     write_text(tmp_path / "toy_val_toy_fc.pt.settings.yaml", settings + "seed: 0\n")
     write_text(tmp_path / "other.yaml", settings + "seed: 1\n")
     noise = torch.randint(0, 256, (64, 64, 3), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
-    found_ND = embed_pictures([Image.fromarray(noise.numpy())], val, file, device="cpu")
+    found_ND = embed_images([Image.fromarray(noise.numpy())], val, file, device="cpu")
     mean, std = (torch.tensor(backbone.preprocessing[key]).view(3, 1, 1) for key in ("mean", "std"))
     with torch.no_grad():  # the net without its last layer, by hand
         by_hand = backbone.module[:-1](((noise.permute(2, 0, 1) / 255 - mean) / std)[None])
     torch.testing.assert_close(found_ND, by_hand)
     with pytest.raises(UserError, match="differs in weights_hash"):
-        embed_pictures([Image.fromarray(noise.numpy())], val, file, str(tmp_path / "other.yaml"), "cpu")
+        embed_images([Image.fromarray(noise.numpy())], val, file, str(tmp_path / "other.yaml"), "cpu")
     val.provenance = {}
     with pytest.raises(UserError, match="does not say which backbone"):
-        embed_pictures([Image.fromarray(noise.numpy())], val, file, device="cpu")
+        embed_images([Image.fromarray(noise.numpy())], val, file, device="cpu")
 
 
-def test_a_picture_of_the_data_set_keeps_its_label(toy, monkeypatch):
-    pictures = toy / "pictures" / "val" / "class 0"
-    pictures.mkdir(parents=True)
-    Image.new("RGB", (4, 4)).save(pictures / "val_0.png")
-    monkeypatch.setattr(subjects, "load_dataset", lambda name: Dataset("toy", toy / "pictures"))
+def test_a_image_of_the_data_set_keeps_its_label(toy, monkeypatch):
+    images = toy / "images" / "val" / "class 0"
+    images.mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(images / "val_0.png")
+    monkeypatch.setattr(subjects, "load_dataset", lambda name: Dataset("toy", toy / "images"))
     val = Embeddings(torch.ones(1, 3), torch.tensor([0]), ["class 0"], ["class 0/val_0.png"])
-    (found,) = subjects.from_files([str(pictures / "val_0.png")], val, toy / "val.pt", "toy")
+    (found,) = subjects.from_files([str(images / "val_0.png")], val, toy / "val.pt", "toy")
     assert found.label == 0 and found.name == "class 0/val_0.png" and found.features_D.tolist() == [1, 1, 1]

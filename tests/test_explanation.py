@@ -7,7 +7,7 @@ from conftest import clusters
 from explained_runs import explained_run, features, predictor_of
 
 from iis.runtime import UserError, write_json
-from reproduction.rooms.explanation import (
+from reproduction.lib.explanation import (
     contributions,
     default_ratio,
     explain,
@@ -23,7 +23,7 @@ def test_contributions_and_bias_sum_to_the_logits():
     logits_NC = predictor.logits(x_NM)
     assert ((x_NM != 0).sum(1) == 4).all() and predictor.kept == 4
     torch.testing.assert_close(contributions(predictor, x_NM).sum(2) + predictor.bias_C, logits_NC)
-    for n in range(20):  # one picture at a time, by the definition
+    for n in range(20):  # one image at a time, by the definition
         for c in range(3):
             by_hand = sum(float(x_NM[n, m] * predictor.weight_CM[c, m]) for m in range(8)) + float(predictor.bias_C[c])
             assert float(logits_NC[n, c]) == pytest.approx(by_hand, abs=1e-5)
@@ -93,10 +93,10 @@ def test_a_stored_predictor_is_the_one_of_the_ledger_and_bad_input_is_said(toy, 
             x_NM = predictor.interpretations(val.features_ND)
             assert ((x_NM != 0).sum(1) == kept).all() and predictor.kept == kept
             right = float((predictor.logits(x_NM).argmax(1) == val.labels_N).double().mean())
-            assert right == pytest.approx(predictor.top1, abs=0.0051)  # one picture may be a tie that rounding decides
+            assert right == pytest.approx(predictor.top1, abs=0.0051)  # one image may be a tie that rounding decides
     assert load_predictor(run).ratio == 0.7  # keeps 6 of 20, and 0.9 only 2
     for arguments, said in (((run, 7), "--seed can be 0, 1"), ((run, 0, 0.3), "there are 0.5, 0.7, 0.9"),
-                            ((tmp_path / "gone",), "give a folder that a training door wrote")):
+                            ((tmp_path / "gone",), "give a folder that a training script wrote")):
         with pytest.raises(UserError, match=said):
             load_predictor(*arguments)
     file = run / "predictors" / "seed_1.safetensors"

@@ -34,18 +34,18 @@ class Net(nn.Module):
 
 
 @pytest.fixture
-def pictures():
+def images():
     return torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("twisted", [False, True])
-def test_the_same_features(pictures, twisted):
+def test_the_same_features(images, twisted):
     torch.manual_seed(0)
     net, node = Net(twisted).eval().requires_grad_(False), Node(HEAD_INPUT, "fc")
     with torch.inference_mode():
-        expected = represent(net, node, pictures)
+        expected = represent(net, node, images)
         made = ready(net, node, 12)
-        found = represent(made, node, pictures.contiguous(memory_format=torch.channels_last))
+        found = represent(made, node, images.contiguous(memory_format=torch.channels_last))
     assert torch.allclose(found, expected, atol=1e-5) and expected.std() > 0.1
     folded = not any(isinstance(part, nn.BatchNorm2d) for part in made.modules())
     assert folded is not twisted and (made is net) is twisted
@@ -90,30 +90,30 @@ class Sums(nn.Module):
         return self.fc((z.relu() + z + y).mean((2, 3)))
 
 
-def test_other_sums_stay_as_they_are(pictures):
+def test_other_sums_stay_as_they_are(images):
     torch.manual_seed(0)
     net, node = Sums().eval().requires_grad_(False), Node(HEAD_INPUT, "fc")
     with torch.inference_mode():
-        expected = represent(net, node, pictures)
+        expected = represent(net, node, images)
         made = ready(net, node, 12)
-        assert torch.allclose(represent(made, node, pictures), expected, atol=1e-5)
+        assert torch.allclose(represent(made, node, images), expected, atol=1e-5)
     fused = [part for part in made.modules() if isinstance(part, FusedConvolution)]
     assert len(fused) == 5 and not any(part.adds or part.relu for part in fused)
 
 
-def test_kernels_that_err_are_not_used(pictures, monkeypatch):
+def test_kernels_that_err_are_not_used(images, monkeypatch):
     net, node = Net().eval().requires_grad_(False), Node(HEAD_INPUT, "fc")
     monkeypatch.setattr(FusedConvolution, "forward", lambda self, x: x.mean() + x.new_zeros(2, 3, 12, 12))
     made = ready(net, node, 12)
     assert made is not net and isinstance(made.conv1, nn.Conv2d)
 
 
-def test_an_earlier_layer_needs_the_model_as_it_is(pictures):
+def test_an_earlier_layer_needs_the_model_as_it_is(images):
     net = Net().eval()
     assert ready(net, Node("conv2", "conv2", 1), 12) is net
 
 
-def test_a_fold_that_is_off_is_not_used(pictures, monkeypatch):
+def test_a_fold_that_is_off_is_not_used(images, monkeypatch):
     from torch.fx.experimental import optimization
 
     net, node = Net().eval().requires_grad_(False), Node(HEAD_INPUT, "fc")
@@ -128,7 +128,7 @@ def test_a_fold_that_is_off_is_not_used(pictures, monkeypatch):
     assert ready(net, node, 12) is net
 
 
-def test_a_cifar_resnet_is_folded(pictures):
+def test_a_cifar_resnet_is_folded(images):
     backbone = load_backbone("resnet20", "none")
     node, x = Node(HEAD_INPUT, backbone.head), torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
@@ -141,7 +141,7 @@ def test_the_benchmark_at_toy_size(tmp_path):
     from bench import embeddings
 
     out = embeddings.main(embeddings.parser().settings(
-        ["--pairs", "1", "--pictures", "6", "--batch_size", "4", "--workers", "0", "--model", "resnet20", "--out",
+        ["--pairs", "1", "--images", "6", "--batch_size", "4", "--workers", "0", "--model", "resnet20", "--out",
          str(tmp_path / "x.json")]))
     written = json.loads(out.read_text())
     assert set(written["results"]) == {embeddings.FP32, embeddings.BF16} and "in fp32" in written["note"]

@@ -10,13 +10,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from iis.backbones import configured_backbone
-from iis.datasets import folder_pictures
+from iis.datasets import folder_images
 from iis.layers import HEAD_INPUT, Node
 from iis.preprocessing import normalise
 from iis.runtime import UserError, torch_rng
 from IP_training import IP_Finetuning, finetune
 from IP_training.finetune import losses
-from IP_training.finetune_pictures import Feed, augmented, chosen_elements, chosen_pictures
+from IP_training.finetune_images import Feed, augmented, chosen_elements, chosen_images
 from IP_training.predictor import InterpretationHeads
 
 NET = """
@@ -30,7 +30,7 @@ def net():
 
 @pytest.fixture
 def world(tmp_path):
-    """Two classes, red and blue, as 24 + 16 pictures and 6 elements of 12 pixels, and a net with its YAMLs."""
+    """Two classes, red and blue, as 24 + 16 images and 6 elements of 12 pixels, and a net with its YAMLs."""
     rng = np.random.default_rng(0)
     for folder, count in (("data/train", 12), ("data/val", 8), ("elements", 3)):
         for label, name in enumerate(("blue", "red")):
@@ -76,7 +76,7 @@ def test_gradient_of_eq_8_by_hand(through):
             parameter += torch.randn_like(parameter)
     bank = F.normalize(torch.randn(M, D, dtype=torch.float64)).requires_grad_(False)
     x, y = torch.randn(B, 3, 2, 2, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1])
-    dense, ip, dense_hits, ip_hits = losses(module, Node(HEAD_INPUT, "2"), predictor, bank, x, y, through)
+    dense, ip, dense_correct, ip_correct = losses(module, Node(HEAD_INPUT, "2"), predictor, bank, x, y, through)
     (dense + 0.7 * ip).backward()
 
     flat, W, V, b = (value.detach().numpy() for value in (x.flatten(1), module[1].weight, *module[2].parameters()))
@@ -93,8 +93,8 @@ def test_gradient_of_eq_8_by_hand(through):
     p_dense, p_ip = softmax(h @ V.T + b), softmax((v * keep) @ U.T + c)
     assert dense.item() == pytest.approx(-np.log(p_dense[np.arange(B), y]).mean())
     assert ip.item() == pytest.approx(-np.log(p_ip[np.arange(B), y]).mean())
-    assert dense_hits.tolist() == (p_dense.argmax(1) == y.numpy()).tolist()
-    assert ip_hits.tolist() == (p_ip.argmax(1) == y.numpy()).tolist()
+    assert dense_correct.tolist() == (p_dense.argmax(1) == y.numpy()).tolist()
+    assert ip_correct.tolist() == (p_ip.argmax(1) == y.numpy()).tolist()
     d_dense, d_ip = (p_dense - onehot) / B, 0.7 * (p_ip - onehot) / B
     d_z = (d_ip @ U) * keep * g
     d_a = (d_z - d_z.mean(1, keepdims=True) - z * (d_z * z).mean(1, keepdims=True)) / deviation
@@ -116,25 +116,25 @@ def test_the_bank_has_no_gradient_and_follows_the_backbone(world):
 
 
 def made(world, **changes):
-    """A FineTuning as the door makes it."""
+    """A FineTuning as the script makes it."""
     args = IP_Finetuning.parser().settings(flags(world, **changes))
     backbone = configured_backbone(str(world / "net.yaml"))
-    feeds = [Feed(folder_pictures(world / "data" / split, "toy", split), backbone.preprocessing)
+    feeds = [Feed(folder_images(world / "data" / split, "toy", split), backbone.preprocessing)
              for split in ("train", "val")]
-    elements, _ = chosen_elements(folder_pictures(world / "elements", "toy", "elements"), backbone.preprocessing, 4, 0)
+    elements, _ = chosen_elements(folder_images(world / "elements", "toy", "elements"), backbone.preprocessing, 4, 0)
     recipe = finetune.Recipe(**{name: getattr(args, name) for name in finetune.Recipe.__dataclass_fields__})
     return finetune.FineTuning(backbone, *feeds, elements, recipe, torch.device("cpu"), 2)
 
 
 @pytest.mark.parametrize(("objective", "decay"), [("dense", 0.0), ("weight_decay", 0.2)])
 def test_the_controls_are_a_plain_loop(world, objective, decay):
-    """Cross-entropy of the own head, SGD with momentum written out, half a cosine; no predictor anywhere."""
+    """Cross-entropy of the original head, SGD with momentum written out, half a cosine; no predictor anywhere."""
     log, state = run(world, objective=objective, weight_decay=0.2, learning_rate=0.1, shift=1)
     backbone = configured_backbone(str(world / "net.yaml"))
-    net, pictures = backbone.module.requires_grad_(True), folder_pictures(world / "data/train", "toy", "train")
-    pixels = torch.stack([torch.from_numpy(np.asarray(pictures.open(row)).copy()).permute(2, 0, 1)
+    net, images = backbone.module.requires_grad_(True), folder_images(world / "data/train", "toy", "train")
+    pixels = torch.stack([torch.from_numpy(np.asarray(images.open(row)).copy()).permute(2, 0, 1)
                           for row in range(24)])
-    labels, speed, step = torch.tensor(pictures.labels), {}, 0
+    labels, speed, step = torch.tensor(images.labels), {}, 0
     for epoch in range(2):
         order = torch.randperm(24, generator=torch_rng(0, "fine-tuning", epoch, "batch order"))
         generator = torch_rng(0, "fine-tuning", epoch, "augmentation")
@@ -152,11 +152,11 @@ def test_the_controls_are_a_plain_loop(world, objective, decay):
             step += 1
     for name, value in net.state_dict().items():
         torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-6)
-    val = folder_pictures(world / "data/val", "toy", "val")
+    val = folder_images(world / "data/val", "toy", "val")
     net.eval()
     x = torch.stack([torch.from_numpy(np.asarray(val.open(row)).copy()).permute(2, 0, 1) for row in range(16)])
-    hits = net(normalise(x, backbone.preprocessing)).argmax(1) == torch.tensor(val.labels)
-    assert log[-1]["dense_top1"] == pytest.approx(float(hits.float().mean()))
+    correct = net(normalise(x, backbone.preprocessing)).argmax(1) == torch.tensor(val.labels)
+    assert log[-1]["dense_top1"] == pytest.approx(float(correct.float().mean()))
 
 
 def test_objectives_share_all_but_the_gradient(world):
@@ -200,10 +200,10 @@ def test_the_checkpoint_is_what_stage_2_takes_and_done_is_done(world, capsys):
     assert "done before" in capsys.readouterr().out
 
 
-def test_a_damaged_picture_is_left_out(world, capsys):
-    (world / "data/train/red/03.png").write_bytes(b"no picture")
+def test_a_damaged_image_is_left_out(world, capsys):
+    (world / "data/train/red/03.png").write_bytes(b"no image")
     (log, _), (from_disk, _) = run(world, "a", objective="dense"), run(world, "b", objective="dense", cache_gb=0)
-    assert "1 train pictures cannot be read" in capsys.readouterr().out and len(log) == len(from_disk) == 3
+    assert "1 train images cannot be read" in capsys.readouterr().out and len(log) == len(from_disk) == 3
 
 
 def test_augmentation_mirrors_and_moves():
@@ -221,12 +221,12 @@ def test_augmentation_mirrors_and_moves():
     assert set(found) == set(range(9))
 
 
-def test_chosen_pictures_are_balanced_and_seeded(world):
-    pictures = folder_pictures(world / "data/train", "toy", "train")
-    some = chosen_pictures(pictures, 7, 0)
+def test_chosen_images_are_balanced_and_seeded(world):
+    images = folder_images(world / "data/train", "toy", "train")
+    some = chosen_images(images, 7, 0)
     assert len(some) == 7 and abs(2 * sum(some.labels) - 7) == 1 and some.names == sorted(some.names)
-    assert some.names == chosen_pictures(pictures, 7, 0).names != chosen_pictures(pictures, 7, 1).names
-    assert chosen_pictures(pictures, 0, 0) is pictures is chosen_pictures(pictures, 99, 0)
+    assert some.names == chosen_images(images, 7, 0).names != chosen_images(images, 7, 1).names
+    assert chosen_images(images, 0, 0) is images is chosen_images(images, 99, 0)
 
 
 @pytest.mark.parametrize(("changes", "words"), [

@@ -12,8 +12,8 @@ from test_finetuning import world  # noqa: F401 - a fixture
 from iis.runtime import UserError
 from reproduction import finetuning, finetuning_table
 from reproduction.finetuning import cells_of, read_plan
-from reproduction.rooms.measured import lines_of_fine_tuning
-from reproduction.rooms.paired import paired_difference, sign_flip_p, t_test_p
+from reproduction.lib.measured import lines_of_fine_tuning
+from reproduction.lib.paired import paired_difference, sign_flip_p, t_test_p
 
 AFTER, BASE = [0.91, 0.93, 0.90, 0.95, 0.92], [0.90, 0.91, 0.905, 0.92, 0.90]
 
@@ -118,13 +118,13 @@ def test_from_yaml_to_table(world, monkeypatch, capsys):  # noqa: F811
     expected = 50 * sum(after["interpretability", seed] - after["dense", seed] for seed in (0, 1))
     assert float(told["own_head_difference"]) == pytest.approx(expected) and told["iis_pairs"] == "2"
     collected = {(line["setting"], line["variant"], line["measure"]): line for line in lines_of_fine_tuning(world)}
-    eq8 = collected["after fine-tuning", "M = 4", "own head top-1"]
+    eq8 = collected["after fine-tuning", "M = 4", "original head top-1"]
     assert eq8["value"] == pytest.approx(float(told["own_head"]), abs=1e-3) and eq8["seeds"] == 2
     of_control = collected["after fine-tuning", "CE alone (control); M = 4; measured at M = 4", "IIS"]
     assert of_control["value"] == pytest.approx(float(lines["CE alone (control)"]["iis"]), abs=1e-5)
     assert ("before fine-tuning", "measured at M = 4", "IIS") in collected
     assert ("before fine-tuning", "", "dense top-1") in collected
-    assert ("before fine-tuning", "", "own head top-1") not in collected
+    assert ("before fine-tuning", "", "original head top-1") not in collected
     file.write_text(file.read_text().replace("epochs: 1", "epochs: 2"))
     with pytest.raises(UserError, match="holds backbones made with recipe"):
         run()

@@ -68,7 +68,7 @@ def test_the_stack_equals_a_plain_loop():
             optimizer.step()
         schedule.step()
         accuracies.append(float((forward(VAL.features_ND).argmax(1) == VAL.labels_N).double().mean()))
-    assert ours.top1 == pytest.approx(accuracies, abs=0.006)  # one of 200 pictures
+    assert ours.top1 == pytest.approx(accuracies, abs=0.006)  # one of 200 images
     best = accuracies.index(max(accuracies))
     if best == RECIPE.epochs - 1:
         torch.testing.assert_close(ours.state["weight"], linear.weight.data, rtol=1e-4, atol=1e-5)
@@ -78,7 +78,7 @@ def test_scaling_the_representation_changes_no_accuracy():
     ours = train([stack(RATIOS, 0.01, bank())])
     scaled = train([stack(RATIOS, 0.01, bank(), features=8.0)])
     for first, second in zip(ours, scaled, strict=True):
-        assert first.top1 == pytest.approx(second.top1, abs=0.006)  # LayerNorm's eps of 1e-5 moves one picture at most
+        assert first.top1 == pytest.approx(second.top1, abs=0.006)  # LayerNorm's eps of 1e-5 moves one image at most
 
 
 def test_permuting_the_bank_and_the_first_head_changes_nothing():
@@ -114,7 +114,7 @@ def test_a_restored_run_ends_as_an_undisturbed_one(tmp_path, monkeypatch):
     assert len(calls) == 4  # two epochs, the killed one, and only that one again
     for one, other in zip(undisturbed, again, strict=True):
         assert (one.top1, one.top5, one.loss, one.best_epoch) == (other.top1, other.top5, other.loss, other.best_epoch)
-        assert (one.hits == other.hits).all()
+        assert (one.correct == other.correct).all()
         assert all(torch.equal(one.state[name], other.state[name]) for name in one.state)
 
 
@@ -123,7 +123,7 @@ def test_holdout_selects_without_looking_at_validation():
     selection = (rows[60:], rows[:60])
     ours = train([stack([0.0], 0.01, bank())], selection=selection)[0]
     assert len(ours.select_top1) == 3
-    assert all((60 * value) % 1 == pytest.approx(0, abs=1e-9) for value in ours.select_top1)  # of 60 pictures
+    assert all((60 * value) % 1 == pytest.approx(0, abs=1e-9) for value in ours.select_top1)  # of 60 images
     assert ours.best_epoch == ours.select_top1.index(max(ours.select_top1))
 
 
@@ -141,7 +141,7 @@ def test_evaluation_is_argmax_and_topk(rule):
     for parameter in heads.parameters():
         parameter.data += 0.3 * torch.randn(parameter.shape, generator=torch_rng(1, "noise"))
     z_VM, y_V = torch.randn(50, 20), torch.arange(50) % 8
-    hits, top5 = evaluate(heads, z_VM, y_V, rows=7)
+    correct, top5 = evaluate(heads, z_VM, y_V, rows=7)
     logits = torch.baddbmm(heads.bias_GC[:, None], heads.interpretations(z_VM), heads.weight_GCM.mT)
-    assert torch.equal(hits, logits.argmax(-1) == y_V)
+    assert torch.equal(correct, logits.argmax(-1) == y_V)
     assert torch.equal(top5, (logits.topk(5).indices == y_V[:, None]).any(-1).float().mean(1))

@@ -7,13 +7,13 @@ import pytest
 from made_sweep import made_ledger, made_sweep
 
 from iis.runtime import UserError
-from reproduction import iis_against_accuracy as door
-from reproduction.rooms.points import groups, plain
-from reproduction.rooms.runs import find_runs
+from reproduction import iis_against_accuracy as script
+from reproduction.lib.points import groups, plain
+from reproduction.lib.runs import find_runs
 
 
 def run(folder, *flags):
-    door.main(door.parser().settings([*map(str, flags), "--save_dir", str(folder)]))
+    script.main(script.parser().settings([*map(str, flags), "--save_dir", str(folder)]))
     return {name: list(csv.DictReader((folder / f"{name}.csv").open()))
             for name in ("iis_points", "iis_correlations")}
 
@@ -32,8 +32,8 @@ def test_a_sweep_by_hand(tmp_path, capsys):
         ("Prototype", "finished", "3", "3", "0"), ("Prototype", "with checkpoints", "5", "3", "1"),
         ("Random", "finished", "3", "3", "0")]
     # Dense 0.5 < 0.6 < 0.8 against IIS ranks 3 1 2, areas 1 2 3, chance-corrected ranks 2 1 3.
-    assert [float(finished[f"{name}_rho"]) for name in door.MEASURES] == pytest.approx([-0.5, 1, 0.5])
-    assert [float(finished[f"{name}_null_p"]) for name in door.MEASURES] == pytest.approx([1, 1 / 3, 1])
+    assert [float(finished[f"{name}_rho"]) for name in script.MEASURES] == pytest.approx([-0.5, 1, 0.5])
+    assert [float(finished[f"{name}_null_p"]) for name in script.MEASURES] == pytest.approx([1, 1 / 3, 1])
     assert finished["iis_low"] == "" and along["iis_low"] != ""
     # With epochs 2 and 4 (dense 0.4, 0.55; ARR 0.95, 0.84), dense ranks 1 … 5 have IIS ranks 5 4 1 2 3:
     # Σd² = 16 + 4 + 4 + 4 + 4 = 32, ρ = 1 − 6 · 32 / 120.
@@ -65,8 +65,8 @@ def test_two_data_sets_give_a_panel_each(tmp_path):
 
 
 def test_the_scatter_shows_the_numbers(tmp_path):
-    runs = plain(find_runs(door.parser().settings(["--sweep", str(made_sweep(tmp_path))])))
-    figure = door.scatter({bank: mine for (_, bank), mine in groups(runs).items()})
+    runs = plain(find_runs(script.parser().settings(["--sweep", str(made_sweep(tmp_path))])))
+    figure = script.scatter({bank: mine for (_, bank), mine in groups(runs).items()})
     left, right, *rest = figure.axes
     assert not rest and left.get_title() == "Prototype\n3 finished models, ρ = −0.50"
     family, along = (bar.lines[0] for bar in left.containers)
@@ -85,4 +85,4 @@ def test_bad_input_is_told(tmp_path):
                             (["--sweep", "none.json", "--save_dir", str(tmp_path)], "there is no sweep"),
                             (["--swep", "shapes"], "--sweep")):
         with pytest.raises(UserError, match=sentence):
-            door.main(door.parser().settings(flags))
+            script.main(script.parser().settings(flags))

@@ -1,13 +1,13 @@
-"""Stage 4 through its door: a hand-made ledger, the release's checkpoint names, and what it refuses."""
+"""Stage 4 through its script: a hand-made ledger, the release's checkpoint names, and what it refuses."""
 
 import json
 
 import numpy as np
 import pytest
-from conftest import run_door
+from conftest import run_script
 
 from iis.grid import DENSE, LEARNING_RATES, RATIOS
-from iis.ledger import add_rows, pack_hits
+from iis.results import add_rows, pack_correct
 from iis.summary import summarise
 
 COUNT = 1000
@@ -24,12 +24,12 @@ def hand_made(seeds=(0, 1), skip=None, dense=0.8, accuracies=None, classes=10, e
             top1 = line if accuracies is None or ratio == DENSE else accuracies[RATIOS.index(ratio)]
             for rate in LEARNING_RATES:
                 value = round(COUNT * (top1 if rate == 0.01 else 0.9 * top1)) / COUNT  # 0.01 is the best rate
-                hits = np.arange(COUNT) < round(COUNT * value)
+                correct = np.arange(COUNT) < round(COUNT * value)
                 rows.append({
                     "seed": seed, "ratio": ratio, "learning_rate": rate, "kept": None if ratio == DENSE else 5,
                     "top1": value, "top5": 1.0, "select_top1": value, "last_top1": value / 2, "last_top5": 0.9,
                     "last_select_top1": value / 2, "best_epoch": 7, "epochs": epochs, "loss": 0.5, "note": None,
-                    "hits": pack_hits(hits), "model": "toy", "dataset": "toy", "bank": "Prototype", "num_concepts": 20,
+                    "hits": pack_correct(correct), "model": "toy", "dataset": "toy", "bank": "Prototype", "num_concepts": 20,
                     "protocol": "paper", "sparsifier": "mask", "width": 12, "holdout": 0.0, "n_val": COUNT,
                     "chance": 1 / classes})
     return rows
@@ -50,15 +50,15 @@ def test_summary_by_hand():
 
 def test_a_missing_ratio_is_an_error_that_names_it(tmp_path):
     add_rows(tmp_path / "results.jsonl", hand_made(skip=0.9))
-    done = run_door("iis_computing.py", "--model_root", tmp_path)
+    done = run_script("iis_computing.py", "--model_root", tmp_path)
     assert done.returncode == 2 and "0.9" in done.stderr and "no IIS" in done.stderr
     assert not (tmp_path / "iis.json").exists()
 
 
-def test_the_door_writes_json_csv_and_picture(tmp_path):
+def test_the_script_writes_json_csv_and_image(tmp_path):
     add_rows(tmp_path / "a" / "results.jsonl", hand_made())
     add_rows(tmp_path / "b" / "results.jsonl", hand_made(dense=0.6))
-    done = run_door("iis_computing.py", "--model_root", "a", "b", "--save_dir", "both", cwd=tmp_path)
+    done = run_script("iis_computing.py", "--model_root", "a", "b", "--save_dir", "both", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "IIS = 0.49" in done.stdout and "± 0.0000" in done.stdout
     for file in ("a/iis.json", "a/iis.csv", "a/iis.png", "b/iis.json", "both/comparison.csv", "both/comparison.png"):
@@ -88,17 +88,17 @@ def test_release_checkpoints_give_the_release_number(tmp_path):
             names.append(f"200##{ratio:g}##{rate:g}##0.911##{0.8 * share * (1 - ratio / 0.98):.4f}##0.8511.pth")
     for name in names:
         (tmp_path / name).touch()
-    done = run_door("iis_computing.py", "--model_root", tmp_path)
+    done = run_script("iis_computing.py", "--model_root", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "IIS = 0.4900" in done.stdout and "0.8000" in done.stdout
     (tmp_path / names[-1]).unlink()
     (tmp_path / names[-2]).unlink()
-    done = run_door("iis_computing.py", "--model_root", tmp_path)
+    done = run_script("iis_computing.py", "--model_root", tmp_path)
     assert done.returncode == 2 and "0.98" in done.stderr
 
 
 def test_no_folder_and_no_ledger_are_one_sentence(tmp_path):
     for flags, words in ((["--model_root", tmp_path / "none"], "no folder"), (["--model_root", tmp_path], "no ledger"),
                          (["--model_rot", tmp_path], "--model_root")):
-        done = run_door("iis_computing.py", *flags)
+        done = run_script("iis_computing.py", *flags)
         assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr

@@ -4,7 +4,7 @@ import pytest
 
 from extractor.jobs import folder_name, plan
 from iis.backbones import load_backbone
-from iis.datasets import PictureSet
+from iis.datasets import ImageSet
 from iis.runtime import UserError
 
 
@@ -13,8 +13,8 @@ def backbone():
     return load_backbone("resnet20", "none")
 
 
-def pictures(dataset="toy", split="train"):
-    return PictureSet(dataset, split, ["a"], [0], ["a/0.png"], "nowhere")
+def images(dataset="toy", split="train"):
+    return ImageSet(dataset, split, ["a"], [0], ["a/0.png"], "nowhere")
 
 
 def test_folder_carries_weights_and_precision_where_they_are_not_the_usual_ones(backbone):
@@ -25,7 +25,7 @@ def test_folder_carries_weights_and_precision_where_they_are_not_the_usual_ones(
 
 
 def test_the_spelling_is_in_the_name_and_the_node_in_the_provenance(backbone, tmp_path):
-    jobs = [plan(pictures(), backbone, layer, "net", tmp_path) for layer in ("layer3", "fc", "layer2")]
+    jobs = [plan(images(), backbone, layer, "net", tmp_path) for layer in ("layer3", "fc", "layer2")]
     assert [job.file.name for job in jobs] == [f"toy_train_net_{layer}.pt" for layer in ("layer3", "fc", "layer2")]
     assert [job.provenance["node"] for job in jobs] == ["head_input", "head_input", "layer2"]
     assert jobs[0].provenance == jobs[1].provenance
@@ -33,11 +33,11 @@ def test_the_spelling_is_in_the_name_and_the_node_in_the_provenance(backbone, tm
 
 
 def test_elements_of_an_unnamed_data_set_take_the_published_name(backbone, tmp_path):
-    job = plan(pictures("unnamed", "elements"), backbone, "fc", "net", tmp_path, elements={"kind": "segments"})
+    job = plan(images("unnamed", "elements"), backbone, "fc", "net", tmp_path, elements={"kind": "segments"})
     assert job.file == tmp_path / "net" / "visual_element_emb.pkl"
     assert job.provenance["elements"] == {"kind": "segments"} and job.provenance["dataset"] == "unnamed"
 
 
 def test_unknown_layer(backbone, tmp_path):
     with pytest.raises(UserError, match="no layer 'layer9'"):
-        plan(pictures(), backbone, "layer9", "net", tmp_path)
+        plan(images(), backbone, "layer9", "net", tmp_path)

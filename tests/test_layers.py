@@ -22,15 +22,15 @@ def family(request):
 
 
 def test_all_spellings_are_the_input_of_the_head(family):
-    name, backbone, pictures = family
+    name, backbone, images = family
     nodes = {resolve(backbone.module, backbone.head, layer, SIZES[name]) for layer in FAMILIES[name]}
     assert [node.name for node in nodes] == [HEAD_INPUT]
     with torch.no_grad():
-        found = represent(backbone.module, nodes.pop(), pictures)
+        found = represent(backbone.module, nodes.pop(), images)
         parent, _, last = backbone.head.rpartition(".")
         owner, head = backbone.module.get_submodule(parent), backbone.module.get_submodule(backbone.head)
         setattr(owner, last, nn.Identity())
-        without_head = backbone.module(pictures)
+        without_head = backbone.module(images)
         setattr(owner, last, head)
     assert found.shape == (2, backbone.width)
     assert torch.equal(found, without_head)
@@ -41,14 +41,14 @@ EARLIER = {"resnet18": ("layer3", 256, (2, 3)), "vit_b_16": ("encoder.layers.enc
 
 
 def test_an_earlier_layer_is_pooled_along_its_own_axes(family):
-    name, backbone, pictures = family
+    name, backbone, images = family
     layer, width, spatial = EARLIER[name]
     node = resolve(backbone.module, backbone.head, layer, SIZES[name])
     assert node.name == layer
     kept = []
     hook = backbone.module.get_submodule(layer).register_forward_hook(lambda _, __, out: kept.append(out.clone()))
     with torch.no_grad():
-        found = represent(backbone.module, node, pictures)
+        found = represent(backbone.module, node, images)
     hook.remove()
     assert found.shape == (2, width)
     assert torch.equal(found, kept[0].mean(spatial) if spatial else kept[0][:, 0])
@@ -72,9 +72,9 @@ def test_cifar_layer3_is_the_head_input_and_layer2_is_not():
 def test_a_layer_changed_in_place_afterwards_is_caught_as_it_came_out():
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
                         nn.Linear(4, 2))
-    pictures = torch.randn(2, 3, 5, 5)
+    images = torch.randn(2, 3, 5, 5)
     node = resolve(net, "4", "0", 5)
-    assert torch.equal(represent(net, node, pictures), net[0](pictures).mean((2, 3)))
+    assert torch.equal(represent(net, node, images), net[0](images).mean((2, 3)))
 
 
 def test_a_layer_the_forward_pass_skips_is_said():

@@ -7,15 +7,15 @@ from conftest import prototype_flags
 from safetensors.torch import load_file
 
 import IP_training.learned_stacks as module
-from iis.ledger import read_ledger
+from iis.results import read_ledger
 from IP_training import training_run
-from IP_training.flags import settle
+from IP_training.flags import apply_protocol
 from IP_training.inputs import load_inputs
 from IP_training.IP_Prototype_training import parser
 
 
 def rows_of(toy, name):
-    args = settle(parser().settings([str(word) for word in prototype_flags(toy, toy / name)]))
+    args = apply_protocol(parser().settings([str(word) for word in prototype_flags(toy, toy / name)]))
     folder = training_run.run(args, "End2End", load_inputs(args), module.learned(), 20, {})
     return folder, read_ledger(folder / "results.jsonl")
 

@@ -1,10 +1,10 @@
-"""The ledger: rows replace their own cell, damage is named, per-picture hits survive packing."""
+"""The ledger: rows replace their own cell, damage is named, per-image correct survive packing."""
 
 import numpy as np
 import pytest
 
 from iis.grid import DENSE
-from iis.ledger import add_rows, pack_hits, read_ledger, unpack_hits
+from iis.results import add_rows, pack_correct, read_ledger, unpack_correct
 from iis.runtime import UserError
 
 
@@ -29,6 +29,6 @@ def test_a_damaged_line_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("count", [1, 8, 1001])
-def test_hits_survive_packing(count):
-    hits = np.random.default_rng(count).random(count) < 0.7
-    assert (unpack_hits(pack_hits(hits), count) == hits).all()
+def test_correct_survive_packing(count):
+    correct = np.random.default_rng(count).random(count) < 0.7
+    assert (unpack_correct(pack_correct(correct), count) == correct).all()

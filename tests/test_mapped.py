@@ -10,7 +10,7 @@ from conftest import ROOT
 from bench import memory
 from extractor.mapped import mapped
 from iis.embedding_file import load_embeddings
-from iis.ledger import read_ledger
+from iis.results import read_ledger
 from IP_training import training_run
 
 

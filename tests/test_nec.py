@@ -1,4 +1,4 @@
-"""Accuracy at NEC: pruning and the choice from the path by hand and by a plain loop; the door on a real small run."""
+"""Accuracy at NEC: pruning and the choice from the path by hand and by a plain loop; the script on a real small run."""
 
 import csv
 import json
@@ -13,8 +13,8 @@ from iis.embedding_file import save_embeddings
 from iis.runtime import UserError
 from IP_training import IP_Prototype_training
 from IP_training.elastic_net import Fit
-from reproduction import accuracy_at_nec as door
-from reproduction.rooms.nec import accuracy_at_levels, anec, at_levels, lams_from, prune
+from reproduction import accuracy_at_nec as script
+from reproduction.lib.nec import accuracy_at_levels, anec, at_levels, lams_from, prune
 
 
 def fit(*rows):
@@ -64,7 +64,7 @@ def test_lams_and_anec_by_hand():
 
 
 def test_one_direction_per_class_is_enough():
-    """A bank of the class directions and noise: with one weight per class (of 4 + 8) all pictures are right."""
+    """A bank of the class directions and noise: with one weight per class (of 4 + 8) all images are right."""
     generator = torch.Generator().manual_seed(1)
     y = torch.arange(400) % 4
     x = torch.cat([3 * torch.nn.functional.one_hot(y, 4).float(), torch.randn(400, 8, generator=generator)], 1)
@@ -75,10 +75,10 @@ def test_one_direction_per_class_is_enough():
 
 
 def call(*flags):
-    return door.main(door.parser().settings([*map(str, flags), "--device", "cpu"]))
+    return script.main(script.parser().settings([*map(str, flags), "--device", "cpu"]))
 
 
-def test_door(toy, monkeypatch, capsys):
+def test_script(toy, monkeypatch, capsys):
     folder = run(IP_Prototype_training, toy, seeds=2, num_concepts=12)
     call("--model_root", folder, "--save_dir", toy / "table")
     lines = list(csv.DictReader((toy / "table" / "nec.csv").open()))
@@ -95,7 +95,7 @@ def test_door(toy, monkeypatch, capsys):
         assert (toy / "table" / name).stat().st_size
     # Nothing is fitted again, but for a seed whose entry is gone (as after a kill).
     fitted = []
-    monkeypatch.setattr("reproduction.rooms.nec.gram_path", lambda *_: fitted.append(1) or iter(()))
+    monkeypatch.setattr("reproduction.lib.nec.gram_path", lambda *_: fitted.append(1) or iter(()))
     call("--model_root", folder, "--save_dir", toy / "table")
     assert not fitted
     del kept["0"]

@@ -1,4 +1,4 @@
-"""Random and a bank of one's own: the door, and the same numbers give the same IIS wherever they were made."""
+"""Random and a bank of one's own: the script, and the same numbers give the same IIS wherever they were made."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_random_rows_have_unit_length_and_change_with_the_seed():
     assert bank.vectors_MD.mean(0).abs().max() < 4 / (50 * 12) ** 0.5 and len(bank.evidence) == 50
 
 
-def test_random_runs_through_its_door(toy):
+def test_random_runs_through_its_script(toy):
     """More directions than there are elements: a Random bank needs none."""
     rows = ledger(run(IP_Bank_training, toy, num_concepts=100, seeds=2, concept_path=toy / "none.pkl"))
     assert len(rows) == 2 * GRID and {row["bank"] for row in rows} == {"Random"}

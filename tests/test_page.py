@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reproduction.rooms.page import (
+from reproduction.lib.page import (
     anchor,
     contents,
     data_uri,
@@ -23,7 +23,7 @@ from reproduction.rooms.page import (
 )
 
 
-def picture_of(uri):
+def image_of(uri):
     return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
 
 
@@ -79,15 +79,15 @@ def test_no_lines_and_no_items_give_nothing():
     assert html_table([]) == html_list([]) == section("x", "") == folded("x", "") == ""
 
 
-def test_pictures_are_shrunk_and_keep_their_shape(tmp_path):
+def test_images_are_shrunk_and_keep_their_shape(tmp_path):
     Image.new("L", (300, 100), 7).save(tmp_path / "wide.png")
-    shown = picture_of(data_uri(tmp_path / "wide.png", 60))
+    shown = image_of(data_uri(tmp_path / "wide.png", 60))
     assert shown.size == (60, 20) and shown.mode == "RGB" and shown.getpixel((3, 3)) == (7, 7, 7)
-    assert picture_of(data_uri(Image.new("RGB", (5, 4)), 60)).size == (5, 4)
+    assert image_of(data_uri(Image.new("RGB", (5, 4)), 60)).size == (5, 4)
 
 
 def test_transparent_is_white_and_noise_becomes_jpeg():
-    assert picture_of(data_uri(Image.new("RGBA", (4, 4), (0, 0, 0, 0)))).getpixel((0, 0)) == (255, 255, 255)
+    assert image_of(data_uri(Image.new("RGBA", (4, 4), (0, 0, 0, 0)))).getpixel((0, 0)) == (255, 255, 255)
     smooth = np.random.default_rng(0).normal(128, 30, (12, 12, 3)).clip(0, 255).astype("uint8")
     assert data_uri(Image.fromarray(smooth).resize((200, 200))).startswith("data:image/jpeg")
     assert data_uri(Image.new("RGB", (200, 200), "red")).startswith("data:image/png")

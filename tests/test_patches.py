@@ -29,5 +29,5 @@ def test_bicubic():
 
 
 @pytest.mark.parametrize("size, count", [((3, 90), 0), ((90, 3), 0), ((1, 1), 0), ((4, 4), 16)])
-def test_pictures_under_four_pixels_have_none(size, count):
+def test_images_under_four_pixels_have_none(size, count):
     assert len(patches(Image.new("RGB", size), "x")) == count

@@ -3,9 +3,9 @@
 import pytest
 from made_sweep import made_ledger
 
-from iis.config import DoorParser
+from iis.cli import ScriptParser
 from iis.grid import RATIOS
-from reproduction.rooms.points import (
+from reproduction.lib.points import (
     epoch_of,
     groups,
     meaningful,
@@ -17,11 +17,11 @@ from reproduction.rooms.points import (
     slug,
     undivided,
 )
-from reproduction.rooms.runs import add_source_flags, find_runs
+from reproduction.lib.runs import add_source_flags, find_runs
 
 
 def runs_of(*folders):
-    return plain(find_runs(add_source_flags(DoorParser()).settings(["--model_root", *map(str, folders)])))
+    return plain(find_runs(add_source_flags(ScriptParser()).settings(["--model_root", *map(str, folders)])))
 
 
 def test_one_run_by_hand(tmp_path):

@@ -8,36 +8,36 @@ from made_sweep import made_ledger, made_sweep
 from scipy import stats
 
 from iis.runtime import UserError
-from reproduction import predictions_table as door
-from reproduction.rooms.paired_pictures import accuracy_difference, mcnemar_p
+from reproduction import predictions_table as script
+from reproduction.lib.paired_images import accuracy_difference, mcnemar_p
 
 
 def test_accuracy_difference_by_hand():
-    hits = np.array([[1, 1, 0, 0]])
+    correct = np.array([[1, 1, 0, 0]])
     base = np.array([[1, 0, 1, 1]])  # differences 0, 1, −1, −1: mean −1/4, variance (1/16 + 25/16 + 9/16 + 9/16) / 3
-    assert accuracy_difference(hits, base) == pytest.approx((-0.25, (44 / 16 / 3 / 4) ** 0.5))
+    assert accuracy_difference(correct, base) == pytest.approx((-0.25, (44 / 16 / 3 / 4) ** 0.5))
     # A second seed without any difference halves both.
-    both = accuracy_difference(np.vstack([hits, base]), np.vstack([base, base]))
+    both = accuracy_difference(np.vstack([correct, base]), np.vstack([base, base]))
     assert both == pytest.approx((-0.125, (44 / 16 / 3 / 4) ** 0.5 / 2))
 
 
 def test_accuracy_difference_is_scipys_paired_error():
     rng = np.random.default_rng(0)
     base = rng.random(300) < 0.9
-    hits = base ^ (rng.random(300) < 0.1)
-    mean, error = accuracy_difference(hits[None], base[None])
-    assert mean / error == pytest.approx(stats.ttest_rel(hits.astype(float), base.astype(float)).statistic)
+    correct = base ^ (rng.random(300) < 0.1)
+    mean, error = accuracy_difference(correct[None], base[None])
+    assert mean / error == pytest.approx(stats.ttest_rel(correct.astype(float), base.astype(float)).statistic)
 
 
 def test_mcnemar_by_hand():
-    # Of 5 discordant pictures 1 is won: p = 2 · (1 + 5) / 2^5.
-    hits, base = np.array([1, 0, 0, 0, 0, 1, 0]), np.array([0, 1, 1, 1, 1, 1, 0])
-    assert mcnemar_p(hits, base) == pytest.approx(2 * 6 / 32)
+    # Of 5 discordant images 1 is won: p = 2 · (1 + 5) / 2^5.
+    correct, base = np.array([1, 0, 0, 0, 0, 1, 0]), np.array([0, 1, 1, 1, 1, 1, 0])
+    assert mcnemar_p(correct, base) == pytest.approx(2 * 6 / 32)
     assert mcnemar_p(base, base) == 1
 
 
 def table(folder, *flags):
-    door.main(door.parser().settings([*map(str, flags), "--save_dir", str(folder)]))
+    script.main(script.parser().settings([*map(str, flags), "--save_dir", str(folder)]))
     return list(csv.DictReader((folder / "predictions.csv").open()))
 
 
@@ -59,7 +59,7 @@ def test_a_sweep_by_hand(tmp_path):
 
 
 def test_balanced_accuracy_where_classes_are_uneven(tmp_path):
-    from test_controls_table import make_ledger  # class 0 has 80 of 100 pictures
+    from test_controls_table import make_ledger  # class 0 has 80 of 100 images
 
     [line] = table(tmp_path / "out", "--model_root", make_ledger(tmp_path / "run", "net", [90, 90]))
     assert line["uneven"] == "True" and float(line["balanced"]) == pytest.approx((80 / 80 + 10 / 20) / 2)

@@ -9,13 +9,13 @@ from iis.preprocessing import from_timm, from_torchvision, normalise, override, 
 from iis.runtime import UserError
 
 
-def picture(width=101, height=77):
+def image(width=101, height=77):
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
 
 def ours(settings):
-    return normalise(to_uint8(picture(), settings)[None], settings)[0]
+    return normalise(to_uint8(image(), settings)[None], settings)[0]
 
 
 @pytest.mark.parametrize("model", ["resnet50", "swin_t", "convnext_tiny"])
@@ -23,7 +23,7 @@ def test_equals_torchvisions_preset(model):
     from torchvision.models import get_model_weights
 
     preset = get_model_weights(model)["IMAGENET1K_V1"].transforms()
-    assert torch.equal(ours(from_torchvision(preset)), preset(picture()))
+    assert torch.equal(ours(from_torchvision(preset)), preset(image()))
 
 
 def test_vit_l_16_takes_its_own_size_not_the_usual_one():
@@ -39,12 +39,12 @@ def test_equals_timms_transform(mode):
 
     config = {"input_size": (3, 48, 48), "interpolation": "bicubic", "mean": (0.5, 0.4, 0.3), "std": (0.5, 0.6, 0.7),
               "crop_pct": 0.9, "crop_mode": mode}
-    theirs = timm.data.create_transform(**config, is_training=False)(picture())
+    theirs = timm.data.create_transform(**config, is_training=False)(image())
     assert torch.allclose(ours(from_timm(config)), theirs, atol=1e-6)
 
 
 def test_32_pixels_are_left_alone():
-    small = picture(32, 32)
+    small = image(32, 32)
     assert np.array_equal(to_uint8(small, preprocessing(32, 32)).permute(1, 2, 0).numpy(), np.asarray(small))
 
 

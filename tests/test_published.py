@@ -7,7 +7,7 @@ from torchvision import models
 from extractor.check_backbone import tolerance
 from iis.runtime import ROOT
 from reproduction.compare import PUBLISHED
-from reproduction.rooms.measured import KEY, read_lines
+from reproduction.lib.measured import KEY, read_lines
 
 LINES = read_lines(ROOT / "reproduction" / "published.csv", ("value", "tolerance"), PUBLISHED)
 
@@ -28,7 +28,7 @@ def test_nothing_is_quoted_from_the_paper():
 def test_own_heads_are_torchvision_s_for_all_fourteen():
     configs = [yaml.safe_load(file.read_text()) for file in (ROOT / "model_configs").glob("*_IMAGENET1K_*.yaml")]
     ours = {(line["model"], line["setting"]): line for line in LINES
-            if (line["method"], line["dataset"]) == ("own head", "imagenet")}
+            if (line["method"], line["dataset"]) == ("original head", "imagenet")}
     assert len(configs) == 14 and set(ours) == {(config["model"], config["weights"]) for config in configs}
     for (model, tag), line in ours.items():
         weights = models.get_model_weights(model)[tag]
@@ -39,7 +39,7 @@ def test_own_heads_are_torchvision_s_for_all_fourteen():
 
 def test_own_heads_of_the_cifar_resnets_are_what_check_backbone_expects():
     for line in LINES:
-        if (line["method"], line["dataset"]) == ("own head", "cifar10"):
+        if (line["method"], line["dataset"]) == ("original head", "cifar10"):
             config = (ROOT / "model_configs" / f"{line['model']}.yaml").read_text()
             assert f"published_top1: {line['value']:.2f}" in config and line["setting"] in config
             assert f"{100 - line['value']:.2f} %" in line["source"]

@@ -39,7 +39,7 @@ SYNSETS = ("n01440764", "n01443537", "n01484850")
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    """The suite with 3 classes x 2 pictures as ImageNet, and a ResNet-50 of random weights under the real file name."""
+    """The suite with 3 classes x 2 images as ImageNet, and a ResNet-50 of random weights under the real file name."""
     from torchvision.models import ResNet50_Weights, resnet50
 
     folder = tmp_path_factory.mktemp("published")
@@ -50,8 +50,8 @@ def tree(tmp_path_factory):
             (tree / "datasets" / "imagenet" / split / synset).mkdir(parents=True)
             for index in range(2):
                 coarse = (torch.rand(4, 5, 3, generator=generator) * 255).byte().numpy()
-                picture = Image.fromarray(coarse).resize((100, 80), Image.BICUBIC)
-                picture.save(tree / "datasets" / "imagenet" / split / synset / f"{synset}_{index}.JPEG")
+                image = Image.fromarray(coarse).resize((100, 80), Image.BICUBIC)
+                image.save(tree / "datasets" / "imagenet" / split / synset / f"{synset}_{index}.JPEG")
     checkpoints = folder / "torch_home" / "hub" / "checkpoints"
     checkpoints.mkdir(parents=True)
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Order curves against a loop that removes one concept at a time, and the door that tabulates their areas."""
+"""Order curves against a loop that removes one concept at a time, and the script that tabulates their areas."""
 
 import csv
 
@@ -10,7 +10,7 @@ from explained_runs import explained_run, features, predictor_of
 
 from iis.runtime import UserError
 from reproduction import faithfulness
-from reproduction.rooms.removal import ORDERS, bootstrap_means, order_curves
+from reproduction.lib.removal import ORDERS, bootstrap_means, order_curves
 
 
 def plain_curve(predictor, x_M, label, reference, sign):
@@ -95,7 +95,7 @@ def test_bootstrap_of_means():
     assert drawn[:, 0].std() == pytest.approx(values_KN[0].std() / 20, rel=0.1)
 
 
-def test_the_door(toy, capsys):
+def test_the_script(toy, capsys):
     run, _ = explained_run(toy, "0,0.1,0.3,0.5,0.7,0.9,0.95,0.98")
     words = ["--model_root", str(run), "--save_dir", str(toy / "out"), "--draws", "50"]
     out = faithfulness.main(faithfulness.parser().settings(words))

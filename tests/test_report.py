@@ -10,13 +10,13 @@ from PIL import Image
 from test_iis_computing import hand_made
 from test_page import Closed
 
-from iis.ledger import add_rows
+from iis.results import add_rows
 from iis.runtime import ROOT, UserError
 from IP_training import IP_Prototype_training
+from reproduction.lib import report_tables
+from reproduction.lib.report_made import from_markdown, made_before
+from reproduction.lib.runs import find_runs
 from reproduction.report import main, parser
-from reproduction.rooms import report_tables
-from reproduction.rooms.report_made import from_markdown, made_before
-from reproduction.rooms.runs import find_runs
 
 
 def flags(*words):
@@ -33,7 +33,7 @@ def whole(text):
 
 @pytest.fixture
 def trained(toy):
-    """A real run of two seeds, with pictures of its elements."""
+    """A real run of two seeds, with images of its elements."""
     folder = run(IP_Prototype_training, toy, seeds=2)
     for number in range(80):
         file = toy / "pictures" / f"class {number % 4}" / f"elements_{number}.png"
@@ -57,10 +57,10 @@ def test_a_page_of_a_real_run(trained, tmp_path, capsys):
     assert "IIS against accuracy</h2>" not in text  # one model makes no scatter
     assert text.count('alt="element of concept') == 3 and "3 of 20 concepts" in text
     assert "x &amp; y" in text and "What it is." in text
-    assert re.search(r"Not shown: .*toy", text)  # its validation pictures are no data set: said, not raised
-    assert "80 elements of 20 pictures" in text and "3.0 min" in text
+    assert re.search(r"Not shown: .*toy", text)  # its validation images are no data set: said, not raised
+    assert "80 elements of 20 images" in text and "3.0 min" in text
     assert "3 dense heads" not in text and "6 dense heads" in text and "48 heads in 1 runs" in text
-    assert all(picture.count('alt="') == 1 for picture in re.findall(r"<img[^>]*>", text))
+    assert all(image.count('alt="') == 1 for image in re.findall(r"<img[^>]*>", text))
 
 
 def test_scores_warnings_and_notes_of_hand_made_ledgers(tmp_path):

@@ -3,9 +3,7 @@
 import numpy as np
 import pytest
 
-from iis.grid import RATIOS, check_ratios, kept_count
-from iis.runtime import UserError
-from iis.score import (
+from iis.equations import (
     accuracy_retention,
     area,
     chance_corrected,
@@ -16,6 +14,8 @@ from iis.score import (
     standard_error,
     too_close_to_chance,
 )
+from iis.grid import RATIOS, check_ratios, kept_count
+from iis.runtime import UserError
 
 
 def test_a_curve_that_never_falls_scores_the_whole_span():

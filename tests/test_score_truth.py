@@ -1,4 +1,4 @@
-"""Controlled features: power, turn and accuracy by construction; the door on few pictures with known attributes."""
+"""Controlled features: power, turn and accuracy by construction; the script on few images with known attributes."""
 
 import csv
 
@@ -8,9 +8,9 @@ from bank_runs import own_caches  # noqa: F401
 
 from iis.runtime import UserError, write_json
 from reproduction import score_truth
-from reproduction.rooms.attribute_auroc import linear_probe
-from reproduction.rooms.controlled_features import RESTS, Pictures, controlled, linear_accuracy
-from reproduction.rooms.doors import call_door
+from reproduction.lib.attribute_auroc import linear_probe
+from reproduction.lib.controlled_features import RESTS, Images, controlled, linear_accuracy
+from reproduction.lib.scripts import call_script
 
 GROUPS = {"shape": ["circle", "square"], "texture": ["plain", "striped"], "size": ["small", "large"]}
 
@@ -24,16 +24,16 @@ def scenes(count, seed):
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     (train_has, train), (val_has, val) = scenes(800, 0), scenes(400, 1)
-    return Pictures(train_has, val_has, train, val)
+    return Images(train_has, val_has, train, val)
 
 
 @pytest.mark.parametrize("rest", RESTS)
-def test_power_is_shared_as_asked(pictures, rest):
+def test_power_is_shared_as_asked(images, rest):
     """Without noise: share of the squared length along the true directions, and mean squared length 1 in all."""
     target = 0.9 if rest == "noise" else 0.99
-    made = controlled(pictures, rest, 0.25, draw=0, target=target)
+    made = controlled(images, rest, 0.25, draw=0, target=target)
     clean = made.train_ND.shape[1] * made.noise ** 2  # the expected squared length of the noise
     own = ((made.train_ND @ made.directions_AD.T) ** 2).sum(1).mean() - len(made.directions_AD) * made.noise ** 2
     rest_there = 0.75 * 6 / 70 if rest == "noise" else 0  # isotropic: 6 of 70 coordinates are the attributes'
@@ -43,35 +43,35 @@ def test_power_is_shared_as_asked(pictures, rest):
 
 
 @pytest.mark.parametrize("rest", ["class code", "scattered code"])
-def test_accuracy_is_held_while_attributes_come_and_go(pictures, rest):
+def test_accuracy_is_held_while_attributes_come_and_go(images, rest):
     probes = []
     for share in (0, 0.5, 1):
-        made = controlled(pictures, rest, share, draw=1, target=0.8)
+        made = controlled(images, rest, share, draw=1, target=0.8)
         assert made.accuracy == pytest.approx(0.8, abs=0.01)
-        assert linear_accuracy(made.train_ND, made.val_ND, pictures) == pytest.approx(made.accuracy)  # turned: the same
+        assert linear_accuracy(made.train_ND, made.val_ND, images) == pytest.approx(made.accuracy)  # turned: the same
         size = slice(4, 6)  # the attribute that no class tells
-        probes.append(linear_probe(made.train_ND, pictures.train_has_NA[:, size], made.val_ND,
-                                   pictures.val_has_NA[:, size]).mean())
+        probes.append(linear_probe(made.train_ND, images.train_has_NA[:, size], made.val_ND,
+                                   images.val_has_NA[:, size]).mean())
     assert probes[0] == pytest.approx(0.5, abs=0.08) and probes[0] < probes[1] < probes[2]
 
 
-def test_noise_alone_tells_nothing(pictures):
-    made = controlled(pictures, "noise", 0.0, draw=0)
+def test_noise_alone_tells_nothing(images):
+    made = controlled(images, "noise", 0.0, draw=0)
     assert made.noise == 0 and made.accuracy == pytest.approx(0.25, abs=0.08)
 
 
-def test_a_draw_decides_everything(pictures):
-    first, again, other = (controlled(pictures, "scattered code", 0.5, draw, 0.8) for draw in (0, 0, 1))
+def test_a_draw_decides_everything(images):
+    first, again, other = (controlled(images, "scattered code", 0.5, draw, 0.8) for draw in (0, 0, 1))
     np.testing.assert_array_equal(first.val_ND, again.val_ND)
     assert not np.isclose(first.val_ND, other.val_ND).all() and not np.isclose(first.directions_AD,
                                                                               other.directions_AD).all()
 
 
-def test_what_cannot_be_made_is_one_sentence(pictures):
+def test_what_cannot_be_made_is_one_sentence(images):
     with pytest.raises(UserError, match="the share in"):
-        controlled(pictures, "noise", 1.5, 0)
-    blind = Pictures(pictures.train_has_NA[:, 4:], pictures.val_has_NA[:, 4:], pictures.train_labels_N,
-                     pictures.val_labels_N)  # size alone cannot tell the class
+        controlled(images, "noise", 1.5, 0)
+    blind = Images(images.train_has_NA[:, 4:], images.val_has_NA[:, 4:], images.train_labels_N,
+                     images.val_labels_N)  # size alone cannot tell the class
     with pytest.raises(UserError, match="lower --target"):
         controlled(blind, "class code", 1.0, 0)
 
@@ -89,8 +89,8 @@ def captions(tmp_path_factory):
     return file
 
 
-def test_the_door_trains_three_banks_on_every_set(tmp_path, captions):
-    folder = call_door(score_truth, {"captions": captions, "shares": "0,0.5,1", "draws": 1, "rests": "noise",
+def test_the_script_trains_three_banks_on_every_set(tmp_path, captions):
+    folder = call_script(score_truth, {"captions": captions, "shares": "0,0.5,1", "draws": 1, "rests": "noise",
                                      "n_epoch": 1, "device": "cpu", "save_dir": tmp_path / "out"})
     lines = list(csv.DictReader((folder / "score_truth.csv").open()))
     assert len(lines) == 3 * 3 and (folder / "score_truth.pdf").is_file()
@@ -115,7 +115,7 @@ def test_rho_by_hand_leaves_out_what_is_near_chance():
 
 def test_too_few_shares_and_no_accuracy_are_refused(tmp_path, captions):
     with pytest.raises(UserError, match="needs 3 or more"):
-        call_door(score_truth, {"captions": captions, "shares": "0,1", "save_dir": tmp_path})
+        call_script(score_truth, {"captions": captions, "shares": "0,1", "save_dir": tmp_path})
     for target in ("nan", "2"):
         with pytest.raises(UserError, match=f"--target {target} is no accuracy"):
-            call_door(score_truth, {"captions": captions, "target": target, "save_dir": tmp_path})
+            call_script(score_truth, {"captions": captions, "target": target, "save_dir": tmp_path})

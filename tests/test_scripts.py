@@ -69,7 +69,7 @@ def test_scripts_hand_their_settings_on(bare_tree, tmp_path):
     assert [line.split()[0] for line in told[:2]] == ["extractor/segment_extractor.py", "extractor/patch_extractor.py"]
     for flag in ("--dataset shapes", "--protocol release", "--seed 3", "--workers 2", "--format png"):
         assert all(flag in line for line in told[:2])
-    assert re.search(r"stage 1.*: \d+ s, 0 pictures, 0.0 pictures/s$", told[-1])  # the stand-in makes none
+    assert re.search(r"stage 1.*: \d+ s, 0 images, 0.0 images/s$", told[-1])  # the stand-in makes none
 
     trained = bash(str(bare_tree / "ip_train.sh"), MODELS="a b", SEEDS="2", NUM_CONCEPTS="9", RATIOS="0,0.5", **run)
     lines = [line for line in trained.stdout.splitlines() if line.startswith("IP_training/")]
@@ -101,9 +101,9 @@ def test_a_dry_run_is_handed_on_and_summed_up(bare_tree, tmp_path, how):
     dry = (["--dry-run"], {}) if how == "argument" else ([], {"DRY_RUN": "1"})
     for script in SCRIPTS:
         told = bash(str(bare_tree / script), *dry[0], PYTHON=str(echo), DATASET="shapes", **dry[1]).stdout
-        doors = [line for line in told.splitlines() if ".py " in line]
-        assert doors and all("--dry_run" in line for line in doors)
+        scripts = [line for line in told.splitlines() if ".py " in line]
+        assert scripts and all("--dry_run" in line for line in scripts)
         assert "dry run, nothing was made" in told
     told = bash(str(bare_tree / "concept_extract.sh"), PYTHON=str(echo), DATASET="shapes", DRY_RUN="0").stdout
-    assert "--dry_run" not in told and re.search(r"stage 1.*: \d+ s, 6 pictures, [\d.]+ pictures/s\n$", told)
+    assert "--dry_run" not in told and re.search(r"stage 1.*: \d+ s, 6 images, [\d.]+ images/s\n$", told)
     assert "--dry-run" in bash(str(bare_tree / "ip_train.sh"), "--dry", PYTHON=str(echo)).stderr

@@ -1,4 +1,4 @@
-"""The built-in data set: class rules, painting, captions, the door; and the backbones pre-trained on it."""
+"""The built-in data set: class rules, painting, captions, the script; and the backbones pre-trained on it."""
 
 import itertools
 import json
@@ -7,18 +7,18 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import run_door
+from conftest import run_script
 
 from demo import paint_shapes, pretrain_backbones, small_backbones
 from demo.shapes_captions import TEXTURE_PHRASES, caption, concepts
 from demo.shapes_world import ATTRIBUTES, RULES, obeys, paint, scene
-from iis.datasets import folder_pictures
+from iis.datasets import folder_images
 from iis.runtime import UserError
 
 SCENES = [scene(0, "train", index) for index in range(800)]
 
 
-def test_no_picture_obeys_two_rules():
+def test_no_image_obeys_two_rules():
     for words in itertools.product(*ATTRIBUTES.values()):
         attributes = dict(zip(ATTRIBUTES, words, strict=True))
         assert sum(obeys(attributes, rule) for rule in RULES.values()) <= 1
@@ -36,7 +36,7 @@ def test_no_single_attribute_decides_the_class():
             assert len(classes) >= 2, (group, value, classes)
 
 
-def test_a_picture_follows_from_seed_split_and_index():
+def test_a_image_follows_from_seed_split_and_index():
     first, again = paint(scene(0, "train", 5)), paint(scene(0, "train", 5))
     assert first.mode == "RGB" and first.size == (64, 64)
     assert first.tobytes() == again.tobytes()
@@ -45,7 +45,7 @@ def test_a_picture_follows_from_seed_split_and_index():
 
 
 def test_attributes_can_be_seen():
-    """Over many pictures, warm objects shift the mean colour to red, light backgrounds are brighter."""
+    """Over many images, warm objects shift the mean colour to red, light backgrounds are brighter."""
     means = np.array([np.asarray(paint(of), dtype=float).mean((0, 1)) for of in SCENES[:240]])
     red_over_blue = means[:, 0] - means[:, 2]
     warm = np.array([of.attributes["colour"] in ("red", "orange", "yellow") for of in SCENES[:240]])
@@ -74,34 +74,34 @@ def test_clutter_is_counted_in_words():
     assert "an orange blob" in caption(replace(of, clutter=(("orange", "blob"),)))
 
 
-def test_the_door_paints_the_same_for_any_number_of_workers_and_resumes(tmp_path):
+def test_the_script_paints_the_same_for_any_number_of_workers_and_resumes(tmp_path):
     sizes = ("--train", 24, "--val", 16)
-    assert run_door("demo/paint_shapes.py", "--root", tmp_path / "one", "--workers", 1, *sizes).returncode == 0
-    two = run_door("demo/paint_shapes.py", "--root", tmp_path / "two", "--workers", 2, *sizes)
+    assert run_script("demo/paint_shapes.py", "--root", tmp_path / "one", "--workers", 1, *sizes).returncode == 0
+    two = run_script("demo/paint_shapes.py", "--root", tmp_path / "two", "--workers", 2, *sizes)
     assert "painted 40 of 40" in two.stdout
     files = sorted(file.relative_to(tmp_path / "one") for file in (tmp_path / "one").rglob("*") if file.is_file())
-    assert len(files) == 42  # pictures, captions, manifest
+    assert len(files) == 42  # images, captions, manifest
     for file in files:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
     lost = next((tmp_path / "two" / "train").rglob("*.png"))
     lost.unlink()
-    assert "painted 1 of 40" in run_door("demo/paint_shapes.py", "--root", tmp_path / "two", *sizes).stdout
-    assert "in place" in run_door("demo/paint_shapes.py", "--root", tmp_path / "two", *sizes).stdout
-    refused = run_door("demo/paint_shapes.py", "--root", tmp_path / "two", "--seed", 1, *sizes)
+    assert "painted 1 of 40" in run_script("demo/paint_shapes.py", "--root", tmp_path / "two", *sizes).stdout
+    assert "in place" in run_script("demo/paint_shapes.py", "--root", tmp_path / "two", *sizes).stdout
+    refused = run_script("demo/paint_shapes.py", "--root", tmp_path / "two", "--seed", 1, *sizes)
     assert refused.returncode == 2 and "seed" in refused.stderr
 
     told = json.loads((tmp_path / "two" / "captions.json").read_text())
-    pictures = folder_pictures(tmp_path / "two" / "train", "shapes", "train")
-    assert pictures.class_names == sorted(RULES) == sorted(told["rules"])
-    assert {f"train/{name}" for name in pictures.names} <= set(told["images"])
+    images = folder_images(tmp_path / "two" / "train", "shapes", "train")
+    assert images.class_names == sorted(RULES) == sorted(told["rules"])
+    assert {f"train/{name}" for name in images.names} <= set(told["images"])
     for entry in told["images"].values():
         assert [word in told["attributes"][group] for group, word in
                 zip(told["attributes"], entry["concepts"], strict=True)] == [True] * 6
 
 
-def test_too_many_pictures_are_refused(tmp_path):
-    done = run_door("demo/paint_shapes.py", "--root", tmp_path, "--train", 5000)
+def test_too_many_images_are_refused(tmp_path):
+    done = run_script("demo/paint_shapes.py", "--root", tmp_path, "--train", 5000)
     assert done.returncode == 2 and "4000" in done.stderr
 
 
@@ -129,7 +129,7 @@ def test_pretraining_keeps_checkpoints_and_is_done_once(tmp_path, capsys):
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])  # seeded
     net = small_backbones.shapes_small()
     net.load_state_dict(states[0])
-    data = pretrain_backbones.load(folder_pictures(tmp_path / "data" / "val", "shapes", "val"), torch.device("cpu"))
+    data = pretrain_backbones.load(folder_images(tmp_path / "data" / "val", "shapes", "val"), torch.device("cpu"))
     assert pretrain_backbones.accuracy(net, *data) == told["val_top1"]
     early = torch.load(tmp_path / "one" / "shapes_small_epoch1.pth", weights_only=True)
     assert not torch.equal(early["fc.weight"], states[0]["fc.weight"])
@@ -140,8 +140,8 @@ def test_pretraining_keeps_checkpoints_and_is_done_once(tmp_path, capsys):
         pretrain("one", "--seed", "1")
 
 
-def test_pretraining_refuses_unknown_models_and_missing_pictures(tmp_path):
+def test_pretraining_refuses_unknown_models_and_missing_images(tmp_path):
     with pytest.raises(UserError, match="shapes_large"):
         pretrain_backbones.main(pretrain_backbones.parser().settings(["--models", "shapes_larg"]))
-    refused = run_door("demo/pretrain_backbones.py", "--root", tmp_path)
+    refused = run_script("demo/pretrain_backbones.py", "--root", tmp_path)
     assert refused.returncode == 2 and "paint_shapes.py" in refused.stderr

@@ -22,7 +22,7 @@ def asked_anew():
     trusted.cache_clear()
 
 
-def picture(height, width, seed=0):
+def image(height, width, seed=0):
     small = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
 
@@ -38,18 +38,18 @@ def test_label_for_label_as_scikit_image(size):
     flat = np.full((*size, 3), 77, np.uint8)
     halves = flat.copy()
     halves[: size[0] // 2] = (10, 200, 30)
-    for array in (picture(*size), flat, halves, picture(*size) // 8 + 40):
+    for array in (image(*size), flat, halves, image(*size) // 8 + 40):
         assert_alike(shared(array, *RULES), public(array, *RULES))
 
 
 def test_other_rules_than_ours():
-    array = picture(60, 80)
+    array = image(60, 80)
     for rules in (((4, 15, 50), 3, 2), ((10, 11, 12), 25.0, 0.5)):
         assert_alike(shared(array, *rules), public(array, *rules))
 
 
 @pytest.mark.skipif("IIS_DATA" not in os.environ, reason="IIS_DATA does not name the folder with imagenet-pictures")
-def test_real_pictures():
+def test_real_images():
     for file in sorted(Path(os.environ["IIS_DATA"], "imagenet-pictures").glob("*/*"))[::14]:
         array = np.asarray(Image.open(file).convert("RGB"))
         assert_alike(shared(array, *RULES), public(array, *RULES))
@@ -57,7 +57,7 @@ def test_real_pictures():
 
 @pytest.mark.parametrize("change", ["raises", "one label differs", "another type"])
 def test_scikit_image_itself_where_the_parts_do_not_give_the_same(monkeypatch, change):
-    array = picture(60, 80)
+    array = image(60, 80)
     expected = public(array, *RULES)
 
     def changed(array, *rules):

@@ -1,11 +1,11 @@
-"""Spread over seeds and over pictures, against numpy and a plain loop."""
+"""Spread over seeds and over images, against numpy and a plain loop."""
 
 import numpy as np
 import pytest
 
+from iis.equations import area
 from iis.grid import RATIOS
 from iis.runtime import numpy_rng
-from iis.score import area
 from iis.statistics import bootstrap_iis, interval, mean_std
 
 
@@ -16,20 +16,20 @@ def test_mean_and_std_by_hand():
 
 def test_bootstrap_equals_a_plain_loop():
     rng = np.random.default_rng(0)
-    hits_RSN, dense_RN = rng.random((2, 8, 60)) < 0.6, rng.random((2, 60)) < 0.8
-    scores = bootstrap_iis(RATIOS, hits_RSN, dense_RN, draws=5, seed=3)
+    correct_RSN, dense_RN = rng.random((2, 8, 60)) < 0.6, rng.random((2, 60)) < 0.8
+    scores = bootstrap_iis(RATIOS, correct_RSN, dense_RN, draws=5, seed=3)
     picks = numpy_rng(3, "bootstrap", 60).multinomial(60, np.full(60, 1 / 60), size=5)
     for score, counts in zip(scores, picks, strict=True):
         rows = np.repeat(np.arange(60), counts)
-        plain = [area(RATIOS, hits_RSN[r][:, rows].mean(1) / dense_RN[r][rows].mean()) for r in range(2)]
+        plain = [area(RATIOS, correct_RSN[r][:, rows].mean(1) / dense_RN[r][rows].mean()) for r in range(2)]
         assert score == pytest.approx(np.mean(plain), rel=1e-5)
 
 
 def test_bootstrap_spread_matches_theory():
     """One head that is right with p = 0.5 at every ratio, over an always-right dense head: IIS = 0.98 · accuracy."""
-    hits = np.random.default_rng(1).random(2000) < 0.5
-    scores = bootstrap_iis(RATIOS, np.tile(hits, (1, 8, 1)), np.ones((1, 2000), bool), draws=2000)
+    correct = np.random.default_rng(1).random(2000) < 0.5
+    scores = bootstrap_iis(RATIOS, np.tile(correct, (1, 8, 1)), np.ones((1, 2000), bool), draws=2000)
     assert scores.std() == pytest.approx(0.98 * np.sqrt(0.25 / 2000), rel=0.08)
     low, high = interval(scores)
-    assert low < 0.98 * hits.mean() < high
+    assert low < 0.98 * correct.mean() < high
     assert high - low == pytest.approx(2 * 1.96 * scores.std(), rel=0.1)

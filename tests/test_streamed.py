@@ -36,9 +36,9 @@ def test_streamed_only_where_there_is_no_room(capsys):
     assert "--feature_memory" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("door, changes", [(IP_Bank_training, {}), (IP_Bank_training, {"holdout": 0.2}),
+@pytest.mark.parametrize("script, changes", [(IP_Bank_training, {}), (IP_Bank_training, {"holdout": 0.2}),
                                            (IP_End2End_training, {"ratios": "0,0.5"})])
-def test_the_ledger_is_the_same(toy, door, changes, monkeypatch, capsys):
+def test_the_ledger_is_the_same(toy, script, changes, monkeypatch, capsys):
     for split in ("train", "val"):  # a file of half the size
         found = load_embeddings(toy / f"{split}.pt")
         found.features_ND = found.features_ND.half()
@@ -46,7 +46,7 @@ def test_the_ledger_is_the_same(toy, door, changes, monkeypatch, capsys):
     rows = []
     for name, memory in (("resident", None), ("streamed", 0)):
         monkeypatch.setattr(training_run, "DENSE_HEADS", toy / "dense" / name)
-        run(door, toy, name, feature_memory=memory, **changes)
+        run(script, toy, name, feature_memory=memory, **changes)
         assert ("batch by batch" in capsys.readouterr().out) == (name == "streamed")
         rows.append([{key: value for key, value in row.items() if key not in CLOCK} for row in ledger(toy / name)])
     assert rows[0] == rows[1] and any(row["ratio"] == -1 for row in rows[0])

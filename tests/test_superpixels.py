@@ -1,4 +1,4 @@
-"""Segments against a plain loop over whole-picture masks, and each rule on label maps made by hand."""
+"""Segments against a plain loop over whole-image masks, and each rule on label maps made by hand."""
 
 import os
 from pathlib import Path
@@ -12,9 +12,9 @@ from extractor.superpixels import cut_out, passing_labels, segments
 from iis.runtime import numpy_rng
 
 
-def plain_segments(picture, name, choice, box, seed):
-    """The rules as they read: one float mask per label, Jaccard by sums, grey composed on the whole picture."""
-    array = np.asarray(picture)
+def plain_segments(image, name, choice, box, seed):
+    """The rules as they read: one float mask per label, Jaccard by sums, grey composed on the whole image."""
+    array = np.asarray(image)
     earlier, found = [], []
     for scale in (10, 20, 30):
         labels = slic(array, n_segments=scale, compactness=10, sigma=1, start_label=1)
@@ -42,7 +42,7 @@ def plain_segments(picture, name, choice, box, seed):
 
 
 def blobs(width, height, seed):
-    """A smooth random picture, so that SLIC has edges to follow."""
+    """A smooth random image, so that SLIC has edges to follow."""
     small = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -56,18 +56,18 @@ def assert_same(first, second):
 @pytest.mark.parametrize("choice, box", [("sample", "whole"), ("first", "short"), ("first", "whole")])
 @pytest.mark.parametrize("size", [(90, 60), (32, 32), (40, 110)])
 def test_pixel_for_pixel_as_the_plain_loop(choice, box, size):
-    picture = blobs(*size, seed=size[0])
-    found = segments(picture, "a/b.jpg", choice, box, seed=3)
+    image = blobs(*size, seed=size[0])
+    found = segments(image, "a/b.jpg", choice, box, seed=3)
     assert len(found) >= 5 and all(element.size == size for _, element in found)
-    assert_same(found, plain_segments(picture, "a/b.jpg", choice, box, 3))
+    assert_same(found, plain_segments(image, "a/b.jpg", choice, box, 3))
 
 
 @pytest.mark.skipif("IIS_DATA" not in os.environ, reason="IIS_DATA does not name the folder with imagenet-pictures")
-def test_a_real_picture_pixel_for_pixel():
+def test_a_real_image_pixel_for_pixel():
     file = sorted(Path(os.environ["IIS_DATA"], "imagenet-pictures").glob("*/*"))[3]
-    picture = Image.open(file).convert("RGB")
+    image = Image.open(file).convert("RGB")
     for choice, box in (("sample", "whole"), ("first", "short")):
-        assert_same(segments(picture, file.name, choice, box), plain_segments(picture, file.name, choice, box, 0))
+        assert_same(segments(image, file.name, choice, box), plain_segments(image, file.name, choice, box, 0))
 
 
 def test_a_label_must_cover_more_than_a_thousandth():
@@ -90,21 +90,21 @@ def test_jaccard_of_exactly_half_passes_and_only_kept_masks_count():
 
 
 def test_release_drops_the_last_row_and_column_of_the_box():
-    picture = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
+    image = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
     labels = np.array([[1, 1, 1, 2, 2], [1, 2, 2, 2, 2], [1, 2, 2, 2, 2], [3, 3, 3, 3, 3]])
     kept = np.array([1, 3])
-    (label, whole), (_, row) = cut_out(picture, labels, kept, short=False)
+    (label, whole), (_, row) = cut_out(image, labels, kept, short=False)
     assert label == 1 and whole.shape == (3, 3, 3) and row.shape == (1, 5, 3)
-    assert (whole[1, 0] == picture[1, 0]).all() and (whole[1:, 1:] == 117).all()
+    assert (whole[1, 0] == image[1, 0]).all() and (whole[1:, 1:] == 117).all()
     # Label 3 is one row high: of the short box nothing is left.
-    [(label, short)] = cut_out(picture, labels, kept, short=True)
+    [(label, short)] = cut_out(image, labels, kept, short=True)
     assert label == 1 and (short == whole[:2, :2]).all()
 
 
 def test_release_takes_the_first_five_and_never_the_last_label():
-    picture = blobs(90, 60, seed=1)
-    labels = slic(np.asarray(picture), n_segments=10, compactness=10, sigma=1, start_label=1)
-    tags = [tag for tag, _ in segments(picture, "x", "first", "whole") if tag.startswith("10_")]
+    image = blobs(90, 60, seed=1)
+    labels = slic(np.asarray(image), n_segments=10, compactness=10, sigma=1, start_label=1)
+    tags = [tag for tag, _ in segments(image, "x", "first", "whole") if tag.startswith("10_")]
     assert tags == [f"10_{label:03d}" for label in range(1, 6)] and labels.max() > 5
     # 2 x 2 pixels: SLIC gives four labels; at most the first three are taken.
     assert [tag for tag, _ in segments(blobs(2, 2, 0), "x", "first", "whole")][:3] == ["10_001", "10_002", "10_003"]
@@ -112,21 +112,21 @@ def test_release_takes_the_first_five_and_never_the_last_label():
 
 
 def test_the_sample_depends_on_seed_and_name_alone():
-    picture = blobs(90, 60, seed=1)
-    tags = {key: [tag for tag, _ in segments(picture, *key[:1], seed=key[1])] for key in
+    image = blobs(90, 60, seed=1)
+    tags = {key: [tag for tag, _ in segments(image, *key[:1], seed=key[1])] for key in
             (("x", 0), ("x", 1), ("y", 0))}
-    assert tags["x", 0] == [tag for tag, _ in segments(picture, "x", seed=0)]
+    assert tags["x", 0] == [tag for tag, _ in segments(image, "x", seed=0)]
     assert tags["x", 0] != tags["x", 1] and tags["x", 0] != tags["y", 0]
     assert max(sum(tag.startswith(scale) for tag in tags["x", 0]) for scale in ("10_", "20_", "30_")) == 5
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (1, 40), (40, 1), (64, 48)])
 @pytest.mark.parametrize("choice, box", [("sample", "whole"), ("first", "short")])
-def test_tiny_and_constant_pictures_do_not_crash(size, choice, box):
-    for picture in (Image.new("RGB", size, (9, 9, 9)), blobs(*size, seed=0)):
-        found = segments(picture, "x", choice, box)
+def test_tiny_and_constant_images_do_not_crash(size, choice, box):
+    for image in (Image.new("RGB", size, (9, 9, 9)), blobs(*size, seed=0)):
+        found = segments(image, "x", choice, box)
         assert all(element.size == size for _, element in found)
         if box == "short" and 1 in size:
             assert found == []
         if size == (1, 1) and box == "whole":
-            assert [tag for tag, _ in found] == ["10_001"] and found[0][1].tobytes() == picture.tobytes()
+            assert [tag for tag, _ in found] == ["10_001"] and found[0][1].tobytes() == image.tobytes()

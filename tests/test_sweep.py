@@ -6,9 +6,9 @@ import pytest
 
 from iis.runtime import UserError
 from reproduction import sweep
-from reproduction.rooms import sweep_steps
-from reproduction.rooms.doors import words_of
-from reproduction.rooms.sweep_cells import read_sweep
+from reproduction.lib import sweep_steps
+from reproduction.lib.scripts import words_of
+from reproduction.lib.sweep_cells import read_sweep
 
 PLAIN = """
 settings: {seeds: 2, num_concepts: 5}
@@ -42,7 +42,7 @@ def test_blocks_share_the_settings(tmp_path):
 
 
 def test_checkpoints_are_models_in_the_order_of_their_epochs(tmp_path, monkeypatch):
-    from reproduction.rooms import sweep_cells
+    from reproduction.lib import sweep_cells
 
     monkeypatch.setattr(sweep_cells, "ROOT", tmp_path)
     for epoch in (10, 2):
@@ -73,12 +73,12 @@ def test_a_wrong_yaml_is_told(tmp_path, text, sentence):
 
 
 @pytest.mark.parametrize("text, sentence", [
-    (PLAIN.replace("num_concepts: 5", "num_concept: 5"), "num_concept'.*no training door.*did you mean num_concepts"),
-    (PLAIN + "stage1: {formatt: png}", "formatt'.*no stage 1 door.*did you mean format"),
-    (PLAIN + "stage2: {batch: 3}", "batch'.*no stage 2 door.*did you mean batch_size"),
-    (PLAIN.replace("weights: none", "wieghts: none"), "wieghts'.*no stage 2 door.*did you mean weights"),
+    (PLAIN.replace("num_concepts: 5", "num_concept: 5"), "num_concept'.*no training script.*did you mean num_concepts"),
+    (PLAIN + "stage1: {formatt: png}", "formatt'.*no stage 1 script.*did you mean format"),
+    (PLAIN + "stage2: {batch: 3}", "batch'.*no stage 2 script.*did you mean batch_size"),
+    (PLAIN.replace("weights: none", "wieghts: none"), "wieghts'.*no stage 2 script.*did you mean weights"),
     (PLAIN.replace("[Prototype,", "[{bank: Prototype, element_kind: patch},"), "element_kind 'patch'; did you")])
-def test_a_setting_that_no_door_knows_is_told(tmp_path, text, sentence):
+def test_a_setting_that_no_script_knows_is_told(tmp_path, text, sentence):
     with pytest.raises(UserError, match=sentence):
         sweep_steps.check_settings(read_sweep(written(tmp_path, text)))
 

@@ -1,6 +1,6 @@
 """LaTeX tables: booktabs, and signs that would break a document."""
 
-from iis.tables import as_latex
+from reproduction.lib.tables import as_latex
 
 
 def test_latex_escapes_what_latex_keeps_for_itself():

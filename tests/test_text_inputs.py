@@ -1,4 +1,4 @@
-"""The Text door on a CLIP whose words are known: which words stay, and files that do not belong together."""
+"""The Text script on a CLIP whose words are known: which words stay, and files that do not belong together."""
 
 import pytest
 import torch
@@ -71,7 +71,7 @@ def test_one_ratio(toy):
 
 def test_holdout_decides_on_the_slice_alone(toy, monkeypatch):
     """Cut-offs and early stop see the slice of train that is held out, W and the moments the rest, and validation
-    pictures nothing: other CLIP embeddings of val give the same bank."""
+    images nothing: other CLIP embeddings of val give the same bank."""
     seen, learn = [], text_projection.learn_projection
 
     def spy(*args, **settings):
@@ -91,12 +91,12 @@ def test_holdout_decides_on_the_slice_alone(toy, monkeypatch):
     other.features_ND = torch.randn(200, 6, generator=torch.Generator().manual_seed(9))
     save_embeddings(toy / "toy_val_clip_ViT-B16.pt", other)
     assert torch.equal(predictors(text(toy, "second", holdout=0.25, ratios="0.5"))[0]["bank"], first["bank"])
-    with pytest.raises(UserError, match="--interpretability_cutoff"):  # without a holdout those pictures decide
+    with pytest.raises(UserError, match="--interpretability_cutoff"):  # without a holdout those images decide
         text(toy, "third", ratios="0.5")
 
 
 def test_representations_are_found_in_the_activation_dir(toy):
-    """The textual door writes them there, so the published flags alone must do."""
+    """The textual script writes them there, so the published flags alone must do."""
     save_clip(toy)
     for split in ("train", "val"):
         (toy / f"{split}.pt").rename(toy / f"toy_{split}_toy_layer4.pt")
@@ -114,7 +114,7 @@ def test_all_concepts_dropped_names_the_cut_off_and_the_maximum(toy):
     assert "at least 1" in refused(toy, num_concepts=0) and "at least 1" in refused(toy, num_concepts=-1)
 
 
-def test_missing_files_name_the_door_that_writes_them(toy):
+def test_missing_files_name_the_script_that_writes_them(toy):
     said = refused(toy)
     assert "words.txt" in said and "textual_emb_extractor.py" in said and "words_ViT-B16.pt" in said
     save_clip(toy)
@@ -125,7 +125,7 @@ def test_missing_files_name_the_door_that_writes_them(toy):
     assert "toy_val_clip_ViT-B16.pt" in said and "textual_emb_extractor.py" in said
 
 
-def test_words_and_pictures_of_different_clips(toy):
+def test_words_and_images_of_different_clips(toy):
     save_clip(toy)
     words = load_embeddings(toy / "words_ViT-B16.pt")
     words.provenance["weights_hash"] = "other"
@@ -133,17 +133,17 @@ def test_words_and_pictures_of_different_clips(toy):
     assert "different CLIPs" in refused(toy) and "weights_hash" in refused(toy)
 
 
-def test_pictures_of_another_order_number_or_no_numbers(toy):
+def test_images_of_another_order_number_or_no_numbers(toy):
     save_clip(toy, shuffled=True)
-    assert "not of the same pictures" in refused(toy)
+    assert "not of the same images" in refused(toy)
     save_clip(toy)
     save_embeddings(toy / "train.pt", clusters(299, "train"))
-    assert "(300 pictures) and the representations (299)" in refused(toy)
+    assert "(300 images) and the representations (299)" in refused(toy)
     save_embeddings(toy / "train.pt", clusters(300, "train"))
-    pictures = load_embeddings(toy / "toy_train_clip_ViT-B16.pt")
-    pictures.features_ND = pictures.features_ND.clone()
-    pictures.features_ND[7, 2] = float("nan")
-    save_embeddings(toy / "toy_train_clip_ViT-B16.pt", pictures)
+    images = load_embeddings(toy / "toy_train_clip_ViT-B16.pt")
+    images.features_ND = images.features_ND.clone()
+    images.features_ND[7, 2] = float("nan")
+    save_embeddings(toy / "toy_train_clip_ViT-B16.pt", images)
     assert "row 7" in refused(toy) and "not finite" in refused(toy)
 
 

@@ -1,4 +1,4 @@
-"""The textual door: published command and names, one decode, computed once for all backbones, what it refuses."""
+"""The textual script: published command and names, one decode, computed once for all backbones, what it refuses."""
 
 import shutil
 
@@ -14,27 +14,27 @@ from extractor import visual_element_emb_extractor as visual  # noqa: E402
 from extractor.clip_files import give  # noqa: E402
 from extractor.clip_towers import load_clip  # noqa: E402
 from extractor.textual_emb_extractor import main, parser  # noqa: E402
-from iis.datasets import PictureSet, folder_pictures  # noqa: E402
+from iis.datasets import ImageSet, folder_images  # noqa: E402
 from iis.embedding_file import load_embeddings  # noqa: E402
 from iis.runtime import ROOT, UserError  # noqa: E402
-from tests.conftest import run_door  # noqa: E402
+from tests.conftest import run_script  # noqa: E402
 from tests.test_clip_towers import make  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("clip"), "tiny-door")
+    return make(tmp_path_factory.mktemp("clip"), "tiny-script")
 
 
 @pytest.fixture
 def place(tmp_path):
-    pictures_below(tmp_path / "data")
+    images_below(tmp_path / "data")
     (tmp_path / "toy.yaml").write_text(f"name: toy\nroot: {tmp_path}/data\n")
     (tmp_path / "words.txt").write_text("red\nblue tail\nRed\n\nround\n")
     return tmp_path
 
 
-def pictures_below(root):
+def images_below(root):
     rng = np.random.default_rng(0)
     for split, count in (("train", 3), ("val", 2)):
         for name in ("n01", "n02"):
@@ -52,38 +52,38 @@ def run(place, tiny, *more, **changes):
     main(parser().settings([*words, *more]))
 
 
-NAMES = ["toy_train_clip_tiny-door.pt", "toy_train_resnet20__none-seed-0_layer3.pt", "toy_val_clip_tiny-door.pt",
-         "toy_val_resnet20__none-seed-0_layer3.pt", "words_tiny-door.pt"]
+NAMES = ["toy_train_clip_tiny-script.pt", "toy_train_resnet20__none-seed-0_layer3.pt", "toy_val_clip_tiny-script.pt",
+         "toy_val_resnet20__none-seed-0_layer3.pt", "words_tiny-script.pt"]
 
 
 def test_all_files_and_their_numbers(place, tiny, capsys, monkeypatch):
     opened = []
-    whole = PictureSet.open
-    monkeypatch.setattr(PictureSet, "open", lambda self, row: opened.append(row) or whole(self, row))
+    whole = ImageSet.open
+    monkeypatch.setattr(ImageSet, "open", lambda self, row: opened.append(row) or whole(self, row))
     run(place, tiny)
     said = capsys.readouterr()
     assert "1 duplicates left out (Red)" in said.err
-    assert len(opened) == 10  # 6 + 4 pictures, each decoded once for two models
+    assert len(opened) == 10  # 6 + 4 images, each decoded once for two models
     folder = place / "embs" / "resnet20__none-seed-0"
     assert sorted(file.name for file in folder.glob("*.pt")) == NAMES
     clip = load_clip(str(tiny))
-    words = load_embeddings(folder / "words_tiny-door.pt")
+    words = load_embeddings(folder / "words_tiny-script.pt")
     assert words.image_paths == ["red", "blue tail", "round"] and words.class_names == ["concept"]
     assert words.labels_N.tolist() == [0, 0, 0]
     torch.testing.assert_close(words.features_ND, clip.encode_words(["red", "blue tail", "round"]))
     assert words.provenance["node"] == "text" and words.provenance["weights_hash"] == clip.weights_hash
-    images = load_embeddings(folder / "toy_val_clip_tiny-door.pt")
-    pictures = folder_pictures(place / "data" / "val", "toy", "val")
-    expected = clip.encode_pictures([pictures.open(row) for row in range(4)])
-    torch.testing.assert_close(images.features_ND, expected)
-    assert images.image_paths == pictures.names and images.labels_N.tolist() == [0, 0, 1, 1]
+    found = load_embeddings(folder / "toy_val_clip_tiny-script.pt")
+    images = folder_images(place / "data" / "val", "toy", "val")
+    expected = clip.encode_images([images.open(row) for row in range(4)])
+    torch.testing.assert_close(found.features_ND, expected)
+    assert found.image_paths == images.names and found.labels_N.tolist() == [0, 0, 1, 1]
     visual.main(visual.parser().settings(["--model", "resnet20", "--weights", "none", "--dataset",
                                           str(place / "toy.yaml"), "--representations", "train,val", "--device", "cpu",
                                           "--save_root", str(place / "embs"), "--feature_layer", "layer3"]))
     assert capsys.readouterr().out.count("done already") == 2
 
 
-def test_whichever_door_runs_second_finds_it_done(place, tiny, capsys):
+def test_whichever_script_runs_second_finds_it_done(place, tiny, capsys):
     visual.main(visual.parser().settings(["--model", "resnet20", "--weights", "none", "--dataset",
                                           str(place / "toy.yaml"), "--representations", "train,val", "--device", "cpu",
                                           "--save_root", str(place / "embs"), "--feature_layer", "layer3"]))
@@ -97,14 +97,14 @@ def test_clip_is_computed_once_for_all_backbones(place, tiny, capsys):
     run(place, tiny)
     run(place, tiny, backbone="resnet32", activation_dir=place / "elsewhere")
     said = capsys.readouterr().out
-    assert said.count("clip_tiny-door.pt: done already") == 2
-    for name in ("toy_train_clip_tiny-door.pt", "toy_val_clip_tiny-door.pt", "words_tiny-door.pt"):
+    assert said.count("clip_tiny-script.pt: done already") == 2
+    for name in ("toy_train_clip_tiny-script.pt", "toy_val_clip_tiny-script.pt", "words_tiny-script.pt"):
         first, second = place / "embs" / "resnet20__none-seed-0" / name, place / "elsewhere" / name
         assert first.samefile(second)
     assert (place / "elsewhere" / "toy_val_resnet32__none-seed-0_layer3.pt").exists()
     shutil.rmtree(place / "embs" / "clip")
     run(place, tiny)  # given back from the backbone's folder
-    assert capsys.readouterr().out.count("clip_tiny-door.pt: done already") == 2
+    assert capsys.readouterr().out.count("clip_tiny-script.pt: done already") == 2
 
 
 def test_a_copy_where_links_are_impossible(tmp_path, monkeypatch):
@@ -117,13 +117,13 @@ def test_a_copy_where_links_are_impossible(tmp_path, monkeypatch):
     assert (tmp_path / "b").read_text() == "x" and not (tmp_path / "a").samefile(tmp_path / "b")
 
 
-def test_an_edited_list_another_clip_and_other_pictures_are_refused(place, tiny, tmp_path_factory):
+def test_an_edited_list_another_clip_and_other_images_are_refused(place, tiny, tmp_path_factory):
     run(place, tiny)
     (place / "words.txt").write_text("red\ngreen\n")
-    with pytest.raises(UserError, match="words_tiny-door.pt was made otherwise: it differs in words_hash"):
+    with pytest.raises(UserError, match="words_tiny-script.pt was made otherwise: it differs in words_hash"):
         run(place, tiny)
     torch.manual_seed(1)
-    other = make(tmp_path_factory.mktemp("other"), "tiny-door")
+    other = make(tmp_path_factory.mktemp("other"), "tiny-script")
     state = {name: value + 1e-3 for name, value in torch.load(other, weights_only=True).items()}
     torch.save(state, other)
     with pytest.raises(UserError, match="was made otherwise: it differs in weights_hash"):
@@ -150,12 +150,12 @@ def test_the_published_command_verbatim(tmp_path):
     root = tmp_path / "copy"
     for name in ("iis", "extractor", "concept_library", "dataset_configs", "model_configs"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("embs", "visual", "__pycache__"))
-    pictures_below(root / "datasets" / "imagenet")
+    images_below(root / "datasets" / "imagenet")
     weights = tmp_path / "torch" / "hub" / "checkpoints" / "resnet50-0676ba61.pth"
     weights.parent.mkdir(parents=True)
     torch.save(torchvision.models.resnet50(weights=None).state_dict(), weights)
     clip = make(tmp_path, "stand-in")
-    done = run_door("textual_emb_extractor.py", *(
+    done = run_script("textual_emb_extractor.py", *(
         "--dataset imagenet --concept_set ../concept_library/textual/imagenet_filtered.txt --backbone resnet50 "
         "--activation_dir ./embs/resnet50/ --feature_layer layer4").split(), cwd=root / "extractor",
         root=root / "extractor", TORCH_HOME=str(tmp_path / "torch"), IIS_CLIP_WEIGHTS=str(clip))

@@ -1,4 +1,4 @@
-"""The demo's CLIP: its texts and their truth, its loss by hand, AUROC, and the door from pictures to a loaded CLIP."""
+"""The demo's CLIP: its texts and their truth, its loss by hand, AUROC, and the script from images to a loaded CLIP."""
 
 import json
 import math
@@ -40,7 +40,7 @@ def test_words_of_every_template_are_concepts_of_the_scene():
     assert seen > 10 * len(TEMPLATES) and not FILLERS & said
 
 
-def test_a_text_is_true_of_the_pictures_whose_caption_says_all_of_it():
+def test_a_text_is_true_of_the_images_whose_caption_says_all_of_it():
     texts = Texts(["A red star on a flat background.", "A blue star on a flat background.", "A red square."])
     assert texts.words == ["blue", "flat", "red", "square", "star"]
     words, true_BT = texts.draw(torch.tensor([2, 0]), np.random.default_rng(0))
@@ -66,7 +66,7 @@ def test_auroc_by_hand():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """64 + 24 pictures, one epoch: the path, not the accuracy."""
+    """64 + 24 images, one epoch: the path, not the accuracy."""
     folder = tmp_path_factory.mktemp("tiny")
     paint_shapes.main(paint_shapes.parser().settings(["--root", str(folder / "shapes"), "--train", "64", "--val", "24",
                                                       "--workers", "1"]))
@@ -102,12 +102,12 @@ def test_same_seed_same_weights_and_another_seed_others(trained, capsys):
         run(trained, "again", "--epochs", "2")
 
 
-def test_without_pictures(tmp_path):
+def test_without_images(tmp_path):
     with pytest.raises(UserError, match="run python demo/paint_shapes.py first"):
         run(tmp_path, "out")
 
 
-def test_through_the_textual_door(trained):
+def test_through_the_textual_script(trained):
     from extractor.textual_emb_extractor import main, parser
 
     (trained / "toy.yaml").write_text(f"name: toy\nroot: {trained}/shapes\n")

@@ -1,4 +1,4 @@
-"""Variance components: by hand, against the sums of squares of a fitted linear model, by simulation; and the door."""
+"""Variance components: by hand, against the sums of squares of a fitted linear model, by simulation; and the script."""
 
 import csv
 
@@ -9,11 +9,11 @@ from conftest import clusters
 
 from iis import names
 from iis.embedding_file import save_embeddings
-from iis.ledger import read_ledger
+from iis.results import read_ledger
 from iis.runtime import UserError
 from IP_training import inputs
 from reproduction import variance_shares
-from reproduction.rooms.variance_components import components, mean_squares, share_intervals, simulate
+from reproduction.lib.variance_components import components, mean_squares, share_intervals, simulate
 
 
 def test_two_way_by_hand():
@@ -95,12 +95,12 @@ def embedded(tmp_path, monkeypatch):
 
 
 def shares(folder, *flags):
-    door = variance_shares.parser()
-    return variance_shares.main(door.settings(["--dataset", "toy", "--model", "net", "--num_concepts", "8", "--n_epoch",
+    script = variance_shares.parser()
+    return variance_shares.main(script.settings(["--dataset", "toy", "--model", "net", "--num_concepts", "8", "--n_epoch",
                                                "1", "--stage1", "1", "--save_dir", str(folder / "out"), *flags]))
 
 
-def test_the_door_trains_every_bank_under_every_head(embedded):
+def test_the_script_trains_every_bank_under_every_head(embedded):
     folder = shares(embedded, "--banks", "2", "--heads", "3")
     cells = list(csv.DictReader((folder / "scores.csv").open()))
     assert [(cell["bank_seed"], cell["head_seed"]) for cell in cells] == [(b, h) for b in "01" for h in "012"]
@@ -115,7 +115,7 @@ def test_the_door_trains_every_bank_under_every_head(embedded):
 def test_another_stage1_seed_cuts_as_the_first_did_and_keeps_apart(embedded, monkeypatch):
     """Seed 0 is stage 2's own file; another seed repeats its settings in a folder of its own."""
     called = []
-    monkeypatch.setattr(variance_shares, "call_door", lambda door, flags: called.append((door.__name__, flags)))
+    monkeypatch.setattr(variance_shares, "call_script", lambda script, flags: called.append((script.__name__, flags)))
     file = embedded / "net" / "toy_segments_visual_element_emb.pkl"
     embeddings = clusters(80, "elements")
     embeddings.provenance["elements"] |= {"seed": 0, "segment_choice": "sample", "bounding_box": "whole",

@@ -1,4 +1,4 @@
-"""The visual door: the published command offline, names of files, provenance, and what it refuses early."""
+"""The visual script: the published command offline, names of files, provenance, and what it refuses early."""
 
 import json
 
@@ -9,7 +9,7 @@ import torchvision
 from PIL import Image
 
 from extractor.visual_element_emb_extractor import main, parser
-from iis.datasets import PictureSet
+from iis.datasets import ImageSet
 from iis.embedding_file import check_same_space, load_embeddings
 from iis.runtime import UserError
 
@@ -139,17 +139,17 @@ def test_several_backbones_over_one_decode_make_the_files_each_makes_alone(place
     for name, seed in (("one", 1), ("two", 2)):
         (place / f"{name}.yaml").write_text(f"model: resnet20\nweights: none\nseed: {seed}\nmodel_name: {name}\n"
                                             "feature_layer: linear\ntarget_layer_name: linear\n")
-    pictures = ["--dataset", str(place / "toy.yaml"), "--representations", "val", "--data-path",
+    images = ["--dataset", str(place / "toy.yaml"), "--representations", "val", "--data-path",
                 str(place / "elements"), "--device", "cpu", "-j", "0", "-b", "4"]
     for name in ("one", "two"):
         main(parser().settings(["--config_yaml", str(place / f"{name}.yaml"), "--save_root", str(place / "alone"),
-                                *pictures]))
+                                *images]))
     opened = []
-    whole = PictureSet.open
-    monkeypatch.setattr(PictureSet, "open", lambda self, row: opened.append(self.names[row]) or whole(self, row))
+    whole = ImageSet.open
+    monkeypatch.setattr(ImageSet, "open", lambda self, row: opened.append(self.names[row]) or whole(self, row))
     main(parser().settings(["--config_yaml", str(place / "one.yaml"), "--together", str(place / "two.yaml"),
-                            "--save_root", str(place / "embs"), *pictures]))
-    assert len(opened) == 8  # 4 elements and 4 validation pictures, once each
+                            "--save_root", str(place / "embs"), *images]))
+    assert len(opened) == 8  # 4 elements and 4 validation images, once each
     files = made(place)
     assert len(files) == 4 and {file.split("/")[0] for file in files} == {"one", "two"}
     for file in files:

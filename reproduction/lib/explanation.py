@@ -1,0 +1,190 @@
+"""A stored predictor, and what its predictions are made of: contributions of concepts, and predictions without them.
+
+    logit of class c  =  bias of c  +  Σ over concepts m of  activation of m · weight of (c, m)
+
+is exact, because the head is linear. "Without concept m" means: its sparsified activation is 0, and all else stays as
+it is (the sparsifier does not run again, so no other concept takes the place).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from iis.grid import kept_count
+from iis.runtime import UserError, nearest, read_json
+from IP_training.normalise import Normaliser
+from IP_training.predictor import interpret
+from IP_training.sparsify import sparsify
+
+ENOUGH = 5  # concepts that an explanation should have to choose from
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """One interpretation predictor of a ledger's folder, as `IP_training/predictor_files.py` stores it.
+
+    evidence[m]: what concept m looks like (image paths, or words). rule: of the sparsifier. top1: its stored
+    validation accuracy, a fraction. identity: what its ledger's rows share.
+    """
+
+    ratio: float
+    rule: str
+    bank_MD: torch.Tensor
+    normaliser: Normaliser
+    scale_M: torch.Tensor
+    shift_M: torch.Tensor
+    weight_CM: torch.Tensor
+    bias_C: torch.Tensor
+    evidence: list[list[str]]
+    class_names: list[str]
+    identity: dict[str, Any]
+    top1: float
+    seed: int = 0
+
+    @property
+    def kept(self) -> int:
+        """How many concepts an interpretation keeps (under `strict` at most)."""
+        return kept_count(len(self.bank_MD), self.ratio) - (self.rule == "strict")
+
+    def interpretations(self, features_ND: torch.Tensor) -> torch.Tensor:
+        """Sparsified interpretations (N, M) of representations (N, D)."""
+        z_NM = interpret(features_ND, self.bank_MD, self.normaliser)
+        return sparsify(torch.addcmul(self.shift_M, z_NM, self.scale_M)[None], [self.ratio], self.rule)[0]
+
+    def logits(self, x_NM: torch.Tensor) -> torch.Tensor:
+        """Logits (N, C) of sparsified interpretations (N, M)."""
+        return x_NM @ self.weight_CM.T + self.bias_C
+
+
+def load_predictor(folder: Path, seed: int = 0, ratio: float | None = None) -> Predictor:
+    """The predictor of a ledger's folder at a ratio; without one, the sparsest that keeps at least `ENOUGH` concepts.
+
+    Raises `UserError` for a seed or ratio that is not there (naming those that are), and for damaged files.
+    """
+    file = Path(folder) / "predictors" / f"seed_{seed}.safetensors"
+    if not file.is_file() or not file.with_suffix(".json").is_file():
+        seeds = sorted(int(one.stem.rpartition("_")[2]) for one in file.parent.glob("seed_*.safetensors"))
+        there = f"; --seed can be {', '.join(map(str, seeds))}" if seeds else \
+            "; give a folder that a training script wrote (it holds results.jsonl and predictors/)"
+        raise UserError(f"there is no stored predictor {file}{there}")
+    described, tensors = read_json(file.with_suffix(".json")), _tensors(file)
+    ratios = sorted(float(name) for name in described["selected"] if name != "dense")
+    kept = {one: described["selected"][f"{one:g}"]["kept"] for one in ratios}
+    if ratio is None:
+        ratio = default_ratio(kept, folder)
+    if ratio not in ratios:
+        raise UserError(f"{file} has no predictor at --ratio {ratio:g}{nearest(f'{ratio:g}', described['selected'])} "
+                        f"(there are {', '.join(f'{one:g}' for one in ratios)})")
+    if len(described["class_names"]) < 2:
+        raise UserError(f"{file} knows one class only: there is no decision to explain")
+    name = f"{ratio:g}"
+    own = f"{name}/" if f"{name}/bank" in tensors else ""  # a learned bank belongs to its cell
+    bank = own.rstrip("/") or "all"
+    blocks = tuple((kind, columns) for kind, columns in described["blocks"][bank])
+    head = (tensors[f"{name}/{part}"].float() for part in ("scale", "shift", "weight", "bias"))
+    return Predictor(ratio, described["identity"]["sparsifier"], tensors[f"{own}bank"],
+                     Normaliser(blocks, tensors[f"{own}mean"], tensors[f"{own}std"]), *head,
+                     described["concepts"][bank], described["class_names"], described["identity"],
+                     described["selected"][name]["top1"], seed)
+
+
+def default_ratio(kept: dict[float, int], folder: Path | str = "", least: int = ENOUGH) -> float:
+    """The sparsest ratio that keeps at least `least` concepts; the densest one where none does. kept: by ratio."""
+    if not kept:
+        raise UserError(f"{folder} holds no interpretation predictor; run its training script again")
+    return max((ratio for ratio, count in kept.items() if count >= least), default=min(kept))
+
+
+def _tensors(file: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except SafetensorError:
+        raise UserError(f"{file} is damaged; delete it and train that seed again") from None
+
+
+def contributions(predictor: Predictor, x_NM: torch.Tensor) -> torch.Tensor:
+    """activation · weight, (N, C, M): over M they sum, with the bias, to the logits (N, C)."""
+    return x_NM[:, None, :] * predictor.weight_CM
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """N predictions and what they are made of.
+
+    classes_NC: classes from the likeliest to the least likely; to_predicted_NM, to_runner_up_NM: contributions to
+    the logits of the first two. Their difference is what concept m gave to the decision between these two
+    (`margin_NM`): it stays the same when one number is added to all logits, and a single logit's contribution does
+    not. without_class_NM, without_probability_NM: the prediction without concept m and its probability;
+    predicted_without_NM: what is then left of the first prediction's probability.
+    """
+
+    x_NM: torch.Tensor
+    logits_NC: torch.Tensor
+    classes_NC: torch.Tensor
+    probability_NC: torch.Tensor
+    to_predicted_NM: torch.Tensor
+    to_runner_up_NM: torch.Tensor
+    without_class_NM: torch.Tensor
+    without_probability_NM: torch.Tensor
+    predicted_without_NM: torch.Tensor
+
+    @property
+    def margin_NM(self) -> torch.Tensor:
+        """Contributions to predicted minus runner-up; with the difference of the biases they sum to the margin."""
+        return self.to_predicted_NM - self.to_runner_up_NM
+
+
+def explain(predictor: Predictor, features_ND: torch.Tensor) -> Explanation:
+    """Explain the predictions of representations (N, D)."""
+    x_NM = predictor.interpretations(features_ND)
+    logits_NC = predictor.logits(x_NM)
+    classes_NC = logits_NC.argsort(dim=1, descending=True, stable=True)
+    first_N, second_N = classes_NC[:, 0], classes_NC[:, 1]
+    removed = [_without(predictor, *part) for part in zip(x_NM.split(64), logits_NC.split(64), first_N.split(64),
+                                                          strict=True)]
+    return Explanation(x_NM, logits_NC, classes_NC, logits_NC.softmax(1), x_NM * predictor.weight_CM[first_N],
+                       x_NM * predictor.weight_CM[second_N], *map(torch.cat, zip(*removed, strict=True)))
+
+
+def _without(predictor: Predictor, x_NM: torch.Tensor, logits_NC: torch.Tensor,
+             first_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """For every concept: the class predicted without it, its probability, and that of class first_N; each (N, M)."""
+    probability_NMC = (logits_NC[:, None, :] - contributions(predictor, x_NM).mT).softmax(2)
+    best = probability_NMC.max(2)
+    still_NM = probability_NMC.gather(2, first_N[:, None, None].expand(*x_NM.shape, 1))[..., 0]  # (N, M)
+    return best.indices, best.values, still_NM
+
+
+def explain_class(predictor: Predictor, features_ND: torch.Tensor, label: int) -> list[dict[str, Any]]:
+    """What makes one class, over its images' representations (N, D): a line per concept, the strongest first.
+
+    mean: contribution to this class minus the mean of those to the other classes, in logits, averaged over images;
+    kept: share of images whose interpretation has the concept; activation: its mean over those; recall: share of
+    images predicted as this class; without: the same when the concept is removed from all of them.
+    """
+    x_NM = predictor.interpretations(features_ND)
+    weight_CM = predictor.weight_CM
+    others_M = (weight_CM.sum(0) - weight_CM[label]) / (len(weight_CM) - 1)
+    mean_M = x_NM.mean(0) * (weight_CM[label] - others_M)
+    explanation = explain(predictor, features_ND)
+    recall = float((explanation.classes_NC[:, 0] == label).double().mean())
+    without_M = (explanation.without_class_NM == label).double().mean(0)
+    kept_M = (x_NM != 0).double().mean(0)
+    activation_M = x_NM.double().mean(0) / kept_M
+    return [{"concept": m, "mean": float(mean_M[m]), "kept": float(kept_M[m]), "activation": float(activation_M[m]),
+             "recall": recall, "without": float(without_M[m])} for m in strongest(mean_M)]
+
+
+def strongest(values_M: torch.Tensor | Sequence[float]) -> list[int]:
+    """Indices of all non-zero values, the largest magnitude first; equal ones in their order."""
+    values_M = torch.as_tensor(values_M)
+    order = values_M.abs().argsort(descending=True, stable=True).tolist()
+    return [m for m in order if values_M[m] != 0]

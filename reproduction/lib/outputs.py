@@ -1,0 +1,42 @@
+"""How every table and figure is written: Markdown, CSV and LaTeX (booktabs); PNG and PDF."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from iis.runtime import write_text, write_whole
+from reproduction.lib.tables import as_csv, as_latex, as_markdown
+
+
+def write_table(folder: Path, name: str, lines: Sequence[dict[str, Any]],
+                shown: Sequence[dict[str, Any]] | None = None, caption: str = "") -> str:
+    """NAME.csv of `lines` (numbers as they are), NAME.md and NAME.tex of `shown` (as people read them; by default the
+    same). The Markdown, which is also returned, ends with the caption."""
+    shown = lines if shown is None else shown
+    markdown = as_markdown(shown) + (f"\n\n*{caption}*" if caption else "")
+    write_text(folder / f"{name}.csv", as_csv(lines))
+    write_text(folder / f"{name}.md", markdown + "\n")
+    write_text(folder / f"{name}.tex", as_latex(shown, caption, f"tab:{name}"))
+    return markdown
+
+
+def new_figure(width: float = 7.2, height: float = 4.4, rows: int = 1, columns: int = 1, **settings: Any) -> Any:
+    """(figure, axes (rows, columns)) without a screen; inches. Give legends a place outside the axes: `layout` is
+    constrained and makes room."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(rows, columns, squeeze=False, layout="constrained", figsize=(width, height), **settings)
+
+
+def write_figure(folder: Path, name: str, figure: Any) -> None:
+    """NAME.png (150 dpi) and NAME.pdf; the figure is closed."""
+    import matplotlib.pyplot as plt
+
+    for suffix in ("png", "pdf"):
+        write_whole(folder / f"{name}.{suffix}", lambda temporary: figure.savefig(temporary, dpi=150))
+    plt.close(figure)

@@ -1,0 +1,102 @@
+"""Order curves: what becomes of a prediction while the concepts it rests on are removed one after another.
+
+Orders: `most` removes the concept that speaks most for the predicted class first, `least` the one that speaks most
+against it, `random` is the mean of several seeded orders. A concept speaks for the predicted class by its margin
+contribution: activation · (weight of the predicted class − weight of the reference), in logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from iis.runtime import numpy_rng, torch_rng
+from reproduction.lib.explanation import Predictor
+
+ORDERS = ("most", "random", "least")
+REFERENCES = ("runner_up", "mean")  # the predicted class against its runner-up, or against the other classes' mean
+STEPS = 20
+
+
+@dataclass(frozen=True)
+class Curves:
+    """share_F: shares of the kept concepts that are removed, from 0 to 1. For each of `ORDERS` (axis O), each step and
+    each image: probability_OFN of the class predicted at first, and right_OFN, 1 where the true class is predicted
+    (for `random`: means over its orders). changed_N: 1 where the first concept of `most` alone, removed, changes the
+    predicted class."""
+
+    share_F: np.ndarray
+    probability_OFN: np.ndarray
+    right_OFN: np.ndarray
+    changed_N: np.ndarray
+
+    def areas(self) -> tuple[np.ndarray, np.ndarray]:
+        """Areas under each image's curves, (O, N) each, by the trapezoid rule over the share removed."""
+        return tuple(np.trapezoid(values, self.share_F, axis=1) for values in (self.probability_OFN, self.right_OFN))
+
+
+def order_curves(predictor: Predictor, features_ND: torch.Tensor, labels_N: torch.Tensor, reference: str = "runner_up",
+                 random_orders: int = 5, rows: int = 2048) -> Curves:
+    """The curves of representations (N, D) with true classes (N,), at each concept, or at 20 steps where more stay."""
+    x_NM = predictor.interpretations(features_ND)
+    kept = int((x_NM != 0).sum(1).max())
+    share_F = np.arange(min(kept, STEPS) + 1) / max(min(kept, STEPS), 1)
+    drawn = [torch_rng(predictor.seed, "removal order", number) for number in range(random_orders)]
+    parts, changed = [], []
+    for start in range(0, len(x_NM), rows):
+        some = slice(start, start + rows)
+        score_BM = scores(predictor, x_NM[some], reference)
+        shuffled = [torch.rand(score_BM.shape, generator=one) for one in drawn]
+        curves = [[_remove(predictor, x_NM[some], one, labels_N[some], share_F) for one in group]
+                  for group in ([score_BM], shuffled, [-score_BM])]
+        parts.append(np.stack([np.mean(group, axis=0) for group in curves]))  # (O, 2, F, B)
+        changed.append(_changed(predictor, x_NM[some], score_BM))
+    both = np.concatenate(parts, axis=3)
+    return Curves(share_F, both[:, 0], both[:, 1], np.concatenate(changed))
+
+
+def scores(predictor: Predictor, x_NM: torch.Tensor, reference: str) -> torch.Tensor:
+    """How much each concept speaks for the predicted class rather than the reference, (N, M) in logits."""
+    weight_CM = predictor.weight_CM
+    top_N2 = predictor.logits(x_NM).topk(2, dim=1).indices
+    predicted_NM = weight_CM[top_N2[:, 0]]
+    if reference == "runner_up":
+        return x_NM * (predicted_NM - weight_CM[top_N2[:, 1]])
+    return x_NM * (predicted_NM - (weight_CM.sum(0) - predicted_NM) / (len(weight_CM) - 1))
+
+
+def _remove(predictor: Predictor, x_BM: torch.Tensor, score_BM: torch.Tensor, labels_B: torch.Tensor,
+            share_F: Sequence[float]) -> np.ndarray:
+    """(2, F, B): probability of the first prediction, and correctness, when the kept concepts with the highest scores
+    are gone, a share of them at a time."""
+    kept_BM = x_BM != 0
+    # The place of each concept in its row's order; concepts that are 0 anyway come last.
+    rank_BM = score_BM.masked_fill(~kept_BM, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    count_B1 = kept_BM.sum(1, keepdim=True)
+    first_B1 = predictor.logits(x_BM).argmax(1, keepdim=True)
+    probability, right = [], []
+    for share in share_F:
+        gone_BM = rank_BM < (share * count_B1).round()
+        logits_BC = predictor.logits(x_BM.masked_fill(gone_BM, 0.0))
+        probability.append(logits_BC.softmax(1).gather(1, first_B1)[:, 0])
+        right.append((logits_BC.argmax(1) == labels_B).to(x_BM.dtype))
+    return np.stack([torch.stack(one).double().numpy() for one in (probability, right)])
+
+
+def _changed(predictor: Predictor, x_BM: torch.Tensor, score_BM: torch.Tensor) -> np.ndarray:
+    """(B,): 1 where the prediction is another one without the concept of the highest score."""
+    first_B1 = score_BM.masked_fill(x_BM == 0, -torch.inf).argmax(1, keepdim=True)
+    without_B = predictor.logits(x_BM.scatter(1, first_B1, 0.0)).argmax(1)
+    return (without_B != predictor.logits(x_BM).argmax(1)).double().numpy()
+
+
+def bootstrap_means(values_KN: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:
+    """Means of K quantities over resamples of the N images, (draws, K); one resample serves all K."""
+    count, rng, means = values_KN.shape[1], numpy_rng(seed, "bootstrap", values_KN.shape[1]), []
+    for start in range(0, draws, 100):  # 100 x N counts at a time
+        picks = rng.multinomial(count, np.full(count, 1 / count), size=min(100, draws - start))
+        means.append(picks @ values_KN.T / count)
+    return np.concatenate(means)

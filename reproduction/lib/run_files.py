@@ -1,0 +1,42 @@
+"""The images behind a ledger: the embedding files its settings.yaml leads to, checked against the ledger's hashes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from iis.cli import read_yaml
+from iis.embedding_file import Embeddings, load_embeddings
+from iis.runtime import UserError
+from IP_training.inputs import representations_of
+from reproduction.lib.runs import Run
+
+
+def images_of(run: Run, split: str) -> Embeddings:
+    """Representations and labels of "train" or "val" as the run had them.
+
+    Raises `UserError` where the file is gone or holds other numbers by now.
+    """
+    return embeddings_of(run.folder, run.identity, split)[0]
+
+
+def embeddings_of(folder: Path, identity: dict[str, Any], split: str,
+                  given: Path | None = None) -> tuple[Embeddings, Path]:
+    """The same, and their file, for a ledger's folder with this identity. given: the file, where it lies elsewhere."""
+    settings = settings_of(folder)
+    if not settings and given is None:
+        raise UserError(f"{folder} has no settings.yaml, so its {split} representations cannot be found; run stage 3 "
+                        "again")
+    own, labels = settings.get("activation_dir"), settings.get(f"{split}_labels")
+    named = given or settings.get(f"{split}_pt") or representations_of(
+        settings["model_name"], settings["dataset"], split, settings.get("feature_layer"), Path(own) if own else None)
+    found = load_embeddings(Path(named), Path(labels) if labels else None)
+    if found.content_hash != identity[f"{split}_hash"]:
+        raise UserError(f"{named} holds other numbers than {folder} was made of; run stage 3 again")
+    return found, Path(named)
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """The settings a training script wrote beside its ledger; {} where they are gone."""
+    file = Path(folder) / "settings.yaml"
+    return read_yaml(file) if file.is_file() else {}

@@ -1,0 +1,241 @@
+"""Stage 1's walk: which images, which names, the same folder however often it is killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from extractor import patch_extractor, segment_extractor
+from extractor.image_walk import read_images, read_stage1, save_element, walk
+from extractor.patches import patches
+from iis.datasets import TorchvisionImageSet, folder_images
+from iis.runtime import UserError
+
+DOORS = Path(__file__).resolve().parents[1] / "extractor"
+SETTINGS = {"kind": "patches"}
+
+
+def paint(file, size=(12, 10), mode="RGB", seed=0):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    Image.fromarray(noise).convert(mode).save(file)
+
+
+def contents(folder):
+    """Every file but those that tell the time, the machine or the worker count."""
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in sorted(folder.rglob("*"))
+            if file.is_file() and file.name not in ("complete.json", "settings.yaml")}
+
+
+def one_pixel(image, name):
+    return [("0_0", image.resize((1, 1)))]
+
+
+def dies(image, name):
+    os._exit(9)
+
+
+@pytest.fixture
+def root(tmp_path):
+    for label in ("cat", "dog"):
+        for number in range(4):
+            paint(tmp_path / "data" / label / f"{number}.png", seed=number)
+    return tmp_path / "data"
+
+
+def test_first_readable_images_of_each_class_and_the_others_listed(root, tmp_path, capsys):
+    (root / "cat" / "1.png").write_bytes(b"not an image")
+    paint(root / "cat" / "0.png", size=(3, 90))  # readable, but too narrow for patches
+    (root / "dog" / "3.png").write_bytes(b"")  # never reached
+    summary = walk(folder_images(root, "d", "train"), patches, tmp_path / "out", SETTINGS, image_per_class=2)
+    rows = read_images(tmp_path / "out")
+    assert [row["picture"] for row in rows if "files" in row] == ["cat/2.png", "cat/3.png", "dog/0.png", "dog/1.png"]
+    assert [row["picture"] for row in summary["unreadable"]] == ["cat/0.png", "cat/1.png"]
+    assert "3 x 90 pixels are too few" in summary["unreadable"][0]["unreadable"]
+    assert (summary["pictures"], summary["elements"]) == (4, 64)
+    assert len(folder_images(tmp_path / "out", "d", "train")) == 64  # what stage 2 will find
+    printed = capsys.readouterr().out
+    assert "4 images, 64 elements, 2 unreadable" in printed and "skipped cat/1.png" in printed
+
+
+def test_a_class_without_a_readable_image_is_named_and_can_be_mended(root, tmp_path):
+    for number in range(4):
+        (root / "cat" / f"{number}.png").write_bytes(b"")
+    images, out = folder_images(root, "d", "train"), tmp_path / "out"
+    with pytest.raises(UserError, match="class cat has no readable image among its 4"):
+        walk(images, patches, out, SETTINGS, image_per_class=2)
+    with pytest.raises(UserError, match="has not finished"):
+        read_stage1(out)
+    for number in range(4):
+        paint(root / "cat" / f"{number}.png", seed=number)
+    assert walk(images, patches, out, SETTINGS, image_per_class=2)["pictures"] == 4
+    walk(images, patches, tmp_path / "fresh", SETTINGS, image_per_class=2)
+    assert contents(out) == contents(tmp_path / "fresh")
+
+
+def test_every_colour_mode(tmp_path):
+    for mode, suffix in (("L", "png"), ("RGBA", "png"), ("P", "png"), ("1", "png"), ("CMYK", "jpg"), ("L", "jpg")):
+        paint(tmp_path / "data" / "c" / f"{mode}{suffix}.{suffix}", mode=mode)
+    summary = walk(folder_images(tmp_path / "data", "d", "train"), patches, tmp_path / "out", SETTINGS, format="png")
+    assert summary["pictures"] == 6 and not summary["unreadable"]
+    for row in read_images(tmp_path / "out"):
+        rgb = Image.open(tmp_path / "data" / row["picture"]).convert("RGB")
+        first = Image.open(tmp_path / "out" / row["files"][0])
+        assert first.mode == "RGB" and first.tobytes() == dict(patches(rgb, ""))["0_0"].tobytes()
+
+
+def test_names_never_meet_and_keep_images_together(tmp_path):
+    names = ["a.jpg", "a.png", "a_0.png", "sub/a.png", "b.png"]
+    for seed, name in enumerate(names):
+        paint(tmp_path / "data" / "c" / name, seed=seed)
+        paint(tmp_path / "data" / "plain" / f"{seed}.png", seed=seed)
+    walk(folder_images(tmp_path / "data", "d", "train"), patches, tmp_path / "out", SETTINGS)
+    rows = read_images(tmp_path / "out")
+    files = [file for row in rows for file in row["files"]]
+    assert len(set(files)) == len(files) == 160 == sum(file.endswith(".jpg") for file in contents(tmp_path / "out"))
+    assert "c/sub/a.png_3_3.jpg" in files and "plain/0_0_0.jpg" in files
+    owner = {file: row["picture"] for row in rows for file in row["files"]}
+    order = [owner[name] for name in folder_images(tmp_path / "out", "d", "train").names]
+    assert sum(one != other for one, other in zip(order, order[1:], strict=False)) == len(rows) - 1
+
+
+def test_the_number_of_workers_changes_nothing(root, tmp_path):
+    (root / "cat" / "1.png").write_bytes(b"not an image")
+    for workers in (1, 2):
+        segment_extractor.main(segment_extractor.parser().settings([
+            "--data_root", str(root), "--save_root", str(tmp_path / str(workers)), "--image_per_class", "3",
+            "--workers", str(workers)]))
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+    assert len(contents(tmp_path / "1")) > 20
+
+
+def test_a_torchvision_set_is_cut_by_our_order_in_every_worker(tmp_path):
+    source = [(Image.new("RGB", (8, 8), (number, 0, 0)), number % 2) for number in range(6)]
+    images = TorchvisionImageSet("d", "train", ["even", "odd"], [0, 0, 0, 1, 1, 1],
+                                     [f"{'even' if n < 3 else 'odd'}/{n:06d}" for n in range(6)], tmp_path, source,
+                                     [0, 2, 4, 1, 3, 5])
+    walk(images, one_pixel, tmp_path / "out", SETTINGS, image_per_class=2, format="png", workers=2)
+    reds = {row["picture"]: Image.open(tmp_path / "out" / row["files"][0]).getpixel((0, 0))[0]
+            for row in read_images(tmp_path / "out")}
+    assert reds == {"even/000000": 0, "even/000001": 2, "odd/000003": 1, "odd/000004": 3}
+
+
+def test_a_worker_that_is_ended_is_explained(root, tmp_path):
+    with pytest.raises(UserError, match="fewer --workers"):
+        walk(folder_images(root, "d", "train"), dies, tmp_path / "out", SETTINGS, workers=2)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
+def test_killed_at_any_moment_and_started_again(tmp_path):
+    for number in range(60):
+        paint(tmp_path / "data" / "ab"[number % 2] / f"{number:02d}.png", size=(120, 90), seed=number)
+    (tmp_path / "data" / "a" / "04.png").write_bytes(b"broken")
+    command = [sys.executable, str(DOORS / "patch_extractor.py"), "--data_root", str(tmp_path / "data"),
+               "--image_per_class", "29", "--workers", "2"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    out = tmp_path / "killed"
+    for share in (0, 30):
+        process = subprocess.Popen([*command, "--save_root", str(out)], **quiet)
+        while process.poll() is None and len(read_images(out)) <= share:
+            time.sleep(0.01)
+        assert process.poll() is None, "it ended before it could be killed"
+        process.kill()
+        process.wait()
+        with pytest.raises(UserError, match="has not finished"):
+            read_stage1(out)
+    for name in ("undisturbed", "killed"):
+        subprocess.run([*command, "--save_root", str(tmp_path / name)], check=True, timeout=60, **quiet)
+    assert contents(out) == contents(tmp_path / "undisturbed")
+    assert read_stage1(out)["kind"] == "patches"
+
+
+def test_half_a_line_a_stray_file_and_a_lost_element_are_mended(root, tmp_path):
+    images, out = folder_images(root, "d", "train"), tmp_path / "out"
+    walk(images, patches, out, SETTINGS)
+    whole = contents(out)
+    log = (out / "pictures.jsonl").read_text().splitlines(keepends=True)
+    (out / "pictures.jsonl").write_text("".join(log[:3]) + log[3][:25])
+    (out / "cat" / ".0_0_0.deadbeef.tmp.jpg").write_bytes(b"half")
+    (out / "cat" / "0_2_2.jpg").unlink()
+    walk(images, patches, out, SETTINGS)
+    assert contents(out) == whole
+    # A finished folder is left alone.
+    before = (out / "complete.json").stat().st_mtime_ns, (out / "dog" / "0_0_0.jpg").stat().st_mtime_ns
+    walk(images, patches, out, SETTINGS)
+    assert before == ((out / "complete.json").stat().st_mtime_ns, (out / "dog" / "0_0_0.jpg").stat().st_mtime_ns)
+
+
+def test_other_settings_other_images_and_foreign_folders_are_refused(root, tmp_path):
+    images, out = folder_images(root, "d", "train"), tmp_path / "out"
+    walk(images, one_pixel, out, SETTINGS)
+    with pytest.raises(UserError, match="format = 'jpeg', and this run has format = 'png'"):
+        walk(images, one_pixel, out, SETTINGS, format="png")
+    with pytest.raises(UserError, match="image_per_class = 10"):
+        walk(images, one_pixel, out, SETTINGS, image_per_class=3)
+    paint(root / "dog" / "00.png")
+    with pytest.raises(UserError, match="pictures = '8 from"):
+        walk(folder_images(root, "d", "train"), one_pixel, out, SETTINGS)
+    (tmp_path / "mine" / "holiday").mkdir(parents=True)
+    with pytest.raises(UserError, match="did not make"):
+        walk(images, one_pixel, tmp_path / "mine", SETTINGS)
+    with pytest.raises(UserError, match="inside the data set"):
+        walk(images, one_pixel, root / "segments", SETTINGS)
+    assert not (root / "segments").exists()
+
+
+def test_read_stage1_of_a_folder_made_elsewhere(root, tmp_path):
+    assert read_stage1(root) is None and read_stage1(tmp_path / "nowhere") is None
+
+
+def test_jpeg_keeps_full_colour_at_quality_95(tmp_path):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    save_element(image, tmp_path / "a.jpg")
+    image.save(tmp_path / "b.jpg", quality=95)
+    saved, reference = Image.open(tmp_path / "a.jpg"), Image.open(tmp_path / "b.jpg")
+    assert {(layer[1], layer[2]) for layer in saved.layer} == {(1, 1)}  # sampling of Y, Cb, Cr
+    assert saved.quantization == reference.quantization
+    save_element(image, tmp_path / "a.png")
+    assert Image.open(tmp_path / "a.png").tobytes() == image.tobytes()
+
+
+def test_scripts_record_what_decides_the_pixels(root, tmp_path):
+    def settings(script, *flags):
+        folder = tmp_path / "-".join(["o", *flags])
+        script.main(script.parser().settings(["--data_root", str(root), "--save_root", str(folder), "--workers", "1",
+                                          "--image_per_class", "1", *flags]))
+        return read_stage1(folder)
+
+    paper = settings(segment_extractor)
+    assert (paper["segment_choice"], paper["bounding_box"], paper["dataset"]) == ("sample", "whole", "unnamed")
+    release = settings(segment_extractor, "--protocol", "release")
+    assert (release["segment_choice"], release["bounding_box"]) == ("first", "short")
+    mixed = settings(segment_extractor, "--protocol", "release", "--bounding_box", "whole", "--dataset", "pets")
+    assert (mixed["segment_choice"], mixed["bounding_box"], mixed["dataset"]) == ("first", "whole", "pets")
+    assert settings(patch_extractor, "--format", "png")["grid"] == 4
+
+
+@pytest.mark.parametrize("script", ["segment_extractor", "patch_extractor"])
+def test_the_published_command_runs_from_its_folder(root, tmp_path, script):
+    command = [sys.executable, f"{script}.py", "--data_root", os.path.relpath(root, DOORS), "--save_root",
+               os.path.relpath(tmp_path / "visual" / "segments", DOORS)]
+    done = subprocess.run(command, cwd=DOORS, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "8 images" in done.stdout and json.loads((tmp_path / "visual/segments/complete.json").read_text())
+
+
+@pytest.mark.parametrize("flags, sentence", [
+    ([], "say which images"),
+    (["--data_root", "DATA"], "say where the segments go"),
+    (["--data_root", "nowhere", "--save_root", "x"], "there is no folder"),
+    (["--data_root", "DATA", "--save_root", "x", "--image_per_class", "0"], "whole number above 0"),
+])
+def test_what_the_user_can_mend(root, flags, sentence):
+    with pytest.raises(UserError, match=sentence):
+        segment_extractor.main(segment_extractor.parser().settings([flag.replace("DATA", str(root)) for flag in flags]))
