@@ -21,9 +21,8 @@ from concurrent.futures import ProcessPoolExecutor
 
 from demo.shapes_captions import caption, concepts
 from demo.shapes_world import ATTRIBUTES, CLUTTER, RULES, VERSION, Scene, paint, scene
-from extractor.stage1_flags import available_cores
 from iis.cli import ScriptParser, path, run_script
-from iis.runtime import ROOT, UserError, claim_folder, write_json
+from iis.runtime import ROOT, UserError, available_cores, claim_folder, write_json
 
 LIMITS = {"train": 4000, "val": 2000}
 

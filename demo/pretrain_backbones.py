@@ -27,10 +27,19 @@ from torch.nn import functional as F
 
 from demo import small_backbones
 from demo.shapes_world import ATTRIBUTES
-from extractor.stage1_flags import available_cores
 from iis.cli import ScriptParser, path, run_script
 from iis.datasets import ImageSet, folder_images
-from iis.runtime import ROOT, UserError, choose_device, nearest, read_json, seed_of, write_json, write_whole
+from iis.runtime import (
+    ROOT,
+    UserError,
+    available_cores,
+    choose_device,
+    nearest,
+    read_json,
+    seed_of,
+    write_json,
+    write_whole,
+)
 
 EPOCHS = {"shapes_small": 12, "shapes_medium": 14, "shapes_large": 14}
 # These are taught every attribute beside the class, through heads that are thrown away: a class needs only warm or

@@ -15,9 +15,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from extractor.device_decoding import check_resampler, decoded, read_encoded, resized
-from extractor.stage1_flags import available_cores
 from iis.datasets import ImageSet, UnreadableImage
 from iis.preprocessing import to_uint8
+from iis.runtime import available_cores
 
 
 @dataclass

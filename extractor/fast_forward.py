@@ -1,8 +1,8 @@
 """A frozen backbone made ready to embed millions of images: the same features to rounding, sooner.
 
 Batch norms are folded into the convolutions before them (in eval mode both are linear), and weights lie as channels
-last, as the images do; on a CPU convolutions take in the sum and the relu that follow (`fused_convolutions`). Each
-step is tried on a few images first, and left out where it cannot be traced or rounds further off than `TOLERANCE`.
+last, as the images do. The folded
+model is tried on a few images first, and left out where it cannot be traced or rounds further off than `TOLERANCE`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from iis.layers import HEAD_INPUT, Node, represent
 from iis.runtime import torch_rng
 
 TOLERANCE = 1e-4  # largest difference of features, in units of the largest feature (or of 1 where that is smaller)
-AS_NEAR = 1.1  # mean error of fused bf16, in units of what autocast errs by
 SLICE = 8 * 224 ** 2  # pixels that a CPU embeds at a time: larger maps are fetched from memory anew by every layer
 TRIED = 2  # images
 
 
-def ready(module: nn.Module, node: Node, side: int, precision: str = "fp32", kernels: bool = True) -> nn.Module:
+def ready(module: nn.Module, node: Node, side: int) -> nn.Module:
     """`module` (frozen, in eval mode) ready for images of `side` x `side` pixels taken at `node`; `module` itself
-    is only laid out anew. kernels: False where a compiler follows, which has its own."""
+    is only laid out anew."""
     module = module.to(memory_format=torch.channels_last)
     # A folded model is one flat graph: of its layers only those with weights can still be asked, as the head is.
     if node.name != HEAD_INPUT or not any(type(part) is nn.BatchNorm2d for part in module.modules()):
@@ -36,12 +35,7 @@ def ready(module: nn.Module, node: Node, side: int, precision: str = "fp32", ker
             return module
     except Exception:  # tracing fails in as many ways as there are models
         return module
-    if not kernels or weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return folded
-    try:
-        return _fused(folded, node, images, expected, precision)
-    except Exception:  # operators that another version of PyTorch has not, layers that oneDNN cannot hold
-        return folded
+    return folded
 
 
 def at_a_time(images: torch.Tensor) -> int:
@@ -54,20 +48,6 @@ def _folded(module: nn.Module) -> nn.Module:
 
     with torch.no_grad():  # not inference_mode: its tensors could not be laid out anew
         return fuse(module).to(memory_format=torch.channels_last).requires_grad_(False)
-
-
-def _fused(folded: nn.Module, node: Node, images: torch.Tensor, expected: torch.Tensor, precision: str) -> nn.Module:
-    """The folded model with oneDNN's kernels, or as it is where they err by more."""
-    from extractor.fused_convolutions import fuse_convolutions
-
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    with torch.no_grad():
-        fused = fuse_convolutions(folded, images, at_a_time(images), dtype)
-    if precision == "fp32":
-        return fused if _near(_features(fused, node, images), expected) else folded
-    with torch.autocast("cpu", torch.bfloat16):
-        errors = [(_features(one, node, images).float() - expected).abs().mean() for one in (fused, folded)]
-    return fused if errors[0] <= AS_NEAR * errors[1] else folded
 
 
 def _features(module: nn.Module, node: Node, images: torch.Tensor) -> torch.Tensor:

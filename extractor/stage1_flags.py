@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from iis.cli import ScriptParser, path, positive
 from iis.datasets import UNNAMED, ImageSet, folder_images, is_synset, load_dataset
 from iis.names import elements_folder
-from iis.runtime import UserError
+from iis.runtime import UserError, available_cores
 
 PROTOCOLS = ("paper", "release")
 
@@ -55,8 +54,3 @@ def save_root_of(args: argparse.Namespace, images: ImageSet, kind: str) -> Path:
     if args.dataset is None:
         raise UserError(f"say where the {kind} go: --save_root FOLDER, or name the data set with --dataset")
     return elements_folder(images.dataset, kind, args.protocol)
-
-
-def available_cores() -> int:
-    """Cores this process may use: fewer than the machine's under a job scheduler."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -47,8 +47,7 @@ def prepared(target: Target) -> Target:
     """The target with what will compute, unless it has it; see `fast_forward.ready` and `compiled.Compiled`."""
     if target.forward is not None:
         return target
-    module = ready(target.model.module, target.node, target.model.preprocessing["crop"], target.precision,
-                   kernels=not target.compiled)
+    module = ready(target.model.module, target.node, target.model.preprocessing["crop"])
     forward = (Compiled(module, target.node, target.compiled) if target.compiled
                else partial(represent, module, target.node))
     return replace(target, forward=forward)

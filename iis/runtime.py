@@ -61,6 +61,45 @@ def choose_device(name: str | None = None) -> torch.device:
     return device
 
 
+def available_cores() -> int:
+    """Cores this process may use: fewer than the machine's under a job scheduler."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_bytes(device: torch.device | None = None) -> int:
+    """Free memory in bytes: of the GPU, or of the machine, page cache included; 4 GiB where the system does not say."""
+    if device is not None and device.type == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().split("\n")
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return 4 * 2**30
+
+
+def progress(items: Iterable[Any] | None = None, **options: Any) -> Any:
+    """A tqdm bar; where stderr is a file, a line every 30 s instead."""
+    from tqdm import tqdm
+
+    if sys.stderr.isatty():
+        return tqdm(items, **options)
+    lines = {"mininterval": 30.0, "maxinterval": 30.0, "file": _Lines(), "ascii": True, "ncols": 100}
+    return tqdm(items, **lines | options)
+
+
+class _Lines:
+    """stderr, with each of tqdm's updates on a line of its own."""
+
+    def write(self, text: str) -> None:
+        if text := text.strip("\r\n "):
+            sys.stderr.write(text + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 def seed_of(*parts: object) -> int:
     """A 63-bit seed from any parts, the same on every machine and in every process."""
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
