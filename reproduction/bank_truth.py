@@ -113,7 +113,7 @@ def bank_of(predictors: Path) -> Bank:
 
 def activations(bank: Bank, *features_ND: torch.Tensor) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Of each split (train first): the interpretations (N, M) before scale, shift and sparsity, and h · bankᵀ."""
-    from IP_training.normalise import fit_normaliser
+    from IP_training.predictor import fit_normaliser
     from IP_training.predictor import interpret
 
     normaliser = fit_normaliser(bank.blocks, features_ND[0], bank.vectors_MD)

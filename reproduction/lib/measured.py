@@ -15,7 +15,7 @@ from typing import Any
 from iis.names import EMBEDDINGS
 from iis.runtime import ROOT, UserError, read_json
 from iis.statistics import mean_std
-from IP_training.flags import PROTOCOLS
+from IP_training.config import PROTOCOLS
 from reproduction.lib.runs import Run
 
 NEC_METHODS = {"Text": "LF-CBM", "Random": "random concepts"}  # as published.csv calls an elastic net on these banks

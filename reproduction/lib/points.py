@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from iis.equations import area, too_close_to_chance
-from IP_training.flags import PROTOCOLS
+from IP_training.config import PROTOCOLS
 from reproduction.lib.runs import Run
 
 # Runs are comparable where these agree; titles tell them where they differ.
