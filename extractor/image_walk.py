@@ -1,40 +1,185 @@
 """Stage 1's walk over a data set: choose images, cut each into elements in parallel, save, resume.
 
 A stage-1 folder holds CLASS/IMAGE_TAG.jpg and three files of its own: `manifest.json` (every setting that decides
-a pixel), `pictures.jsonl` (one row per finished image: what a resume skips) and `complete.json` (written last).
+a pixel), `pictures.jsonl` (a row per finished image, which a resume skips) and `complete.json` (written last).
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
-from tqdm import tqdm
 
-from iis.datasets import ImageSet, UnreadableImage
-from iis.runtime import UserError, claim_folder, read_json, write_json, write_text, write_whole
-from iis.tally import tally
+from extractor.elements import AT_MOST
+from iis.cli import disk, positive, print_plan, setting, size, write_settings
+from iis.datasets import UNNAMED, ImageSet, UnreadableImage, folder_images, is_synset, load_dataset, same_classes
+from iis.names import elements_folder
+from iis.runtime import (
+    UserError,
+    available_cores,
+    claim_folder,
+    progress,
+    read_json,
+    write_json,
+    write_text,
+    write_whole,
+)
 
 Cut = Callable[[Image.Image, str], list[tuple[str, Image.Image]]]  # (image, its name) -> [(tag, element)]
 SUFFIX = {"jpeg": ".jpg", "png": ".png"}
 LISTED = 20  # unreadable images named on the screen; complete.json names all
+TRIED = 3  # images that a dry run cuts
+PHOTOGRAPH = {"segments": 40e3, "patches": 25e3}  # bytes of a JPEG element of ImageNet
+
+
+@dataclass(kw_only=True)
+class Stage1Settings:
+    """Images and elements"""
+
+    config_yaml: str | None = setting(None, "a YAML file with any of these settings; the command line wins")
+    data_root: Path | None = setting(None, "folder that holds one folder of images per class (default: the train "
+                                     "images of --dataset)")
+    dataset: str | None = setting(None, "a YAML of dataset_configs/; beside --data_root only the name that is "
+                                  "recorded (default: imagenet where all folders are synsets, else unnamed)")
+    save_root: Path | None = setting(None, "folder for the elements (default: the data set's own below "
+                                     "concept_library/visual/)")
+    image_per_class: int = setting(10, "images per class: the first readable ones by name", type=positive)
+    protocol: Literal["paper", "release"] = setting("paper", "as the paper, or as the authors' published code")
+    seed: int = setting(0, "seed of whatever is drawn at random")
+    format: Literal["jpeg", "png"] = setting("jpeg", "of the elements: jpeg is quality 95 without chroma "
+                                             "subsampling, png is exact")
+    workers: int = setting(available_cores(), "processes; changes only the time", type=positive)
+    dry_run: bool = setting(False, "print what would be made, with bytes and folders; make nothing")
+
+
+def run_stage1(settings: Stage1Settings, kind: str, cut: Cut, rules: dict[str, Any]) -> None:
+    """Cut the images of a data set into elements of one kind, or print what that would make.
+
+    rules: what decides a pixel besides the shared settings. Raises `UserError` for images that are not in place.
+    """
+    try:
+        images = images_of(settings.data_root, settings.dataset)
+    except UserError as error:
+        if not settings.dry_run or (settings.data_root is None and settings.dataset is None):
+            raise
+        if settings.data_root is None:
+            load_dataset(settings.dataset)  # an unknown name is an error all the same
+        elements = settings.image_per_class * AT_MOST[kind]
+        print_plan(f"stage 1, {kind} of {settings.dataset or settings.data_root}", {
+            "images": f"not there yet: {error}",
+            "elements": f"at most {elements} of each class: {settings.image_per_class} images, {AT_MOST[kind]} of each",
+            "disk": f"about {size(elements * PHOTOGRAPH[kind])} for each class of photographs"})
+        return
+    if settings.save_root is None and settings.dataset is None:
+        raise UserError(f"say where the {kind} go: --save_root FOLDER, or name the data set with --dataset")
+    folder = settings.save_root or elements_folder(images.dataset, kind, settings.protocol)
+    decides = {"kind": kind, "protocol": settings.protocol, "seed": settings.seed, **rules}
+    if settings.dry_run:
+        _print_plan(images, cut, folder, decides, settings)
+        return
+    walk(images, cut, folder, decides, settings.image_per_class, settings.format, settings.workers)
+    write_settings(settings, folder / "settings.yaml")
+
+
+def images_of(data_root: Path | None, dataset: str | None) -> ImageSet:
+    """The images below `data_root`, else the train images of `dataset`.
+
+    Raises `UserError` where they are not in place, and where the data set's val folder would fail in stage 2: images
+    without class folders, or other classes than train.
+    """
+    if data_root is not None:
+        images = folder_images(data_root, dataset or UNNAMED, "train")
+        if dataset is None and all(is_synset(name) for name in images.class_names):
+            images.dataset = "imagenet"  # as the published commands leave unsaid
+        return images
+    if dataset is None:
+        raise UserError("say which images: --data_root FOLDER (one folder per class) or --dataset NAME")
+    found = load_dataset(dataset)
+    images = found.images("train")
+    if not found.torchvision and (found.root / found.val).is_dir():
+        same_classes(images.class_names, found.images("val").class_names)
+    return images
+
+
+def _print_plan(images: ImageSet, cut: Cut, folder: Path, decides: dict[str, Any], settings: Stage1Settings) -> None:
+    """Cut `TRIED` images in memory, spread over the classes, and print the bytes that all would take."""
+    per_class = [min(found, settings.image_per_class) for found in Counter(images.labels).values()]
+    count, sizes, tried = sum(per_class), [], 0
+    for index in range(0, len(images), max(1, len(images) // TRIED)):
+        try:
+            found = cut(images.open(index), images.names[index])
+        except UnreadableImage:
+            continue
+        tried += 1
+        sizes += [len(encoded(element, settings.format)) for _, element in found]
+    each = len(sizes) / max(tried, 1)
+    print_plan(f"stage 1, {decides['kind']} of {images.dataset}", {
+        "images": f"{count:,} of {len(images):,} in {len(per_class):,} classes, at most {settings.image_per_class} "
+                  "of each",
+        "elements": f"about {count * each:,.0f} ({each:.1f} of each of {tried} images tried)",
+        "disk": f"about {disk(count * sum(sizes) / max(tried, 1), folder)}"})
+
+
+def walk(images: ImageSet, cut: Cut, folder: Path, settings: dict[str, Any], image_per_class: int = 10,
+         format: str = "jpeg", workers: int = 1) -> dict[str, Any]:
+    """Cut the first `image_per_class` readable images of each class into elements below `folder`.
+
+    settings: everything else that decides a pixel; it goes into the manifest. An image that gives no element counts
+    as unreadable. The result depends neither on `workers` nor on being killed and started again. Returns what
+    complete.json holds. Raises `UserError` for a folder that holds other things, and for a class without a readable
+    image.
+    """
+    start, finished = time.perf_counter(), folder / "complete.json"
+    _claim(folder, images, {**settings, "image_per_class": image_per_class, "format": format})
+    by_class: list[list[int]] = [[] for _ in images.class_names]
+    for index, label in enumerate(images.labels):
+        by_class[label].append(index)
+    log = _read_log(folder, images, by_class)
+    done_now = 0
+    if not finished.exists() or _next_round(images, by_class, log, image_per_class):
+        finished.unlink(missing_ok=True)
+        for pattern in (".*.tmp*", ".probe-*"):  # what a killed run left half-written
+            for file in folder.rglob(pattern):
+                file.unlink(missing_ok=True)
+        _write_log(folder, list(log.values()))
+        with open(folder / "pictures.jsonl", "a", encoding="utf-8") as handle:
+            while todo := _next_round(images, by_class, log, image_per_class):
+                # A worker need not hold the names of a million other images.
+                task = Task(images.only(todo), _stems(images, by_class, todo), cut, folder, format)
+                for row in progress(_rows(task, workers), total=len(todo), unit="image", desc=str(settings["kind"])):
+                    handle.write(json.dumps(row) + "\n")
+                    handle.flush()
+                    log[row["picture"]] = row
+                    done_now += 1
+        for label, indices in enumerate(by_class):
+            if indices and not any("files" in log.get(images.names[index], ()) for index in indices):
+                raise UserError(f"the class {images.class_names[label]} has no readable image among its "
+                                f"{len(indices)} ({log[images.names[indices[0]]]['unreadable']}); mend one")
+        rows = [log[name] for name in images.names if name in log]
+        _write_log(folder, rows)  # in the data set's order
+        write_json(finished, _summary(images, rows, round(time.perf_counter() - start, 2)))
+    summary = read_json(finished)
+    _print_summary(str(settings["kind"]), summary, folder, done_now, time.perf_counter() - start)
+    return summary
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker needs to cut one image; it travels to every worker once."""
+    """What a worker needs to cut one image. stems: image name -> its elements' file name without tag and suffix."""
 
     images: ImageSet
-    stems: dict[str, str]  # image name -> its elements' file name without tag and suffix
+    stems: dict[str, str]
     cut: Cut
     folder: Path
     format: str
@@ -49,57 +194,43 @@ class Task:
         elements = self.cut(image, name)
         if not elements:
             return {"picture": name, "unreadable": f"{image.width} x {image.height} pixels are too few to cut"}
-        files = [f"{self.stems[name]}_{tag}{SUFFIX[self.format]}" for tag, _ in elements]
-        for file, (_, element) in zip(files, elements, strict=True):
-            write_whole(self.folder / file, partial(save_element, element))
+        files = []
+        for tag, element in elements:
+            files.append(f"{self.stems[name]}_{tag}{SUFFIX[self.format]}")
+            data = encoded(element, self.format)
+            write_whole(self.folder / files[-1], lambda temporary, data=data: temporary.write_bytes(data))
         return {"picture": name, "files": files}
 
 
-def save_element(element: Image.Image, file: Path) -> None:
+def encoded(element: Image.Image, format: str) -> bytes:
     """PNG, or JPEG at quality 95 with full colour resolution: at 32 x 32 a careless JPEG costs ten points of top-1."""
-    element.save(file) if file.suffix == ".png" else element.save(file, quality=95, subsampling=0)
+    data = io.BytesIO()
+    element.save(data, format, **({} if format == "png" else {"quality": 95, "subsampling": 0}))
+    return data.getvalue()
 
 
-def walk(images: ImageSet, cut: Cut, folder: Path, settings: dict[str, Any], image_per_class: int = 10,
-         format: str = "jpeg", workers: int = 1) -> dict[str, Any]:
-    """Cut the first `image_per_class` readable images of each class into elements below `folder`.
+def _rows(task: Task, workers: int) -> Iterator[dict[str, Any]]:
+    """Rows of all images of the task, in order, from `workers` processes of one thread each."""
+    count = len(task.images)
+    if min(workers, count) == 1:
+        yield from map(task.run, range(count))
+        return
+    from joblib import Parallel, delayed, parallel_config
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-    settings: everything else that decides a pixel; goes into the manifest. An image that gives no element counts as
-    unreadable. The result does not depend on `workers`, nor on being killed and started again. Returns what
-    complete.json holds. Raises `UserError` for a folder that holds other things, and for a class without a readable
-    image.
-    """
-    start = time.perf_counter()
-    _claim(folder, images, {**settings, "image_per_class": image_per_class, "format": format})
-    by_class: list[list[int]] = [[] for _ in images.class_names]
-    for index, label in enumerate(images.labels):
-        by_class[label].append(index)
-    log = _read_log(folder, images, by_class)
-    finished = folder / "complete.json"
-    done_now = 0
-    if not finished.exists() or _next_round(images, by_class, log, image_per_class):
-        finished.unlink(missing_ok=True)
-        _sweep(folder)
-        _write_log(folder, list(log.values()))
-        with open(folder / "pictures.jsonl", "a", encoding="utf-8") as handle:
-            while todo := _next_round(images, by_class, log, image_per_class):
-                # A worker need not hold the names of a million others.
-                task = Task(images.only(todo), _stems(images, by_class, todo), cut, folder, format)
-                for row in tqdm(_run(task, workers), total=len(todo), unit="picture", desc=str(settings["kind"])):
-                    handle.write(json.dumps(row) + "\n")
-                    handle.flush()
-                    log[row["picture"]] = row
-                    done_now += 1
-        for label, indices in enumerate(by_class):
-            if indices and not any("files" in log.get(images.names[index], ()) for index in indices):
-                raise UserError(f"the class {images.class_names[label]} has no readable image among its "
-                                f"{len(indices)} ({log[images.names[indices[0]]]['unreadable']}); mend one")
-        rows = [log[name] for name in images.names if name in log]
-        _write_log(folder, rows)  # in the data set's order, whatever order they came in
-        write_json(finished, _summary(images, rows, round(time.perf_counter() - start, 2)))
-    summary = read_json(finished)
-    _print(str(settings["kind"]), summary, folder, done_now, time.perf_counter() - start)
-    return summary
+    try:
+        # Workers of a killed parent end once they have been idle for that many seconds.
+        with parallel_config("loky", inner_max_num_threads=1, idle_worker_timeout=20):
+            yield from Parallel(min(workers, count), return_as="generator")(
+                delayed(_in_worker)(task, index) for index in range(count))
+    except TerminatedWorkerError:
+        raise UserError("the system ended a worker process, most likely for want of memory; start the same command "
+                        "again with fewer --workers, it goes on where it stopped") from None
+
+
+def _in_worker(task: Task, index: int) -> dict[str, Any]:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent answers it
+    return task.run(index)
 
 
 def read_stage1(folder: Path) -> dict[str, Any] | None:
@@ -118,15 +249,13 @@ def read_stage1(folder: Path) -> dict[str, Any] | None:
 def read_images(folder: Path) -> list[dict[str, Any]]:
     """The rows of a stage-1 folder: {"picture": name, "files": [...]} or {"picture": name, "unreadable": reason}.
 
-    A half-written last line (the run was killed) is left out.
+    A damaged line, such as the half-written last one of a killed run, is left out: its image is cut again.
     """
-    log = Path(folder) / "pictures.jsonl"
-    lines = log.read_bytes().split(b"\n")[:-1] if log.exists() else []
-    rows = []
-    for line in lines:
+    log, rows = Path(folder) / "pictures.jsonl", []
+    for line in log.read_bytes().split(b"\n")[:-1] if log.exists() else []:
         try:
             rows.append(json.loads(line))
-        except ValueError:  # a damaged line costs its image being cut again
+        except ValueError:
             continue
     return rows
 
@@ -148,7 +277,7 @@ def _digest(names: list[str]) -> str:
 
 
 def _read_log(folder: Path, images: ImageSet, by_class: list[list[int]]) -> dict[str, dict[str, Any]]:
-    """Finished images by name. Cut again: images whose files are gone, and classes where none was readable."""
+    """Finished images by name, without those whose files are gone and the classes where none was readable."""
     log = {row["picture"]: row for row in read_images(folder)
            if all((folder / file).is_file() for file in row.get("files", []))}
     for indices in by_class:
@@ -164,7 +293,7 @@ def _write_log(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _next_round(images: ImageSet, by_class: list[list[int]], log: dict[str, Any], per_class: int) -> list[int]:
-    """Images to cut next: the first of each class, and the following ones in place of those found unreadable."""
+    """Images to cut next: the first of each class, and the following ones in place of unreadable ones."""
     todo = []
     for indices in by_class:
         taken = 0
@@ -188,25 +317,6 @@ def _stems(images: ImageSet, by_class: list[list[int]], todo: list[int]) -> dict
     return {images.names[index]: stems[images.names[index]] for index in todo}
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what a killed run left half-written (see `write_whole`)."""
-    for pattern in (".*.tmp*", ".probe-*"):
-        for file in folder.rglob(pattern):
-            file.unlink(missing_ok=True)
-
-
-def _run(task: Task, workers: int) -> Iterator[dict[str, Any]]:
-    """Rows of all images of the task, in order, from `workers` processes of one thread each."""
-    count = len(task.images)
-    workers = min(workers, count)
-    if workers == 1:
-        yield from map(task.run, range(count))
-        return
-    from extractor.worker_pool import map_in_processes
-
-    yield from map_in_processes(task.run, count, workers)
-
-
 def _summary(images: ImageSet, rows: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
     unreadable = [row for row in rows if "unreadable" in row]
     return {"complete": True, "pictures": len(rows) - len(unreadable),
@@ -215,9 +325,8 @@ def _summary(images: ImageSet, rows: list[dict[str, Any]], seconds: float) -> di
             "versions": {name: version(name) for name in ("numpy", "pillow", "scikit-image")}}
 
 
-def _print(kind: str, summary: dict[str, Any], folder: Path, done_now: int, seconds: float) -> None:
+def _print_summary(kind: str, summary: dict[str, Any], folder: Path, done_now: int, seconds: float) -> None:
     unreadable = summary["unreadable"]
-    tally(done_now)
     speed = f"{done_now / seconds:.1f} images/s" if done_now else "nothing left to do"
     print(f"{kind}: {summary['pictures']} images, {summary['elements']} elements, {len(unreadable)} unreadable, "
           f"{seconds:.1f} s, {speed} -> {folder}")
