@@ -144,14 +144,3 @@ def by_embedding(embed: Callable[[list[str]], np.ndarray], block: int = 1024) ->
         return pairs
 
     return measure
-
-
-def text_embedder(model_name: str, weights: str) -> Callable[[list[str]], np.ndarray]:
-    """`embed` of a CLIP's text tower: unit rows (T, D) for T texts, on the CPU.
-
-    The names and weights of `extractor.clip_towers.load_clip`, and its `UserError`s.
-    """
-    from extractor.clip_towers import load_clip
-
-    clip = load_clip(model_name, weights)
-    return lambda texts: clip.encode_words(texts).numpy()  # (T, D)

@@ -13,7 +13,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -40,6 +40,8 @@ Cut = Callable[[Image.Image, str], list[tuple[str, Image.Image]]]  # (image, its
 SUFFIX = {"jpeg": ".jpg", "png": ".png"}
 LISTED = 20  # unreadable images named on the screen; complete.json names all
 TRIED = 3  # images that a dry run cuts
+USUAL = {"imagenet": (1000, 1_281_167, 50_000), "cifar10": (10, 50_000, 10_000), "cifar100": (100, 50_000, 10_000),
+         "shapes": (8, 4_000, 2_000)}  # classes, train and val images: what a dry run expects before they are there
 PHOTOGRAPH = {"segments": 40e3, "patches": 25e3}  # bytes of a JPEG element of ImageNet
 
 
@@ -73,13 +75,15 @@ def run_stage1(settings: Stage1Settings, kind: str, cut: Cut, rules: dict[str, A
     except UserError as error:
         if not settings.dry_run or (settings.data_root is None and settings.dataset is None):
             raise
-        if settings.data_root is None:
-            load_dataset(settings.dataset)  # an unknown name is an error all the same
-        elements = settings.image_per_class * AT_MOST[kind]
+        # An unknown name stays an error.
+        name = load_dataset(settings.dataset).name if settings.data_root is None else None
+        count = expected_count(name, kind, settings.image_per_class)
         print_plan(f"stage 1, {kind} of {settings.dataset or settings.data_root}", {
             "images": f"not there yet: {error}",
-            "elements": f"at most {elements} of each class: {settings.image_per_class} images, {AT_MOST[kind]} of each",
-            "disk": f"about {size(elements * PHOTOGRAPH[kind])} for each class of photographs"})
+            "elements": f"at most {count:,}, {AT_MOST[kind]} of each image" if count else
+                        f"at most {settings.image_per_class * AT_MOST[kind]} of each class",
+            "disk": f"about {size(PHOTOGRAPH[kind])} for each element of a photograph"
+                    + (f", {size(count * PHOTOGRAPH[kind])} in all" if count else "")})
         return
     if settings.save_root is None and settings.dataset is None:
         raise UserError(f"say where the {kind} go: --save_root FOLDER, or name the data set with --dataset")
@@ -90,6 +94,14 @@ def run_stage1(settings: Stage1Settings, kind: str, cut: Cut, rules: dict[str, A
         return
     walk(images, cut, folder, decides, settings.image_per_class, settings.format, settings.workers)
     write_settings(settings, folder / "settings.yaml")
+
+
+def expected_count(dataset: str | None, what: str, image_per_class: int = 10) -> int | None:
+    """Images of a split, or elements of a kind (at most), of a data set that is not there yet; None: unknown."""
+    if dataset not in USUAL:
+        return None
+    classes, train, val = USUAL[dataset]
+    return {"train": train, "val": val}[what] if what not in AT_MOST else classes * image_per_class * AT_MOST[what]
 
 
 def images_of(data_root: Path | None, dataset: str | None) -> ImageSet:
@@ -110,6 +122,35 @@ def images_of(data_root: Path | None, dataset: str | None) -> ImageSet:
     if not found.torchvision and (found.root / found.val).is_dir():
         same_classes(images.class_names, found.images("val").class_names)
     return images
+
+
+def dataset_images(name: str, splits: Sequence[str], dry_run: bool) -> list[tuple[ImageSet, int | None]]:
+    """Images of each split, and their number. Raises `UserError` for train and val of different classes, and for
+    images that are not in place; in a dry run the set is then empty, and the number expected (None: unknown)."""
+    dataset, found = load_dataset(name), []
+    for split in splits:
+        try:
+            images = dataset.images(split)
+            found.append((images, len(images)))
+        except UserError as error:
+            if not dry_run:
+                raise
+            print(f"dry run: the {split} images are not there yet: {error}")
+            found.append((ImageSet(dataset.name, split, [], [], [], dataset.root), expected_count(dataset.name, split)))
+    if len(found) == 2 and all(len(images) for images, _ in found):
+        same_classes(found[0][0].class_names, found[1][0].class_names)
+    return found
+
+
+def missing_elements(folder: Path, kind: str, dataset: str) -> tuple[ImageSet, dict[str, Any], int | None]:
+    """For a dry run: an empty set, stage 1's settings and the number expected of elements that are not there yet."""
+    count = expected_count(dataset, kind)
+    if count is None and dataset != UNNAMED:
+        (images, found), = dataset_images(dataset, ["train"], dry_run=True)
+        count = found and sum(min(10, size) for size in Counter(images.labels).values()) * AT_MOST[kind]
+    print(f"dry run: the {kind} at {folder} are not there yet (stage 1); at most {AT_MOST[kind]} of an image")
+    protocol = "release" if folder.name.endswith("_release") else "paper"
+    return ImageSet(dataset, "elements", [], [], [], folder), {"kind": kind, "protocol": protocol}, count
 
 
 def _print_plan(images: ImageSet, cut: Cut, folder: Path, decides: dict[str, Any], settings: Stage1Settings) -> None:

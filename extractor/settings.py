@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -80,6 +80,18 @@ def backbone_of(settings: BackboneSettings) -> tuple[Backbone, torch.device]:
                              std=settings.std)
     if settings.published_top1 is not None:
         backbone.published_top1 = settings.published_top1
+    return backbone, device
+
+
+def backbone_to_plan(settings: BackboneSettings) -> tuple[Backbone, torch.device]:
+    """The same for a dry run: where the weights are not there yet, random ones under their name."""
+    try:
+        return backbone_of(settings)
+    except UserError as error:
+        backbone, device = backbone_of(replace(settings, weights="none", resume=None))
+        print(f"dry run: the weights are not there yet: {error}")
+    named = settings.resume or settings.weights or backbone.default_weights or "none"
+    backbone.weights, backbone.weights_hash = Path(named).name, None
     return backbone, device
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from extractor.check_backbone import main, parser, tolerance
+from extractor.check_backbone import main, Settings, tolerance
+from iis.cli import parse
 from iis.runtime import UserError, read_json
 
 # Tells dark images (class 0) from light ones (class 1).
@@ -44,7 +45,7 @@ def place(tmp_path):
 
 
 def run(place, *more, function="net"):
-    main(parser().settings(["--model", f"{place}/net.py:{function}", "--dataset", str(place / "toy.yaml"), "-j", "0",
+    main(parse(Settings, ["--model", f"{place}/net.py:{function}", "--dataset", str(place / "toy.yaml"), "-j", "0",
                             "--device", "cpu", "--save_root", str(place / "embs"), *more]))
 
 
@@ -87,7 +88,7 @@ def test_other_classes_are_said(place):
 def test_visual_script_reaches_it(place, capsys):
     from extractor.visual_element_emb_extractor import main as visual
 
-    visual(parser().settings(["--model", f"{place}/net.py:net", "--dataset", str(place / "toy.yaml"), "-j", "0",
+    visual(parse(Settings, ["--model", f"{place}/net.py:net", "--dataset", str(place / "toy.yaml"), "-j", "0",
                               "--device", "cpu", "--published_top1", "90", "--check", "--save_root",
                               str(place / "embs")]))
     assert "original head 90.00 %" in capsys.readouterr().out
@@ -95,7 +96,7 @@ def test_visual_script_reaches_it(place, capsys):
 
 def test_needs_a_data_set(place):
     with pytest.raises(UserError, match="--dataset"):
-        main(parser().settings(["--model", "resnet20", "--weights", "none"]))
+        main(parse(Settings, ["--model", "resnet20", "--weights", "none"]))
 
 
 @pytest.mark.skipif("IIS_DATA" not in os.environ, reason="IIS_DATA does not name the folder with cifar10.zip")
@@ -109,6 +110,6 @@ def test_resnet20_on_400_real_images(tmp_path, capsys):
         for names in by_class.values():
             archive.extractall(tmp_path, names[:40])
     (tmp_path / "c.yaml").write_text(f"name: cifar10\nroot: {tmp_path}\nval: test\n")
-    main(parser().settings(["--config_yaml", "resnet20", "--dataset", str(tmp_path / "c.yaml"), "-j", "0",
+    main(parse(Settings, ["--config_yaml", "resnet20", "--dataset", str(tmp_path / "c.yaml"), "-j", "0",
                             "--device", "cpu", "--save_root", str(tmp_path / "embs")]))
     assert "published 91.73 %" in capsys.readouterr().out

@@ -10,9 +10,9 @@ from PIL import Image
 
 open_clip = pytest.importorskip("open_clip")
 
-from extractor import clip_sources  # noqa: E402
-from extractor.clip_sources import resolve  # noqa: E402
-from extractor.clip_towers import IMAGES, load_clip  # noqa: E402
+from extractor import clip as clip_sources  # noqa: E402
+from extractor.clip import resolve  # noqa: E402
+from extractor.clip import IMAGES, load_clip  # noqa: E402
 from iis.layers import represent  # noqa: E402
 from iis.preprocessing import normalise  # noqa: E402
 from iis.runtime import UserError  # noqa: E402

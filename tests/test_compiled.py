@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from extractor import visual_element_emb_extractor as script
-from extractor.compiled import Compiled
+from extractor.fast_forward import Compiled
+from iis.cli import parse
 from iis.embedding_file import load_embeddings
 from iis.layers import HEAD_INPUT, Node, represent
 
@@ -75,12 +76,12 @@ def test_what_cannot_be_compiled_runs_as_it_is(net, node, compiler, said, capsys
 
 
 def test_the_flag_reaches_the_model_and_is_recorded(shapes_images, tmp_path, monkeypatch, compiler):
-    monkeypatch.setattr("extractor.targets.Compiled",
+    monkeypatch.setattr("extractor.embed.Compiled",
                         lambda module, node, batch: Compiled(module, node, batch, compiler))
     flags = ["--model", "resnet20", "--weights", "none", "--device", "cpu", "-b", "2", "-j", "0", "--data-path",
              str(shapes_images), "--save_root", str(tmp_path), "--model_name"]
-    script.main(script.parser().settings([*flags, "plain"]))
-    script.main(script.parser().settings([*flags, "fast", "--compile"]))
+    script.main(parse(script.Settings, [*flags, "plain"]))
+    script.main(parse(script.Settings, [*flags, "fast", "--compile"]))
     plain, fast = (load_embeddings(tmp_path / name / "visual_element_emb.pkl") for name in ("plain", "fast"))
     assert compiler.batches == [2, 2] and (plain.record["compiled"], fast.record["compiled"]) == (False, True)
     assert torch.allclose(plain.features_ND, fast.features_ND, atol=1e-5)

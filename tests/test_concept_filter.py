@@ -9,6 +9,7 @@ import pytest
 from concept_library import concept_filter, filter_concepts
 from concept_library.concept_filter import by_embedding, by_spelling, filter_list, normalised, spelling_similarity
 from concept_library.concept_lists import TEXTUAL, read_class_names, read_concepts
+from iis.cli import parse
 from iis.runtime import UserError
 
 
@@ -73,7 +74,7 @@ def test_nothing_to_compare():
 
 
 def run(*words):
-    return filter_concepts.main(filter_concepts.parser().settings([str(word) for word in words]))
+    return filter_concepts.main(parse(filter_concepts.Settings, [str(word) for word in words]))
 
 
 def test_script_writes_list_report_and_summary(tmp_path, capsys):

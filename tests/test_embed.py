@@ -13,7 +13,7 @@ from PIL import Image
 
 from extractor import embed as room
 from extractor.embed import embed, embed_together, is_done
-from extractor.targets import Target
+from extractor.embed import Target
 from iis.backbones import load_backbone
 from iis.datasets import folder_images
 from iis.embedding_file import load_embeddings

@@ -85,7 +85,7 @@ def test_a_cifar_resnet_is_folded(images):
 def test_the_benchmark_at_toy_size(tmp_path):
     from bench import embeddings
 
-    out = embeddings.main(embeddings.parser().settings(
+    out = embeddings.main(parse(embeddings.Settings, 
         ["--pairs", "1", "--images", "6", "--batch_size", "4", "--workers", "0", "--model", "resnet20", "--out",
          str(tmp_path / "x.json")]))
     written = json.loads(out.read_text())

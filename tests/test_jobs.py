@@ -2,7 +2,7 @@
 
 import pytest
 
-from extractor.jobs import folder_name, plan
+from extractor.embed import folder_name, plan
 from iis.backbones import load_backbone
 from iis.datasets import ImageSet
 from iis.runtime import UserError

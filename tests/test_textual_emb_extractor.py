@@ -11,11 +11,12 @@ from PIL import Image
 open_clip = pytest.importorskip("open_clip")
 
 from extractor import visual_element_emb_extractor as visual  # noqa: E402
-from extractor.clip_files import give  # noqa: E402
-from extractor.clip_towers import load_clip  # noqa: E402
-from extractor.textual_emb_extractor import main, parser  # noqa: E402
+from extractor.clip import give  # noqa: E402
+from extractor.clip import load_clip  # noqa: E402
+from extractor.textual_emb_extractor import main, Settings  # noqa: E402
 from iis.datasets import ImageSet, folder_images  # noqa: E402
 from iis.embedding_file import load_embeddings  # noqa: E402
+from iis.cli import parse
 from iis.runtime import ROOT, UserError  # noqa: E402
 from tests.conftest import run_script  # noqa: E402
 from tests.test_clip_towers import make  # noqa: E402
@@ -49,7 +50,7 @@ def run(place, tiny, *more, **changes):
              "weights": "none", "clip_name": tiny, "save_root": place / "embs", "batch_size": 4, "workers": 0,
              "device": "cpu", "feature_layer": "layer3", **changes}
     words = [word for name, value in flags.items() if value is not None for word in (f"--{name}", str(value))]
-    main(parser().settings([*words, *more]))
+    main(parse(Settings, [*words, *more]))
 
 
 NAMES = ["toy_train_clip_tiny-script.pt", "toy_train_resnet20__none-seed-0_layer3.pt", "toy_val_clip_tiny-script.pt",
@@ -77,14 +78,14 @@ def test_all_files_and_their_numbers(place, tiny, capsys, monkeypatch):
     expected = clip.encode_images([images.open(row) for row in range(4)])
     torch.testing.assert_close(found.features_ND, expected)
     assert found.image_paths == images.names and found.labels_N.tolist() == [0, 0, 1, 1]
-    visual.main(visual.parser().settings(["--model", "resnet20", "--weights", "none", "--dataset",
+    visual.main(parse(visual.Settings, ["--model", "resnet20", "--weights", "none", "--dataset",
                                           str(place / "toy.yaml"), "--representations", "train,val", "--device", "cpu",
                                           "--save_root", str(place / "embs"), "--feature_layer", "layer3"]))
     assert capsys.readouterr().out.count("done already") == 2
 
 
 def test_whichever_script_runs_second_finds_it_done(place, tiny, capsys):
-    visual.main(visual.parser().settings(["--model", "resnet20", "--weights", "none", "--dataset",
+    visual.main(parse(visual.Settings, ["--model", "resnet20", "--weights", "none", "--dataset",
                                           str(place / "toy.yaml"), "--representations", "train,val", "--device", "cpu",
                                           "--save_root", str(place / "embs"), "--feature_layer", "layer3"]))
     run(place, tiny)

@@ -8,9 +8,10 @@ import torch
 import torchvision
 from PIL import Image
 
-from extractor.visual_element_emb_extractor import main, parser
+from extractor.visual_element_emb_extractor import main, Settings
 from iis.datasets import ImageSet
 from iis.embedding_file import check_same_space, load_embeddings
+from iis.cli import parse
 from iis.runtime import UserError
 
 
@@ -35,7 +36,7 @@ def stage1(place, **settings):
 
 
 def run(place, *more, model=("resnet20", "none")):
-    main(parser().settings(["--model", model[0], "--weights", model[1], "--data-path", str(place / "elements"),
+    main(parse(Settings, ["--model", model[0], "--weights", model[1], "--data-path", str(place / "elements"),
                             "--save_root", str(place / "embs"), "-b", "4", "-j", "0", "--device", "cpu", *more]))
 
 
@@ -119,7 +120,7 @@ def test_unfinished_stage_1_and_nothing_to_do_are_told(place):
     with pytest.raises(UserError, match="has not finished"):
         run(place)
     with pytest.raises(UserError, match="say what to embed"):
-        main(parser().settings(["--model", "resnet20", "--weights", "none"]))
+        main(parse(Settings, ["--model", "resnet20", "--weights", "none"]))
 
 
 def test_class_lists_that_differ_are_told(place):
@@ -142,12 +143,12 @@ def test_several_backbones_over_one_decode_make_the_files_each_makes_alone(place
     images = ["--dataset", str(place / "toy.yaml"), "--representations", "val", "--data-path",
                 str(place / "elements"), "--device", "cpu", "-j", "0", "-b", "4"]
     for name in ("one", "two"):
-        main(parser().settings(["--config_yaml", str(place / f"{name}.yaml"), "--save_root", str(place / "alone"),
+        main(parse(Settings, ["--config_yaml", str(place / f"{name}.yaml"), "--save_root", str(place / "alone"),
                                 *images]))
     opened = []
     whole = ImageSet.open
     monkeypatch.setattr(ImageSet, "open", lambda self, row: opened.append(self.names[row]) or whole(self, row))
-    main(parser().settings(["--config_yaml", str(place / "one.yaml"), "--together", str(place / "two.yaml"),
+    main(parse(Settings, ["--config_yaml", str(place / "one.yaml"), "--together", str(place / "two.yaml"),
                             "--save_root", str(place / "embs"), *images]))
     assert len(opened) == 8  # 4 elements and 4 validation images, once each
     files = made(place)
