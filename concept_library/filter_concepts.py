@@ -51,8 +51,8 @@ def main(settings: Settings) -> Outcome:
     outcome = filter_list(concepts, read_class_names(settings.classes), measure, settings.max_length,
                           settings.class_similarity, settings.concept_similarity)
     if not outcome.kept:
-        raise UserError(f"nothing is left of the {len(concepts)} concepts in {settings.concept_set}: the first went for "
-                        f"{outcome.dropped[0]['reason']}; loosen --max_length or the two similarities")
+        raise UserError(f"nothing is left of the {len(concepts)} concepts in {settings.concept_set}: the first went "
+                        f"for {outcome.dropped[0]['reason']}; loosen --max_length or the two similarities")
 
     counts = {reason: sum(entry["reason"] == reason for entry in outcome.dropped)
               for reason in ("length", "class", "concept")}

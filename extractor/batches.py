@@ -88,7 +88,8 @@ def batches(images: ImageSet, preprocessing: dict[str, Any], rows: Sequence[rang
     taken: as many threads as cores beside busy workers wait for one another. On fewer than four cores one worker
     reads beside threads on all: a ResNet-50 needs it for a tenth of the time, and would miss half the cores.
     """
-    prepared, cores, threads = _Prepared(images, [preprocessing, *others], rows), available_cores(), torch.get_num_threads()
+    prepared = _Prepared(images, [preprocessing, *others], rows)
+    cores, threads = available_cores(), torch.get_num_threads()
     on_cpu = device.type == "cpu"
     workers = max(0, min(workers, max(1, cores // 4) if on_cpu else cores, len(rows) - 1))
 

@@ -194,6 +194,7 @@ def embed_together(images: ImageSet, targets: Sequence[Target], batch_size: int,
                 features[place].flush()
                 os.fsync(features[place].fileno())
                 write_json(_log(left[place].partial, chunk), {"unreadable": unreadable})
+        next(stream, None)  # ends the bar and the workers
     for target, width, count in zip(left, widths, fresh, strict=True) if rank == 0 else ():
         _wait(target.partial, len(chunks))
         seconds = max(time.time() - started, 1e-9)

@@ -142,15 +142,16 @@ def dataset_images(name: str, splits: Sequence[str], dry_run: bool) -> list[tupl
     return found
 
 
-def missing_elements(folder: Path, kind: str, dataset: str) -> tuple[ImageSet, dict[str, Any], int | None]:
+def missing_elements(folder: Path, kind: str, dataset: str | None) -> tuple[ImageSet, dict[str, Any], int | None]:
     """For a dry run: an empty set, stage 1's settings and the number expected of elements that are not there yet."""
-    count = expected_count(dataset, kind)
-    if count is None and dataset != UNNAMED:
+    name = load_dataset(dataset).name if dataset else UNNAMED
+    count = expected_count(name, kind)
+    if count is None and dataset:
         (images, found), = dataset_images(dataset, ["train"], dry_run=True)
         count = found and sum(min(10, size) for size in Counter(images.labels).values()) * AT_MOST[kind]
     print(f"dry run: the {kind} at {folder} are not there yet (stage 1); at most {AT_MOST[kind]} of an image")
     protocol = "release" if folder.name.endswith("_release") else "paper"
-    return ImageSet(dataset, "elements", [], [], [], folder), {"kind": kind, "protocol": protocol}, count
+    return ImageSet(name, "elements", [], [], [], folder), {"kind": kind, "protocol": protocol}, count
 
 
 def _print_plan(images: ImageSet, cut: Cut, folder: Path, decides: dict[str, Any], settings: Stage1Settings) -> None:

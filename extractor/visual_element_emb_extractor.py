@@ -63,11 +63,12 @@ def main(settings: Settings) -> None:
                                     **{key: getattr(settings, key) for key in SHARED}) for name in settings.together)]
     backbones = [(backbone_to_plan if dry else backbone_of)(one) for one in everyone]
     device = backbones[0][1]
-    planned = [[plan_target(images, backbone, getattr(one, flag),
-                            folder_name(one.model, backbone, one.precision, one.model_name), one.save_root,
-                            one.precision, elements, write=not dry,
-                            compiled=settings.batch_size if settings.compile else 0)
-                for one, (backbone, _) in zip(everyone, backbones, strict=True)] for images, flag, elements, _ in sources]
+    planned = []
+    for images, flag, elements, _ in sources:
+        planned.append([plan_target(
+            images, backbone, getattr(one, flag), folder_name(one.model, backbone, one.precision, one.model_name),
+            one.save_root, one.precision, elements, write=not dry, compiled=one.batch_size if one.compile else 0)
+            for one, (backbone, _) in zip(everyone, backbones, strict=True)])
     for (images, _, _, count), targets in zip(sources, planned, strict=True):
         if dry:
             print_targets(images, targets, device, count)
@@ -85,9 +86,9 @@ def _sources(settings: Settings) -> list[tuple[Any, str, dict[str, Any] | None, 
     from iis.datasets import UNNAMED, folder_images
 
     sources, folder = [], settings.data_path
-    if folder is not None and settings.dry_run and not (folder / "complete.json").is_file() and not folder.is_dir():
+    if folder is not None and settings.dry_run and not folder.is_dir():
         kind = settings.element_kind or KINDS[folder.name.startswith("patches")]
-        images, elements, count = missing_elements(folder, kind, _dataset(settings, {}) or UNNAMED)
+        images, elements, count = missing_elements(folder, kind, settings.dataset)
         sources.append((images, "target_layer_name", elements, count))
     elif folder is not None:
         stage1 = read_stage1(folder) if folder.is_dir() else None
