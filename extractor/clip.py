@@ -169,16 +169,29 @@ def resolve(clip_name: str, weights: str | None = None) -> Source:
 
     Raises `UserError` for an unknown name or tag, naming the nearest, and for a file that is missing.
     """
+    import open_clip
+
     if Path(clip_name).suffix in CLIP_FILES:
         return _own(clip_name, weights)
-    if weights and Path(weights).suffix in CLIP_FILES:
-        file = _existing(weights)
-        for stem in (file.stem, clip_name):  # a config that is called as the weights, or as the model
-            config = file.parent / f"{stem}.json"
-            if config.is_file():
-                return Source(register(config), file=file, vouched=True)
-        return _known(clip_name, None, file)
-    return _known(clip_name, weights, None)
+    file = _existing(weights) if weights and Path(weights).suffix in CLIP_FILES else None
+    for stem in (file.stem, clip_name) if file else ():  # a config that is called as the weights, or as the model
+        if (config := file.parent / f"{stem}.json").is_file():
+            return Source(register(config), file=file, vouched=True)
+    name, _, tag = clip_name.partition(":")
+    # OpenAI wrote ViT-L/14@336px, open_clip writes ViT-L-14-336.
+    architecture, known = name.replace("/", "-").replace("@336px", "-336"), open_clip.list_models()
+    if architecture not in known:
+        spellings = [re.sub(r"^(ViT-[BL])-(\d+)", r"\1/\2", other)
+                     for other in open_clip.pretrained.list_pretrained_models_by_tag("openai") if "quick" not in other]
+        raise UserError(f"there is no CLIP {name}{nearest(name, {*known, *spellings})}")
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    tag = tag if file else weights or tag or ("openai" if "openai" in tags else "")
+    if not tag and file is None:
+        raise UserError(f"whose weights for {name}? Give --clip_name {name}:TAG{nearest('laion2b', tags)} Or give a "
+                        "file with --clip_weights")
+    if tag and tag.lower().replace("-", "_") not in tags:
+        raise UserError(f"{name} has no weights {tag}{nearest(tag, tags)} Or give a file with --clip_weights")
+    return Source(architecture, tag or None, file, "/" in name and tag in ("", "openai"), bool(tag))
 
 
 def _own(clip_name: str, weights: str | None) -> Source:
@@ -188,35 +201,12 @@ def _own(clip_name: str, weights: str | None) -> Source:
     if not config.is_file():
         raise UserError(f"{own} comes without its architecture: put {config.name} (open_clip's model config) beside "
                         f"it, or give --clip_name NAME --clip_weights {clip_name}")
-    beside = [own.with_suffix(ending) for ending in CLIP_FILES[1:]]
-    file = _existing(weights) if weights else next((file for file in [own, *beside] if file.is_file()
-                                                    and file != config), None)
+    beside = [own, *(own.with_suffix(ending) for ending in CLIP_FILES)]
+    file = _existing(weights) if weights else next((one for one in beside if one.is_file() and one != config), None)
     if file is None:
         raise UserError(f"there are no weights beside {own}: put {own.stem}.pt there, or name them with "
                         "--clip_weights")
     return Source(register(config), file=file, vouched=True)
-
-
-def _known(clip_name: str, weights: str | None, file: Path | None) -> Source:
-    """A name of OpenAI's or open_clip's, with a tag, with a file, or with both (the file is the tag's)."""
-    import open_clip
-
-    name, _, tag = clip_name.partition(":")
-    # OpenAI wrote ViT-L/14@336px, open_clip writes ViT-L-14-336.
-    architecture = name.replace("/", "-").replace("@336px", "-336")
-    known = open_clip.list_models()
-    if architecture not in known:
-        spellings = [re.sub(r"^(ViT-[BL])-(\d+)", r"\1/\2", other)
-                     for other in open_clip.pretrained.list_pretrained_models_by_tag("openai") if "quick" not in other]
-        raise UserError(f"there is no CLIP {name}{nearest(name, {*known, *spellings})}")
-    tags = open_clip.list_pretrained_tags_by_model(architecture)
-    tag = weights or tag or ("openai" if file is None and "openai" in tags else "")
-    if not tag and file is None:
-        raise UserError(f"whose weights for {name}? Give --clip_name {name}:TAG{nearest('laion2b', tags)} Or give a "
-                        "file with --clip_weights")
-    if tag and tag.lower().replace("-", "_") not in tags:
-        raise UserError(f"{name} has no weights {tag}{nearest(tag, tags)} Or give a file with --clip_weights")
-    return Source(architecture, tag or None, file, "/" in name and tag in ("", "openai"), bool(tag))
 
 
 def register(config: Path) -> str:
@@ -233,11 +223,9 @@ def register(config: Path) -> str:
 
 
 def _existing(name: str) -> Path:
-    for file in (path(name), ROOT / name):
-        if file.is_file():
-            return file
-    raise UserError(f"there is no file {name}: give a CLIP checkpoint or a config that exists, or a name such as "
-                    "ViT-B/16")
+    if file := next((file for file in (path(name), ROOT / name) if file.is_file()), None):
+        return file
+    raise UserError(f"there is no file {name}: give an existing CLIP checkpoint or config, or a name such as ViT-B/16")
 
 
 def _state(source: Source) -> dict[str, torch.Tensor]:
@@ -249,13 +237,11 @@ def _state(source: Source) -> dict[str, torch.Tensor]:
     Raises `UserError` also for damaged files and failed downloads.
     """
     source.file = source.file or _published(source)
-    # TorchScript, which executes no Python: the form in which OpenAI alone published CLIP.
     archive = zipfile.is_zipfile(source.file) and any("/code/" in name
                                                       for name in zipfile.ZipFile(source.file).namelist())
-    if archive:
+    if archive:  # TorchScript, which executes no Python: the form in which OpenAI alone published CLIP
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):
                 state = dict(torch.jit.load(source.file, map_location="cpu").state_dict())
         except Exception as error:
             raise UserError(f"{source.file} is a damaged TorchScript archive ({str(error).splitlines()[0][:120]}): get "
@@ -280,11 +266,9 @@ def _published(source: Source) -> Path:
 
     tag = open_clip.get_pretrained_cfg(source.architecture, source.tag)
     repository, given = os.path.split(tag.get("hf_hub", ""))
-    names = [f"{Path(given).stem}.safetensors", given] if given else ["open_clip_model.safetensors",
-                                                                     "open_clip_pytorch_model.bin"]
-    for name in names if repository else ():
-        found = huggingface_hub.try_to_load_from_cache(repository, name)
-        if isinstance(found, str):
+    given = given or "open_clip_pytorch_model.bin"
+    for name in (given, f"{Path(given.replace('_pytorch', '')).stem}.safetensors") if repository else ():
+        if isinstance(found := huggingface_hub.try_to_load_from_cache(repository, name), str):
             return Path(found)
     own = Path("~/.cache/clip").expanduser() / os.path.basename(tag.get("url", ""))
     if own.is_file():
@@ -304,10 +288,8 @@ def _published(source: Source) -> Path:
 def _reachable(server: str) -> bool:
     try:
         urllib.request.urlopen(server, timeout=NO_NETWORK_AFTER).close()
-    except urllib.error.HTTPError:
-        return True
-    except (OSError, ValueError):
-        return False
+    except (OSError, ValueError) as error:
+        return isinstance(error, urllib.error.HTTPError)
     return True
 
 

@@ -103,9 +103,8 @@ def prepared(target: Target) -> Target:
     if target.forward is not None:
         return target
     module = ready(target.model.module, target.node, target.model.preprocessing["crop"])
-    forward = (Compiled(module, target.node, target.compiled) if target.compiled
-               else partial(represent, module, target.node))
-    return replace(target, forward=forward)
+    return replace(target, forward=Compiled(module, target.node, target.compiled) if target.compiled
+                   else partial(represent, module, target.node))
 
 
 def features_of(target: Target, place: int, batch: Batch, device: torch.device) -> torch.Tensor:
@@ -156,18 +155,22 @@ def embed_together(images: ImageSet, targets: Sequence[Target], batch_size: int,
     record["unreadable"]. Memory does not grow with N. Raises `UserError` for features that are not finite (naming the
     image) or all the same, for other settings in the partial folder, and when no image is readable.
     """
-    started, (rank, world) = time.time(), ranks()
-    left = [prepared(target) for target in targets if not _kept(images, target, rank)]
+    started, (rank, world), left = time.time(), ranks(), []
+    for target in targets:
+        if not is_done(images, target.file, target.provenance):
+            left.append(prepared(target))
+        elif rank == 0:
+            shutil.rmtree(target.partial, ignore_errors=True)  # killed just after the file was written
+            print(f"{target.file}: done already")
     if not left:
         return
-    widths = [width_of(target, device) for target in left]
+    widths, pictures_hash = [width_of(target, device) for target in left], _images_hash(images)
     for target, width in zip(left, widths, strict=True):
-        claim_folder(target.partial, {**target.provenance, "pictures": len(images),
-                                      "pictures_hash": _images_hash(images), "width": width,
-                                      "batch_size": batch_size}, "unfinished embeddings")
+        claim_folder(target.partial, {**target.provenance, "pictures": len(images), "pictures_hash": pictures_hash,
+                                      "width": width, "batch_size": batch_size}, "unfinished embeddings")
     rows = [range(start, min(start + batch_size, len(images))) for start in range(0, len(images), batch_size)]
     chunks = [rows[start:start + CHUNK] for start in range(0, len(rows), CHUNK)]
-    waiting = {chunk: [place for place, target in enumerate(left) if not _log(target.partial, chunk).exists()]
+    waiting = {chunk: [place for place, target in enumerate(left) if not _log(target, chunk).exists()]
                for chunk in range(rank, len(chunks), world)}
     waiting = {chunk: places for chunk, places in waiting.items() if places}
     todo = [batch for chunk in waiting for batch in chunks[chunk]]
@@ -184,31 +187,31 @@ def embed_together(images: ImageSet, targets: Sequence[Target], batch_size: int,
             for _ in chunks[chunk]:
                 batch = next(stream)
                 unreadable |= batch.unreadable
-                begun = [(place, batch, _fetched(features_of(left[place], place, batch, device)))
+                begun = [(features[place], batch, _fetched(features_of(left[place], place, batch, device)))
                          for place in places if batch.rows]
-                _write_rows(features, before, images)
+                _write_rows(before, images)
                 before = begun
-            _write_rows(features, before, images)
+            _write_rows(before, images)
             for place in places:
                 fresh[place] += sum(map(len, chunks[chunk])) - len(unreadable)
                 features[place].flush()
                 os.fsync(features[place].fileno())
-                write_json(_log(left[place].partial, chunk), {"unreadable": unreadable})
+                write_json(_log(left[place], chunk), {"unreadable": unreadable})
         next(stream, None)  # ends the bar and the workers
     for target, width, count in zip(left, widths, fresh, strict=True) if rank == 0 else ():
-        _wait(target.partial, len(chunks))
+        while not all(_log(target, chunk).exists() for chunk in range(len(chunks))):  # of the other ranks
+            time.sleep(0.2)
         seconds = max(time.time() - started, 1e-9)
         record = {**target.record, "compiled": bool(getattr(target.forward, "works", False)),
-                  "seconds": round(seconds, 1), "root": str(images.root),
-                  "device": str(device), "made": datetime.now(UTC).isoformat(timespec="seconds"),
-                  "torch": str(torch.__version__), "torchvision": str(torchvision.__version__)}
+                  "seconds": round(seconds, 1), "root": str(images.root), "device": str(device),
+                  "made": datetime.now(UTC).isoformat(timespec="seconds"), "torch": str(torch.__version__),
+                  "torchvision": str(torchvision.__version__), "pictures_hash": pictures_hash}
         kept = _finish(images, target, width, len(chunks), record)
         print(f"{target.file}: {kept:,} x {width}, {seconds:.1f} s, {count / seconds:,.0f} images/s, {device}")
 
 
 def print_targets(images: ImageSet, targets: Sequence[Target], device: torch.device, count: int | None) -> None:
-    """A dry run of `embed_together`. count: images expected (None: unknown); `images` is empty while they are not in
-    place."""
+    """A dry run of `embed_together`. count: images expected (None: unknown); `images` is empty before they exist."""
     for target in targets:
         if target.file.exists() and (not len(images) or is_done(images, target.file, target.provenance)):
             print(f"dry run: {target.file} is done already")
@@ -217,8 +220,7 @@ def print_targets(images: ImageSet, targets: Sequence[Target], device: torch.dev
 
 
 def print_file(file: Path, count: int | None, width: int, side: int | None = None) -> None:
-    """Print shapes and bytes of one file, once in a dry run of several scripts: IIS_PLANNED names a list of files
-    that earlier ones have counted."""
+    """Print the shapes and bytes of a file, once: IIS_PLANNED names a list of what earlier scripts have counted."""
     if listed := os.environ.get("IIS_PLANNED"):
         if str(file.resolve()) in Path(listed).read_text().split("\n"):
             print(f"dry run: {file} is counted above")
@@ -232,33 +234,18 @@ def print_file(file: Path, count: int | None, width: int, side: int | None = Non
                 f"{disk(4 * count * width, file.parent)}, and as much again until it is whole"})
 
 
-def _kept(images: ImageSet, target: Target, rank: int) -> bool:
-    """Whether the file is finished; prints so."""
-    done = is_done(images, target.file, target.provenance)
-    if done and rank == 0:
-        shutil.rmtree(target.partial, ignore_errors=True)  # killed just after the file was written
-        print(f"{target.file}: done already")
-    return done
-
-
 def _fetched(found: torch.Tensor) -> Callable[[], np.ndarray]:
-    """Begin to copy features to the host; the function returned waits for them. Later work on the device does not
-    delay them."""
+    """Begin to copy features to the host; the function returned waits for them, not for later work on the device."""
     if not found.is_cuda:
         return found.numpy
     copy, event = found.to("cpu", non_blocking=True), torch.cuda.Event()  # into page-locked memory
     event.record(torch.cuda.current_stream(found.device))
-
-    def wait() -> np.ndarray:
-        event.synchronize()
-        return copy.numpy()
-
-    return wait
+    return lambda: (event.synchronize(), copy.numpy())[1]
 
 
-def _write_rows(features: Sequence[Any], computed: Sequence[tuple], images: ImageSet) -> None:
+def _write_rows(computed: Sequence[tuple], images: ImageSet) -> None:
     """Write each row to its own place. Plain writes, not a memory map: a full disk must be an error, not a crash."""
-    for place, batch, wait in computed:
+    for handle, batch, wait in computed:
         found = wait()  # (B, D)
         bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
         if len(bad):
@@ -268,14 +255,14 @@ def _write_rows(features: Sequence[Any], computed: Sequence[tuple], images: Imag
             raise UserError(f"the features of {len(found)} different images are all the same: the checkpoint or the "
                             "layer cannot be right")
         for row, values in zip(batch.rows, found, strict=True):
-            features[place].seek(row * values.nbytes)
-            features[place].write(values.tobytes())
+            handle.seek(row * values.nbytes)
+            handle.write(values.tobytes())
 
 
 def _finish(images: ImageSet, target: Target, width: int, chunks: int, record: dict[str, Any]) -> int:
     """Check that all rows are there, write the file and remove the partial folder. The number of rows kept."""
     unreadable = {int(row): reason for chunk in range(chunks)
-                  for row, reason in read_json(_log(target.partial, chunk))["unreadable"].items()}
+                  for row, reason in read_json(_log(target, chunk))["unreadable"].items()}
     kept = [row for row in range(len(images)) if row not in unreadable]
     if not kept:
         raise UserError(f"none of the {len(images)} images below {images.root} could be read")
@@ -291,7 +278,7 @@ def _finish(images: ImageSet, target: Target, width: int, chunks: int, record: d
         place = target.partial / "kept.f32"
         print(f"{len(unreadable)} of {len(images)} images could not be read and are left out:", flush=True)
         print("\n".join(f"  {reason}" for _, reason in sorted(unreadable.items())))
-    record |= {"unreadable": [images.names[row] for row in sorted(unreadable)], "pictures_hash": _images_hash(images)}
+    record["unreadable"] = [images.names[row] for row in sorted(unreadable)]
     for leftover in target.file.parent.glob(f".{target.file.stem}.*.tmp{target.file.suffix}"):  # killed while writing
         leftover.unlink()
     features_ND = torch.from_numpy(np.memmap(place, np.float32, "c", shape=(len(kept), width)))
@@ -303,17 +290,8 @@ def _finish(images: ImageSet, target: Target, width: int, chunks: int, record: d
     return len(kept)
 
 
-def _wait(partial: Path, chunks: int) -> None:
-    waiting = False
-    while left := [chunk for chunk in range(chunks) if not _log(partial, chunk).exists()]:
-        if not waiting:
-            print(f"waiting for the other ranks ({len(left)} chunks)", flush=True)
-        waiting = True
-        time.sleep(0.2)
-
-
-def _log(partial: Path, chunk: int) -> Path:
-    return partial / f"chunk-{chunk:06d}.json"
+def _log(target: Target, chunk: int) -> Path:
+    return target.partial / f"chunk-{chunk:06d}.json"
 
 
 def _images_hash(images: ImageSet) -> str:

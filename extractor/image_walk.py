@@ -13,8 +13,9 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -50,17 +51,14 @@ class Stage1Settings:
     """Images and elements"""
 
     config_yaml: str | None = setting(None, "a YAML file with any of these settings; the command line wins")
-    data_root: Path | None = setting(None, "folder that holds one folder of images per class (default: the train "
-                                     "images of --dataset)")
+    data_root: Path | None = setting(None, "folder of class folders (default: the train images of --dataset)")
     dataset: str | None = setting(None, "a YAML of dataset_configs/; beside --data_root only the name that is "
                                   "recorded (default: imagenet where all folders are synsets, else unnamed)")
-    save_root: Path | None = setting(None, "folder for the elements (default: the data set's own below "
-                                     "concept_library/visual/)")
+    save_root: Path | None = setting(None, "folder for the elements (default: the data set's, in concept_library/)")
     image_per_class: int = setting(10, "images per class: the first readable ones by name", type=positive)
     protocol: Literal["paper", "release"] = setting("paper", "as the paper, or as the authors' published code")
     seed: int = setting(0, "seed of whatever is drawn at random")
-    format: Literal["jpeg", "png"] = setting("jpeg", "of the elements: jpeg is quality 95 without chroma "
-                                             "subsampling, png is exact")
+    format: Literal["jpeg", "png"] = setting("jpeg", "jpeg: quality 95 without chroma subsampling; png is exact")
     workers: int = setting(available_cores(), "processes; changes only the time", type=positive)
     dry_run: bool = setting(False, "print what would be made, with bytes and folders; make nothing")
 
@@ -77,31 +75,22 @@ def run_stage1(settings: Stage1Settings, kind: str, cut: Cut, rules: dict[str, A
             raise
         # An unknown name stays an error.
         name = load_dataset(settings.dataset).name if settings.data_root is None else None
+        per_class = settings.image_per_class * AT_MOST[kind]
         count = expected_count(name, kind, settings.image_per_class)
         print_plan(f"stage 1, {kind} of {settings.dataset or settings.data_root}", {
             "images": f"not there yet: {error}",
-            "elements": f"at most {count:,}, {AT_MOST[kind]} of each image" if count else
-                        f"at most {settings.image_per_class * AT_MOST[kind]} of each class",
-            "disk": f"about {size(PHOTOGRAPH[kind])} for each element of a photograph"
-                    + (f", {size(count * PHOTOGRAPH[kind])} in all" if count else "")})
+            "elements": f"at most {count or per_class:,}{'' if count else ' of each class'}, {AT_MOST[kind]} an image",
+            "disk": f"{size((count or per_class) * PHOTOGRAPH[kind])} if they are photographs"})
         return
     if settings.save_root is None and settings.dataset is None:
         raise UserError(f"say where the {kind} go: --save_root FOLDER, or name the data set with --dataset")
     folder = settings.save_root or elements_folder(images.dataset, kind, settings.protocol)
-    decides = {"kind": kind, "protocol": settings.protocol, "seed": settings.seed, **rules}
     if settings.dry_run:
-        _print_plan(images, cut, folder, decides, settings)
+        _print_plan(images, cut, folder, kind, settings)
         return
-    walk(images, cut, folder, decides, settings.image_per_class, settings.format, settings.workers)
+    walk(images, cut, folder, {"kind": kind, "protocol": settings.protocol, "seed": settings.seed, **rules},
+         settings.image_per_class, settings.format, settings.workers)
     write_settings(settings, folder / "settings.yaml")
-
-
-def expected_count(dataset: str | None, what: str, image_per_class: int = 10) -> int | None:
-    """Images of a split, or elements of a kind (at most), of a data set that is not there yet; None: unknown."""
-    if dataset not in USUAL:
-        return None
-    classes, train, val = USUAL[dataset]
-    return {"train": train, "val": val}[what] if what not in AT_MOST else classes * image_per_class * AT_MOST[what]
 
 
 def images_of(data_root: Path | None, dataset: str | None) -> ImageSet:
@@ -118,20 +107,17 @@ def images_of(data_root: Path | None, dataset: str | None) -> ImageSet:
     if dataset is None:
         raise UserError("say which images: --data_root FOLDER (one folder per class) or --dataset NAME")
     found = load_dataset(dataset)
-    images = found.images("train")
-    if not found.torchvision and (found.root / found.val).is_dir():
-        same_classes(images.class_names, found.images("val").class_names)
-    return images
+    val_there = not found.torchvision and (found.root / found.val).is_dir()
+    return dataset_images(dataset, ["train", "val"] if val_there else ["train"])[0][0]
 
 
-def dataset_images(name: str, splits: Sequence[str], dry_run: bool) -> list[tuple[ImageSet, int | None]]:
+def dataset_images(name: str, splits: Sequence[str], dry_run: bool = False) -> list[tuple[ImageSet, int | None]]:
     """Images of each split, and their number. Raises `UserError` for train and val of different classes, and for
     images that are not in place; in a dry run the set is then empty, and the number expected (None: unknown)."""
     dataset, found = load_dataset(name), []
     for split in splits:
         try:
-            images = dataset.images(split)
-            found.append((images, len(images)))
+            found.append((images := dataset.images(split), len(images)))
         except UserError as error:
             if not dry_run:
                 raise
@@ -154,19 +140,26 @@ def missing_elements(folder: Path, kind: str, dataset: str | None) -> tuple[Imag
     return ImageSet(name, "elements", [], [], [], folder), {"kind": kind, "protocol": protocol}, count
 
 
-def _print_plan(images: ImageSet, cut: Cut, folder: Path, decides: dict[str, Any], settings: Stage1Settings) -> None:
+def expected_count(dataset: str | None, what: str, image_per_class: int = 10) -> int | None:
+    """Images of a split, or elements of a kind (at most), of a data set that is not there yet; None: unknown."""
+    if dataset not in USUAL:
+        return None
+    classes, train, val = USUAL[dataset]
+    return {"train": train, "val": val}[what] if what not in AT_MOST else classes * image_per_class * AT_MOST[what]
+
+
+def _print_plan(images: ImageSet, cut: Cut, folder: Path, kind: str, settings: Stage1Settings) -> None:
     """Cut `TRIED` images in memory, spread over the classes, and print the bytes that all would take."""
     per_class = [min(found, settings.image_per_class) for found in Counter(images.labels).values()]
     count, sizes, tried = sum(per_class), [], 0
     for index in range(0, len(images), max(1, len(images) // TRIED)):
         try:
-            found = cut(images.open(index), images.names[index])
+            sizes += [len(encoded(one, settings.format)) for _, one in cut(images.open(index), images.names[index])]
+            tried += 1
         except UnreadableImage:
             continue
-        tried += 1
-        sizes += [len(encoded(element, settings.format)) for _, element in found]
     each = len(sizes) / max(tried, 1)
-    print_plan(f"stage 1, {decides['kind']} of {images.dataset}", {
+    print_plan(f"stage 1, {kind} of {images.dataset}", {
         "images": f"{count:,} of {len(images):,} in {len(per_class):,} classes, at most {settings.image_per_class} "
                   "of each",
         "elements": f"about {count * each:,.0f} ({each:.1f} of each of {tried} images tried)",
@@ -182,24 +175,25 @@ def walk(images: ImageSet, cut: Cut, folder: Path, settings: dict[str, Any], ima
     complete.json holds. Raises `UserError` for a folder that holds other things, and for a class without a readable
     image.
     """
-    start, finished = time.perf_counter(), folder / "complete.json"
+    start, finished, done_now = time.perf_counter(), folder / "complete.json", 0
     _claim(folder, images, {**settings, "image_per_class": image_per_class, "format": format})
     by_class: list[list[int]] = [[] for _ in images.class_names]
     for index, label in enumerate(images.labels):
         by_class[label].append(index)
     log = _read_log(folder, images, by_class)
-    done_now = 0
     if not finished.exists() or _next_round(images, by_class, log, image_per_class):
         finished.unlink(missing_ok=True)
         for pattern in (".*.tmp*", ".probe-*"):  # what a killed run left half-written
             for file in folder.rglob(pattern):
                 file.unlink(missing_ok=True)
-        _write_log(folder, list(log.values()))
+        _write_log(folder, log.values())
+        stems = _stems(images)
         with open(folder / "pictures.jsonl", "a", encoding="utf-8") as handle:
             while todo := _next_round(images, by_class, log, image_per_class):
                 # A worker need not hold the names of a million other images.
-                task = Task(images.only(todo), _stems(images, by_class, todo), cut, folder, format)
-                for row in progress(_rows(task, workers), total=len(todo), unit="image", desc=str(settings["kind"])):
+                one = partial(_cut_one, images.only(todo), [stems[index] for index in todo], cut, folder, format)
+                rows = _in_order(one, len(todo), workers)
+                for row in progress(rows, total=len(todo), unit="image", desc=str(settings["kind"])):
                     handle.write(json.dumps(row) + "\n")
                     handle.flush()
                     log[row["picture"]] = row
@@ -210,38 +204,38 @@ def walk(images: ImageSet, cut: Cut, folder: Path, settings: dict[str, Any], ima
                                 f"{len(indices)} ({log[images.names[indices[0]]]['unreadable']}); mend one")
         rows = [log[name] for name in images.names if name in log]
         _write_log(folder, rows)  # in the data set's order
-        write_json(finished, _summary(images, rows, round(time.perf_counter() - start, 2)))
-    summary = read_json(finished)
-    _print_summary(str(settings["kind"]), summary, folder, done_now, time.perf_counter() - start)
+        unreadable = [row for row in rows if "unreadable" in row]
+        write_json(finished, {
+            "complete": True, "pictures": len(rows) - len(unreadable),
+            "elements": sum(len(row.get("files", [])) for row in rows), "unreadable": unreadable,
+            "seconds": round(time.perf_counter() - start, 2), "data_root": str(images.root),
+            "versions": {name: version(name) for name in ("numpy", "pillow", "scikit-image")}})
+    summary, seconds = read_json(finished), time.perf_counter() - start
+    unreadable = summary["unreadable"]
+    print(f"{settings['kind']}: {summary['pictures']} images, {summary['elements']} elements, {len(unreadable)} "
+          f"unreadable, {seconds:.1f} s, {done_now / seconds:.1f} images/s -> {folder}")
+    for row in unreadable[:LISTED]:
+        print(f"  skipped {row['picture']}: {row['unreadable']}")
+    if len(unreadable) > LISTED:
+        print(f"  and {len(unreadable) - LISTED} more, all in {finished}")
     return summary
 
 
-@dataclass(frozen=True)
-class Task:
-    """What a worker needs to cut one image. stems: image name -> its elements' file name without tag and suffix."""
-
-    images: ImageSet
-    stems: dict[str, str]
-    cut: Cut
-    folder: Path
-    format: str
-
-    def run(self, index: int) -> dict[str, Any]:
-        """Cut and save one image; its row of `pictures.jsonl`."""
-        name = self.images.names[index]
-        try:
-            image = self.images.open(index)
-        except UnreadableImage as error:
-            return {"picture": name, "unreadable": str(error)}
-        elements = self.cut(image, name)
-        if not elements:
-            return {"picture": name, "unreadable": f"{image.width} x {image.height} pixels are too few to cut"}
-        files = []
-        for tag, element in elements:
-            files.append(f"{self.stems[name]}_{tag}{SUFFIX[self.format]}")
-            data = encoded(element, self.format)
-            write_whole(self.folder / files[-1], lambda temporary, data=data: temporary.write_bytes(data))
-        return {"picture": name, "files": files}
+def _cut_one(images: ImageSet, stems: list[str], cut: Cut, folder: Path, format: str, index: int) -> dict[str, Any]:
+    """Cut and save one image; its row of `pictures.jsonl`."""
+    name = images.names[index]
+    try:
+        image = images.open(index)
+    except UnreadableImage as error:
+        return {"picture": name, "unreadable": str(error)}
+    files = []
+    for tag, element in cut(image, name):
+        files.append(f"{stems[index]}_{tag}{SUFFIX[format]}")
+        data = encoded(element, format)
+        write_whole(folder / files[-1], lambda temporary, data=data: temporary.write_bytes(data))
+    if not files:
+        return {"picture": name, "unreadable": f"{image.width} x {image.height} pixels are too few to cut"}
+    return {"picture": name, "files": files}
 
 
 def encoded(element: Image.Image, format: str) -> bytes:
@@ -251,11 +245,10 @@ def encoded(element: Image.Image, format: str) -> bytes:
     return data.getvalue()
 
 
-def _rows(task: Task, workers: int) -> Iterator[dict[str, Any]]:
-    """Rows of all images of the task, in order, from `workers` processes of one thread each."""
-    count = len(task.images)
+def _in_order(function: Callable[[int], Any], count: int, workers: int) -> Iterator[Any]:
+    """function(0), …, function(count - 1), in order, from `workers` processes of one thread each."""
     if min(workers, count) == 1:
-        yield from map(task.run, range(count))
+        yield from map(function, range(count))
         return
     from joblib import Parallel, delayed, parallel_config
     from joblib.externals.loky.process_executor import TerminatedWorkerError
@@ -264,15 +257,15 @@ def _rows(task: Task, workers: int) -> Iterator[dict[str, Any]]:
         # Workers of a killed parent end once they have been idle for that many seconds.
         with parallel_config("loky", inner_max_num_threads=1, idle_worker_timeout=20):
             yield from Parallel(min(workers, count), return_as="generator")(
-                delayed(_in_worker)(task, index) for index in range(count))
+                delayed(_in_worker)(function, index) for index in range(count))
     except TerminatedWorkerError:
         raise UserError("the system ended a worker process, most likely for want of memory; start the same command "
                         "again with fewer --workers, it goes on where it stopped") from None
 
 
-def _in_worker(task: Task, index: int) -> dict[str, Any]:
+def _in_worker(function: Callable[[int], Any], index: int) -> Any:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent answers it
-    return task.run(index)
+    return function(index)
 
 
 def read_stage1(folder: Path) -> dict[str, Any] | None:
@@ -330,7 +323,7 @@ def _read_log(folder: Path, images: ImageSet, by_class: list[list[int]]) -> dict
     return log
 
 
-def _write_log(folder: Path, rows: list[dict[str, Any]]) -> None:
+def _write_log(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
     write_text(folder / "pictures.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -349,30 +342,10 @@ def _next_round(images: ImageSet, by_class: list[list[int]], log: dict[str, Any]
     return todo
 
 
-def _stems(images: ImageSet, by_class: list[list[int]], todo: list[int]) -> dict[str, str]:
+def _stems(images: ImageSet) -> list[str]:
     """CLASS/SUB/a of CLASS/SUB/a.jpg; the suffix stays in a class where a.jpg and a.png would meet."""
-    stems = {}
-    for label in {images.labels[index] for index in todo}:
-        names = [images.names[index] for index in by_class[label]]
-        short = [os.path.splitext(name)[0] for name in names]
-        stems.update(zip(names, short if len(set(short)) == len(names) else names, strict=True))
-    return {images.names[index]: stems[images.names[index]] for index in todo}
-
-
-def _summary(images: ImageSet, rows: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
-    unreadable = [row for row in rows if "unreadable" in row]
-    return {"complete": True, "pictures": len(rows) - len(unreadable),
-            "elements": sum(len(row.get("files", [])) for row in rows), "unreadable": unreadable, "seconds": seconds,
-            "data_root": str(images.root),
-            "versions": {name: version(name) for name in ("numpy", "pillow", "scikit-image")}}
-
-
-def _print_summary(kind: str, summary: dict[str, Any], folder: Path, done_now: int, seconds: float) -> None:
-    unreadable = summary["unreadable"]
-    speed = f"{done_now / seconds:.1f} images/s" if done_now else "nothing left to do"
-    print(f"{kind}: {summary['pictures']} images, {summary['elements']} elements, {len(unreadable)} unreadable, "
-          f"{seconds:.1f} s, {speed} -> {folder}")
-    for row in unreadable[:LISTED]:
-        print(f"  skipped {row['picture']}: {row['unreadable']}")
-    if len(unreadable) > LISTED:
-        print(f"  and {len(unreadable) - LISTED} more, all in {folder / 'complete.json'}")
+    short = [os.path.splitext(name)[0] for name in images.names]
+    found = Counter(zip(images.labels, short, strict=True))
+    meeting = {label for (label, _), count in found.items() if count > 1}
+    return [name if label in meeting else stem
+            for name, label, stem in zip(images.names, images.labels, short, strict=True)]
