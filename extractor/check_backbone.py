@@ -59,11 +59,9 @@ def check(settings: Settings) -> float:
     if published is None:
         print("no published top-1 is known for these weights (--published_top1 PERCENT): nothing to compare with")
         return top1
-    behind = settings.published_images
-    if settings.published_top1 is None and images.dataset == "imagenet":
-        behind = IMAGENET_VAL
-    allowed = tolerance(published, count, same_images=behind == count)
-    off = top1 - published
+    of_imagenet = settings.published_top1 is None and images.dataset == "imagenet"
+    same_images = count == (IMAGENET_VAL if of_imagenet else settings.published_images)
+    allowed, off = tolerance(published, count, same_images), top1 - published
     print(f"published {published:.2f} %, tolerance {allowed:.2f} points: off by {abs(off):.2f}", flush=True)
     if off > allowed:
         print(f"above the published figure by {off:.2f} points, which no preprocessing explains: these images are "
@@ -168,10 +166,7 @@ def _diagnosis(images: Any, backbone: Any, found_N: Any, labels_N: Any, settings
     return f"{name} raises it to {top1:.2f} %"
 
 
-def main(settings: Settings) -> None:
-    """Check the backbone of the settings."""
-    check(settings)
-
+main = check
 
 if __name__ == "__main__":
     run_script(main, Settings)

@@ -30,26 +30,22 @@ class BackboneSettings:
     resume: str | None = setting(None, "a local checkpoint: the same as --weights PATH, and wins", metavar="PATH")
     device: str | None = setting(None, "cpu, cuda or cuda:N (default: cuda where there is one)")
     batch_size: int = setting(32, "images at a time", type=positive, also=("-b",))
-    workers: int = setting(16, "processes that read images, at most one per core; 0 reads in the main process",
-                           type=count, also=("-j",))
-    interpolation: str | None = setting(None, "bilinear, bicubic … (default: the weights' own; published: bilinear)")
-    val_resize_size: int | None = setting(None, "pixels of the shorter side (default: the weights' own; published: "
-                                          "256)", type=positive)
-    val_crop_size: int | None = setting(None, "pixels of the central square (default: the weights' own; published: "
-                                        "224)", type=positive)
-    mean: tuple[float, ...] | None = setting(None, "red,green,blue, of images in [0, 1] (default: the weights' own)")
-    std: tuple[float, ...] | None = setting(None, "red,green,blue (default: the weights' own)")
-    backend: Literal["PIL"] = setting("PIL", "what resizes images: the published accuracies rest on PIL",
-                                      type=str.upper)
+    workers: int = setting(16, "processes that read images, at most one per core", type=count, also=("-j",))
+    interpolation: str | None = setting(None, "bilinear, bicubic … (default: the weights'; published: bilinear)")
+    val_resize_size: int | None = setting(None, "pixels of the shorter side (default: the weights'; published: 256)",
+                                          type=positive)
+    val_crop_size: int | None = setting(None, "pixels of the central square (default: the weights'; published: 224)",
+                                        type=positive)
+    mean: tuple[float, ...] | None = setting(None, "red,green,blue, of images in [0, 1] (default: the weights')")
+    std: tuple[float, ...] | None = setting(None, "red,green,blue (default: the weights')")
+    backend: Literal["PIL"] = setting("PIL", "what resizes: the published accuracies rest on PIL", type=str.upper)
     world_size: int = setting(1, "taken from the launcher (torchrun)")
     dist_url: str = setting("env://", "taken from the launcher (torchrun)")
     seed: int = setting(0, "seed of random weights")
     precision: Literal["fp32", "bf16"] = setting("fp32", "of the forward pass; features are saved as float32")
-    compile: bool = setting(False, "through torch.compile, for one batch size: a minute or so first, then faster on "
-                            "a GPU")
+    compile: bool = setting(False, "through torch.compile: a minute first, then faster on a GPU")
     published_top1: float | None = setting(None, "percent; what --check expects where the weights carry no figure")
-    published_images: int | None = setting(None, "number of images behind --published_top1; with as many images "
-                                           "--check allows 0.1 point")
+    published_images: int | None = setting(None, "images behind that figure; on as many --check allows 0.1 point")
 
 
 @dataclass(kw_only=True)

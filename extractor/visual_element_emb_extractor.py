@@ -83,7 +83,7 @@ def _sources(settings: Settings) -> list[tuple[Any, str, dict[str, Any] | None, 
     """What to embed: (images, the flag that names their layer, stage-1 settings or None for the data set's own, their
     number). In a dry run images may be missing: then the set is empty, and the number expected (None: unknown)."""
     from extractor.image_walk import dataset_images, missing_elements, read_stage1
-    from iis.datasets import UNNAMED, folder_images
+    from iis.datasets import UNNAMED, folder_images, load_dataset
 
     sources, folder = [], settings.data_path
     if folder is not None and settings.dry_run and not folder.is_dir():
@@ -91,15 +91,17 @@ def _sources(settings: Settings) -> list[tuple[Any, str, dict[str, Any] | None, 
         images, elements, count = missing_elements(folder, kind, settings.dataset)
         sources.append((images, "target_layer_name", elements, count))
     elif folder is not None:
-        stage1 = read_stage1(folder) if folder.is_dir() else None
-        if stage1 is None:
-            elements = {"kind": settings.element_kind or "segments", "made": "elsewhere"}
-        else:
-            elements = {key: value for key, value in stage1.items() if key != "classes"}
-            if settings.element_kind not in (None, elements["kind"]):
-                raise UserError(f"{folder} holds {elements['kind']}, not {settings.element_kind}: leave "
-                                "--element_kind out, or give the folder of the others")
-        images = folder_images(folder, _dataset(settings, elements) or UNNAMED, "elements")
+        stage1 = read_stage1(folder)
+        elements = {key: value for key, value in (stage1 or {}).items() if key != "classes"}
+        elements = elements or {"kind": settings.element_kind or "segments", "made": "elsewhere"}
+        if settings.element_kind not in (None, elements["kind"]):
+            raise UserError(f"{folder} holds {elements['kind']}, not {settings.element_kind}: leave --element_kind "
+                            "out, or give the folder of the others")
+        dataset = elements.get("dataset", UNNAMED)  # as stage 1 recorded it, else --dataset
+        if dataset == UNNAMED and settings.dataset:
+            named = settings.dataset
+            dataset = load_dataset(named).name if named.endswith(".yaml") else named
+        images = folder_images(folder, dataset, "elements")
         sources.append((images, "target_layer_name", elements, len(images)))
     if settings.representations:
         found = dataset_images(need_dataset(settings, "--representations"), settings.representations, settings.dry_run)
@@ -108,17 +110,6 @@ def _sources(settings: Settings) -> list[tuple[Any, str, dict[str, Any] | None, 
         raise UserError("say what to embed: --data-path FOLDER (stage 1's elements), --representations train,val with "
                         "--dataset NAME, or both")
     return sources
-
-
-def _dataset(settings: Settings, elements: dict[str, Any]) -> str | None:
-    """The data set of the elements: as stage 1 recorded it, else --dataset, else unknown."""
-    from iis.datasets import UNNAMED, load_dataset
-
-    recorded = elements.get("dataset")
-    if recorded not in (None, UNNAMED):
-        return recorded
-    name = settings.dataset
-    return load_dataset(name).name if name and name.endswith(".yaml") else name
 
 
 if __name__ == "__main__":
