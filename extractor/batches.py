@@ -21,13 +21,12 @@ from iis.runtime import available_cores
 
 @dataclass
 class Batch:
-    """rows: (B,) the images' places in their set; images: uint8 (B, 3, H, W); unreadable: place -> reason;
-    others: the same images under each of the other preprocessings."""
+    """rows: (B,) the images' places in their set; pixels: uint8 (B, 3, H, W) under each preprocessing; unreadable:
+    place -> reason."""
 
     rows: list[int]
-    images: torch.Tensor
+    pixels: list[torch.Tensor]
     unreadable: dict[int, str]
-    others: list[torch.Tensor]
 
     def pin_memory(self) -> Batch:
         """The same in page-locked memory, from which a GPU copies while it computes; `DataLoader` asks for it."""
@@ -38,8 +37,8 @@ class Batch:
         return self._each(lambda one: one.to(device, non_blocking=True))
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        changed = {id(one): change(one) for one in (self.images, *self.others)}
-        return replace(self, images=changed[id(self.images)], others=[changed[id(one)] for one in self.others])
+        changed = {id(one): change(one) for one in self.pixels}
+        return replace(self, pixels=[changed[id(one)] for one in self.pixels])
 
 
 class _Prepared(Dataset):
@@ -64,8 +63,7 @@ class _Prepared(Dataset):
             for one, pixels in prepared.values():
                 pixels.append(to_uint8(image, one))
         stacked = {key: _stacked(pixels, one["crop"]) for key, (one, pixels) in prepared.items()}
-        first, *others = (stacked[_geometry(one)] for one in self.settings)  # (B, 3, crop, crop)
-        return Batch(rows, first, unreadable, others)
+        return Batch(rows, [stacked[_geometry(one)] for one in self.settings], unreadable)  # (B, 3, crop, crop) each
 
 
 def _geometry(settings: dict[str, Any]) -> tuple[str, int, str]:
@@ -80,15 +78,15 @@ def _stacked(images: list[torch.Tensor], side: int) -> torch.Tensor:
     return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
-def batches(images: ImageSet, preprocessing: dict[str, Any], rows: Sequence[range], workers: int,
-            device: torch.device, others: Sequence[dict[str, Any]] = ()) -> Iterator[Batch]:
+def batches(images: ImageSet, preprocessings: Sequence[dict[str, Any]], rows: Sequence[range], workers: int,
+            device: torch.device) -> Iterator[Batch]:
     """One `Batch` for each range of `rows`, in order, on `device`; at most `workers` processes and one per core.
 
     Where the model runs on the CPU too, a quarter of the cores read and the rest compute until the last batch is
     taken: as many threads as cores beside busy workers wait for one another. On fewer than four cores one worker
     reads beside threads on all: a ResNet-50 needs it for a tenth of the time, and would miss half the cores.
     """
-    prepared = _Prepared(images, [preprocessing, *others], rows)
+    prepared = _Prepared(images, preprocessings, rows)
     cores, threads = available_cores(), torch.get_num_threads()
     on_cpu = device.type == "cpu"
     workers = max(0, min(workers, max(1, cores // 4) if on_cpu else cores, len(rows) - 1))

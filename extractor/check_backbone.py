@@ -95,8 +95,8 @@ def predictions(images: Any, backbone: Any, prepared: list[dict], settings: Sett
     found_AN, step = torch.full((len(prepared), len(images)), -1), settings.batch_size
     rows = [range(start, min(start + step, len(images))) for start in range(0, len(images), step)]
     with torch.inference_mode(), precise(device, settings.precision):
-        for batch in batches(images, prepared[0], rows, settings.workers, device, prepared[1:]):
-            for place, pixels in enumerate([batch.images, *batch.others] if batch.rows else ()):
+        for batch in batches(images, prepared, rows, settings.workers, device):
+            for place, pixels in enumerate(batch.pixels if batch.rows else ()):
                 try:
                     logits_BC = backbone.module(normalise(pixels, prepared[place]))
                 except (RuntimeError, AssertionError):

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import torchvision
 
-from extractor.batches import Batch, batches, precise
+from extractor.batches import batches, precise
 from extractor.fast_forward import Compiled, at_a_time, ready
 from iis.backbones import Backbone
 from iis.cli import disk, print_plan, size
@@ -107,10 +107,9 @@ def prepared(target: Target) -> Target:
                    else partial(represent, module, target.node))
 
 
-def features_of(target: Target, place: int, batch: Batch, device: torch.device) -> torch.Tensor:
-    """Float32 features (B, D) on the device, of a batch whose images for this target are its own or its
-    others[place - 1]; target: as `prepared` leaves it. A GPU may still be computing them."""
-    pixels = [batch.images, *batch.others][place]
+def features_of(target: Target, pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Float32 features (B, D) on the device, of uint8 pixels (B, 3, H, W); target: as `prepared` leaves it. A GPU may
+    still be computing them."""
     few = len(pixels) if target.compiled or device.type != "cpu" else at_a_time(pixels)
     with torch.inference_mode(), precise(device, target.precision):
         return torch.cat([target.forward(normalise(some, target.model.preprocessing)).float()
@@ -174,9 +173,8 @@ def embed_together(images: ImageSet, targets: Sequence[Target], batch_size: int,
                for chunk in range(rank, len(chunks), world)}
     waiting = {chunk: places for chunk, places in waiting.items() if places}
     todo = [batch for chunk in waiting for batch in chunks[chunk]]
-    first, *others = (target.model.preprocessing for target in left)
-    stream = iter(progress(batches(images, first, todo, workers, device, others), total=len(todo),
-                           desc=" + ".join(target.file.name for target in left), unit="batch"))
+    read = batches(images, [target.model.preprocessing for target in left], todo, workers, device)
+    stream = iter(progress(read, total=len(todo), desc=" + ".join(target.file.name for target in left), unit="batch"))
     fresh = [0] * len(left)
     with ExitStack() as opened:
         features = [opened.enter_context(open(os.open(target.partial / "features.f32", os.O_RDWR | os.O_CREAT, 0o644),
@@ -187,7 +185,7 @@ def embed_together(images: ImageSet, targets: Sequence[Target], batch_size: int,
             for _ in chunks[chunk]:
                 batch = next(stream)
                 unreadable |= batch.unreadable
-                begun = [(features[place], batch, _fetched(features_of(left[place], place, batch, device)))
+                begun = [(features[place], batch, _fetched(features_of(left[place], batch.pixels[place], device)))
                          for place in places if batch.rows]
                 _write_rows(before, images)
                 before = begun

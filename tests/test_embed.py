@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from painted import paint
 from PIL import Image
 
 from extractor import embed as module
@@ -54,28 +55,27 @@ def grey(tmp_path):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_same_batches_for_any_number_of_workers(grey, workers):
     rows = [range(0, 3), range(3, 4), range(4, 7)]
-    found = list(batches(grey, preprocessing(8, 8), rows, workers, CPU))
+    found = list(batches(grey, [preprocessing(8, 8)], rows, workers, CPU))
     assert [batch.rows for batch in found] == [[0, 1, 2], [], [4, 5, 6]]
-    assert [batch.images[:, 0, 0, 0].tolist() for batch in found] == [[0, 10, 20], [], [40, 50, 60]]
-    assert all(batch.images.dtype == torch.uint8 and batch.images.shape[1:] == (3, 8, 8) for batch in found)
+    assert [batch.pixels[0][:, 0, 0, 0].tolist() for batch in found] == [[0, 10, 20], [], [40, 50, 60]]
+    assert all(batch.pixels[0].dtype == torch.uint8 and batch.pixels[0].shape[1:] == (3, 8, 8) for batch in found)
     assert list(found[1].unreadable) == [3] and "3.png" in found[1].unreadable[3]
-    assert list(batches(grey, preprocessing(8, 8), [], 4, CPU)) == []
+    assert list(batches(grey, [preprocessing(8, 8)], [], 4, CPU)) == []
 
 
 def test_one_decode_serves_all_and_equal_geometry_shares_the_pixels(grey, monkeypatch):
     opened = []
     whole = type(grey).open
     monkeypatch.setattr(type(grey), "open", lambda self, row: opened.append(row) or whole(self, row))
-    others = [preprocessing(8, 8, mean=(0, 0, 0)), preprocessing(8, 4)]
-    (found,) = batches(grey, preprocessing(8, 8), [range(0, 4)], 0, CPU, others)
-    assert opened == [0, 1, 2, 3] and found.rows == [0, 1, 2]
-    assert found.others[0] is found.images
-    assert found.others[1].shape == (3, 3, 4, 4) and found.others[1][:, 0, 0, 0].tolist() == [0, 10, 20]
+    kinds = [preprocessing(8, 8), preprocessing(8, 8, mean=(0, 0, 0)), preprocessing(8, 4)]
+    (found,) = batches(grey, kinds, [range(0, 4)], 0, CPU)
+    assert opened == [0, 1, 2, 3] and found.rows == [0, 1, 2] and found.pixels[1] is found.pixels[0]
+    assert found.pixels[2].shape == (3, 3, 4, 4) and found.pixels[2][:, 0, 0, 0].tolist() == [0, 10, 20]
 
 
 def test_threads_are_given_back(grey):
     before = torch.get_num_threads()
-    stream = batches(grey, preprocessing(8, 8), [range(0, 3), range(4, 7)], 1, CPU)
+    stream = batches(grey, [preprocessing(8, 8)], [range(0, 3), range(4, 7)], 1, CPU)
     next(stream)
     assert torch.get_num_threads() <= before
     stream.close()
@@ -115,12 +115,9 @@ def test_names_of_folders_and_files(tmp_path):
 
 @pytest.fixture
 def place(tmp_path):
-    rng = np.random.default_rng(0)
-    for name, count in (("cat", 30), ("dog", 40)):
-        (tmp_path / "in" / name).mkdir(parents=True)
-        for number in range(count):
-            pixels = rng.integers(0, 256, (15, 12, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "in" / name / f"{number:02d}.png")
+    for number in range(70):
+        name = f"cat/{number:02d}" if number < 30 else f"dog/{number - 30:02d}"
+        paint(tmp_path / "in" / f"{name}.png", (12, 15), seed=number)
     (tmp_path / "net.py").write_text(OWN)
     return tmp_path
 

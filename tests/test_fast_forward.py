@@ -1,9 +1,8 @@
 """A backbone made ready, or compiled, gives the same features; where that fails it stays as it was."""
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from painted import class_folders
 from torch import nn
 
 from extractor import embed
@@ -137,10 +136,7 @@ def test_what_cannot_be_compiled_runs_as_it_is(net, node, compiler, sentence, ca
 
 
 def test_the_flag_reaches_the_model_and_is_recorded(tmp_path, monkeypatch, compiler):
-    rng = np.random.default_rng(0)
-    (tmp_path / "in" / "a").mkdir(parents=True)
-    for number in range(5):  # two batches of 2, and one
-        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(tmp_path / "in" / "a" / f"{number}.png")
+    class_folders(tmp_path / "in", 5, names=["a"])  # two batches of 2, and one
     monkeypatch.setattr(embed, "Compiled", lambda module, node, batch: Compiled(module, node, batch, compiler))
     flags = ["--model", "resnet20", "--weights", "none", "--device", "cpu", "-b", "2", "-j", "0", "--data-path",
              str(tmp_path / "in"), "--save_root", str(tmp_path), "--model_name"]

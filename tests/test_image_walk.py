@@ -9,8 +9,8 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
+from painted import class_folders, paint
 from PIL import Image
 
 from extractor import patch_extractor, segment_extractor
@@ -22,12 +22,6 @@ from iis.runtime import ROOT, UserError
 
 FOLDER = ROOT / "extractor"
 SETTINGS = {"kind": "patches"}
-
-
-def paint(file, size=(12, 10), mode="RGB", seed=0):
-    file.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
-    Image.fromarray(noise).convert(mode).save(file)
 
 
 def contents(folder):
@@ -50,9 +44,7 @@ def run(script, *flags):
 
 @pytest.fixture
 def root(tmp_path):
-    for label in ("cat", "dog"):
-        for number in range(4):
-            paint(tmp_path / "data" / label / f"{number}.png", seed=number)
+    class_folders(tmp_path / "data", 4, (12, 10), ("cat", "dog"))
     return tmp_path / "data"
 
 

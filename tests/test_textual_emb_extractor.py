@@ -2,11 +2,10 @@
 
 import shutil
 
-import numpy as np
 import pytest
 import torch
 import torchvision
-from PIL import Image
+from painted import class_folders
 
 from extractor import visual_element_emb_extractor as visual
 from extractor.clip import give, load_clip
@@ -33,13 +32,8 @@ def place(tmp_path):
 
 
 def images_below(root):
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 3), ("val", 2)):
-        for name in ("n01", "n02"):
-            (root / split / name).mkdir(parents=True)
-            for number in range(count):
-                pixels = rng.integers(0, 256, (40, 32, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(root / split / name / f"{number}.png")
+    class_folders(root / "train", 3, (32, 40))
+    class_folders(root / "val", 2, (32, 40))
 
 
 def run(place, tiny, *more, **changes):

@@ -4,11 +4,10 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 import torchvision
-from PIL import Image
+from painted import class_folders
 
 from extractor.settings import backbone_of
 from extractor.visual_element_emb_extractor import Settings, main
@@ -86,13 +85,8 @@ def test_the_fourteen_of_the_paper_and_the_cifar_resnets_are_there():
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    rng = np.random.default_rng(0)
     for folder in ("elements", "data/train", "data/val"):
-        for name in ("n01", "n02"):
-            (tmp_path / folder / name).mkdir(parents=True)
-            for number in range(2):
-                pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(tmp_path / folder / name / f"{number}.png")
+        class_folders(tmp_path / folder)
     (tmp_path / "toy.yaml").write_text(f"name: toy\nroot: {tmp_path}/data\n")
     return tmp_path
 
