@@ -59,11 +59,7 @@ def test_both_towers_are_open_clips_own(tiny):
                                                                          "tiny-tower")
     assert width_of(str(tiny)) == 16 and width_of("ViT-B/16") == 512  # from the config alone
     assert clip.preprocessing["crop"] == 32 and clip.preprocessing["interpolation"] == "bicubic"
-
-
-def test_the_image_tower_is_caught_as_a_backbone_is(tiny):
-    clip = load_clip(str(tiny))
-    batch = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    batch = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)  # the tower is hooked as a backbone is
     found = represent(clip.module, IMAGES, normalise(batch, clip.preprocessing))
     assert torch.equal(found, clip.encode_images(batch))
     torch.testing.assert_close(found.norm(dim=1), torch.ones(2))
@@ -79,15 +75,13 @@ def test_openais_file_gets_quick_gelu_whatever_the_config_says(tiny, tmp_path, o
     else:
         holder = torch.nn.Module()
         for name, value in net.state_dict().items():  # TorchScript wants modules, not dotted names
+            above, _, last = name.rpartition(".")
             place = holder
-            *above, last = name.split(".")
-            for part in above:
-                if not hasattr(place, part):
-                    place.add_module(part, torch.nn.Module())
+            for part in above.split(".") if above else ():
+                place.add_module(part, getattr(place, part, torch.nn.Module()))
                 place = getattr(place, part)
             place.register_buffer(last, value)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             torch.jit.script(holder).save(file)
     clip, plain = load_clip(str(file)), load_clip(str(tiny))
     assert quick_gelus(clip) == 2 and quick_gelus(plain) == 0
@@ -142,7 +136,7 @@ def test_a_local_file_gets_its_activation_or_is_asked_about(monkeypatch, tmp_pat
             built(monkeypatch, name, str(file), half)
 
 
-def test_half_precision_is_loaded_as_float32_with_a_line(tiny, tmp_path, capsys):
+def test_half_precision_and_a_config_beside_the_weights(tiny, tmp_path, capsys):
     file = tmp_path / "half.pt"
     torch.save({name: value.half() for name, value in torch.load(tiny, weights_only=True).items()}, file)
     (tmp_path / "half.json").write_text(json.dumps(CONFIG))
@@ -150,10 +144,7 @@ def test_half_precision_is_loaded_as_float32_with_a_line(tiny, tmp_path, capsys)
     assert "half precision; it is loaded as float32" in capsys.readouterr().err
     assert clip.encode_words(["red"]).dtype == torch.float32
     assert {value.dtype for value in clip.module.parameters()} == {torch.float32}
-
-
-def test_a_config_beside_the_weights_is_their_architecture(tiny):
-    clip = load_clip("ViT-B/16", str(tiny), label="ViT-B16")
+    clip = load_clip("ViT-B/16", str(tiny), label="ViT-B16")  # the config beside the weights is their architecture
     assert (clip.architecture, clip.label, clip.width) == ("tiny-tower", "ViT-B16", 16)
     assert clip.weights_hash == load_clip(str(tiny)).weights_hash
     assert load_clip("ViT-B/16", str(tiny)).label == "ViT-B16__tiny-tower"

@@ -201,14 +201,6 @@ def test_killed_at_any_moment_and_started_again_gives_the_same_bits(place):
     assert "70 x 5" in again.stdout
 
 
-def test_finished_chunks_are_not_computed_again(place, monkeypatch):
-    calls = stop_at(monkeypatch, 25)  # 16 batches a chunk: in the second of three
-    with pytest.raises(KeyboardInterrupt):
-        run(place)
-    run(place)
-    assert len(calls) == 25 + 35 - 16
-
-
 def test_two_files_over_one_decode_are_the_files_made_apart(place, monkeypatch):
     alone = [load_embeddings(run(place, f"alone{crop}.pkl", crop=crop)) for crop in (12, 8)]
     images = folder_images(place / "in", "toy", "train")
@@ -263,10 +255,14 @@ def test_features_that_cannot_be_right_are_refused(place, value, message):
         run(place, batch_size=10, module=backbone.module)
 
 
-def test_nothing_readable_and_a_damaged_partial_folder(place, monkeypatch):
-    stop_at(monkeypatch, 25)
-    with pytest.raises(KeyboardInterrupt):
-        run(place)
+def test_resumed_at_a_chunk_a_damaged_folder_and_nothing_readable(place, monkeypatch):
+    calls = stop_at(monkeypatch, 25)  # 16 batches a chunk: in the second of three
+    for name in ("whole.pkl", "x.pkl"):
+        calls.clear()
+        with pytest.raises(KeyboardInterrupt):
+            run(place, name)
+    run(place, "whole.pkl")
+    assert len(calls) == 25 + 35 - 16  # finished chunks are not computed again
     with open(place / "out" / "x.pkl.partial" / "features.f32", "ab") as handle:
         handle.write(bytes(5000))
     with pytest.raises(UserError, match="is damaged .features.f32 has another size"):

@@ -35,12 +35,15 @@ def test_published_flags_and_defaults():
     assert (left_out.val_resize_size, left_out.val_crop_size, left_out.interpolation) == (None, None, None)
 
 
-def test_published_keys_in_a_yaml(tmp_path):
+def test_published_keys_in_a_yaml_and_bad_values(tmp_path):
     (tmp_path / "a.yaml").write_text("model: resnet50\ndata_path: in\nbatch_size: 8\nval_resize_size: 300\n"
                                      "mean: [0.1, 0.2, 0.3]\n")
     settings = parse(Settings, ["--config_yaml", str(tmp_path / "a.yaml"), "-b", "4"])
     assert (settings.batch_size, settings.val_resize_size, settings.mean) == (4, 300, (0.1, 0.2, 0.3))
     assert settings.data_path == ROOT / "in"
+    for flags in ("-b 0", "-j -1", "-b two", "--backend tensor", "--decoder gpu"):
+        with pytest.raises(UserError):
+            parse(Settings, ["--model", "resnet18", *flags.split()])
 
 
 def test_flags_reach_the_backbone(capsys):
@@ -53,12 +56,6 @@ def test_flags_reach_the_backbone(capsys):
                                       "std": [1, 1, 1]}
     with pytest.raises(UserError, match="missing.th"):  # --resume is a checkpoint and wins
         backbone_of(parse(Settings, "--model resnet20 --weights none --resume missing.th --device cpu".split()))
-
-
-@pytest.mark.parametrize("flags", ["-b 0", "-j -1", "-b two", "--backend tensor"])
-def test_bad_values_are_one_sentence(flags):
-    with pytest.raises(UserError):
-        parse(Settings, ["--model", "resnet18", *flags.split()])
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
