@@ -53,9 +53,7 @@ def main(settings: Settings) -> Outcome:
     if not outcome.kept:
         raise UserError(f"nothing is left of the {len(concepts)} concepts in {settings.concept_set}: the first went "
                         f"for {outcome.dropped[0]['reason']}; loosen --max_length or the two similarities")
-
-    counts = {reason: sum(entry["reason"] == reason for entry in outcome.dropped)
-              for reason in ("length", "class", "concept")}
+    counts = {why: sum(row["reason"] == why for row in outcome.dropped) for why in ("length", "class", "concept")}
     write_text(settings.out, "\n".join(outcome.kept) + "\n")
     write_json(settings.out.with_suffix(".dropped.json"), {
         "concept_set": settings.concept_set.name, "classes": Path(settings.classes).name, "similarity": similarity,

@@ -6,7 +6,6 @@ import sys
 
 import pytest
 import torch
-import torchvision
 from painted import class_folders
 
 from extractor.settings import backbone_of
@@ -104,21 +103,6 @@ def made(place):
                   if not file.name.endswith(".yaml"))
 
 
-def test_published_command_with_a_stand_in_checkpoint(place):
-    folder = place / "torch" / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    torch.save(torchvision.models.resnet18(weights=None).state_dict(), folder / "resnet18-f37072fd.pth")
-    stage1(place)
-    run(place, "--config_yaml", "resnet18_IMAGENET1K_V1.yaml", "--target_layer_name", "fc",
-        model=("resnet18", "IMAGENET1K_V1"))
-    found = load_embeddings(place / "embs" / "resnet18" / "visual_element_emb.pkl")
-    assert found.features_ND.shape == (4, 512) and found.class_names == ["n01", "n02"]
-    assert found.labels_N.tolist() == [0, 0, 1, 1]
-    assert found.provenance["node"] == "head_input" and found.record["layer"] == "fc"
-    assert found.provenance["preprocessing"]["resize"] == 256
-    assert found.provenance["elements"] == {"kind": "segments", "protocol": "paper", "dataset": "unnamed", "seed": 0}
-
-
 @pytest.mark.parametrize(("settings", "more", "name"), [
     ({"dataset": "imagenet"}, (), "visual_element_emb.pkl"), ({}, (), "visual_element_emb.pkl"),
     ({"dataset": "imagenet", "kind": "patches"}, (), "patches_visual_element_emb.pkl"),
@@ -129,6 +113,10 @@ def test_names_carry_what_distinguishes(place, settings, more, name):
     stage1(place, **settings)
     run(place, "--model_name", "net", *more)
     assert made(place) == [f"net/{name}"]
+    found = load_embeddings(place / "embs" / "net" / name)
+    assert found.features_ND.shape == (4, 32 if more else 64) and found.labels_N.tolist() == [0, 0, 1, 1]
+    assert found.provenance["elements"] == {"kind": "segments", "protocol": "paper", "dataset": "unnamed", "seed": 0,
+                                            **settings}
 
 
 def test_elements_made_elsewhere_take_their_kind_from_the_flag(place):
