@@ -59,8 +59,8 @@ def test_all_files_and_their_numbers(place, tiny, capsys, monkeypatch):
     whole = ImageSet.open
     monkeypatch.setattr(ImageSet, "open", lambda self, row: opened.append(row) or whole(self, row))
     run(place, tiny)
-    said = capsys.readouterr()
-    assert "1 duplicates left out (Red)" in said.err
+    printed = capsys.readouterr()
+    assert "1 duplicates left out (Red)" in printed.err
     assert len(opened) == 10  # 6 + 4 images, each decoded once for two models
     folder = place / "embs" / "resnet20__none-seed-0"
     assert sorted(file.name for file in folder.glob("*.pt")) == NAMES
@@ -87,8 +87,8 @@ def test_all_files_and_their_numbers(place, tiny, capsys, monkeypatch):
 def test_clip_is_computed_once_for_all_backbones(place, tiny, capsys):
     run(place, tiny)
     run(place, tiny, backbone="resnet32", activation_dir=place / "elsewhere")
-    said = capsys.readouterr().out
-    assert said.count("clip_tiny-script.pt: done already") == 2
+    printed = capsys.readouterr().out
+    assert printed.count("clip_tiny-script.pt: done already") == 2
     for name in ("toy_train_clip_tiny-script.pt", "toy_val_clip_tiny-script.pt", "words_tiny-script.pt"):
         first, second = place / "embs" / "resnet20__none-seed-0" / name, place / "elsewhere" / name
         assert first.samefile(second)
