@@ -2,7 +2,7 @@
 # Stage 2: embed the visual elements and the data set's own images with every backbone named.
 #   bash emb_extractor.sh                                          ResNet-50 on ImageNet, as published
 #   DATASET=cifar10 MODELS="resnet20 resnet56" bash emb_extractor.sh
-#   bash emb_extractor.sh --dry-run   (or DRY_RUN=1): shapes, disk, memory and time; nothing is made
+#   bash emb_extractor.sh --dry-run   (or DRY_RUN=1): shapes, bytes and folders; nothing is made
 # Input:  stage 1's elements, the data set, and the weights (torchvision downloads its own, ResNet-50: 98 MB).
 # Output: extractor/embs/MODEL/. ResNet-50 on ImageNet: 12 GB; a pass over 1.3 million images, an hour or so on one
 #         GPU with 16 reading cores, days on a laptop. shapes: about a minute for three backbones on 2 cores.
@@ -31,16 +31,13 @@ for model in $MODELS; do
     for kind in $ELEMENTS; do
         elements=$("$PYTHON" -c 'import sys; from iis.names import elements_folder; print(elements_folder(*sys.argv[1:]))' \
             "$DATASET" "$kind" "$PROTOCOL")
-        if [ ! -d "$elements" ] && [ -n "$DRY_RUN" ]; then
-            echo "dry run: there are no $kind at $elements yet (stage 1); told without them"
-            elements=
-        elif [ ! -d "$elements" ]; then
+        if [ ! -d "$elements" ] && [ -z "$DRY_RUN" ]; then
             echo "error: there are no $kind of $DATASET at $elements: run DATASET=$DATASET bash concept_extract.sh" \
                 "first (it says how to point at the data), or try DATASET=shapes, which the suite paints itself" >&2
             exit 2
         fi
         "$PYTHON" extractor/visual_element_emb_extractor.py --config_yaml "$model" --dataset "$DATASET" \
-            ${elements:+--data_path "$elements"} --representations train,val ${others:+--together "${others#,}"} \
+            --data_path "$elements" --element_kind "$kind" --representations train,val ${others:+--together "${others#,}"} \
             ${WORKERS:+--workers "$WORKERS"} \
             ${BATCH_SIZE:+--batch_size "$BATCH_SIZE"} ${DEVICE:+--device "$DEVICE"} ${DRY_RUN:+--dry_run}
     done
@@ -50,4 +47,3 @@ for model in $MODELS; do
             ${BATCH_SIZE:+--batch_size "$BATCH_SIZE"} ${DEVICE:+--device "$DEVICE"} ${DRY_RUN:+--dry_run}
     fi
 done
-summary "stage 2 (embeddings of $DATASET by $MODELS)" images

@@ -33,14 +33,9 @@ def filter_list(concepts: list[str], class_names: list[str], measure: Measure, m
     """Drop, in this order: longer than max_length characters; more like a class name than class_similarity; more
     like an earlier kept concept than concept_similarity. The order of the list is kept; a second run drops nothing.
     """
-    outcome = Outcome()
-    short = []
-    for concept in concepts:
-        if len(concept) > max_length:
-            outcome.dropped.append({"concept": concept, "reason": "length", "characters": len(concept)})
-        else:
-            short.append(concept)
-
+    outcome, short = Outcome(), [concept for concept in concepts if len(concept) <= max_length]
+    outcome.dropped += [{"concept": concept, "reason": "length", "characters": len(concept)}
+                        for concept in concepts if len(concept) > max_length]
     nearest_class: dict[int, tuple[float, int]] = {}
     for row, column, similarity in measure(short, class_names, class_similarity):
         nearest_class[row] = max(nearest_class.get(row, (0.0, 0)), (similarity, column))
@@ -102,8 +97,6 @@ def by_spelling(rows: list[str], columns: list[str], above: float) -> Pairs:
     out only where that bound allows it: 4,500 x 4,500 pairs take seconds instead of an hour.
     """
     rows, columns = [normalised(text) for text in rows], [normalised(text) for text in columns]
-    if not rows or not columns:
-        return []
     counts_RL, counts_CL = _letter_counts(rows), _letter_counts(columns)
     lengths_C = counts_CL.sum(axis=1, dtype=np.int64)
     pairs: Pairs = []
@@ -144,14 +137,3 @@ def by_embedding(embed: Callable[[list[str]], np.ndarray], block: int = 1024) ->
         return pairs
 
     return measure
-
-
-def text_embedder(model_name: str, weights: str) -> Callable[[list[str]], np.ndarray]:
-    """`embed` of a CLIP's text tower: unit rows (T, D) for T texts, on the CPU.
-
-    The names and weights of `extractor.clip_towers.load_clip`, and its `UserError`s.
-    """
-    from extractor.clip_towers import load_clip
-
-    clip = load_clip(model_name, weights)
-    return lambda texts: clip.encode_words(texts).numpy()  # (T, D)

@@ -1,4 +1,4 @@
-"""Lists of concepts and of class names: read, checked, duplicates told.
+"""Lists of concepts and of class names: read, checked, without duplicates.
 
 Three forms load unchanged: a text file with a concept a line (this suite's and LF-CBM's own), a JSON list, and
 JSON of class -> concepts.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from iis.runtime import ROOT, UserError, nearest
 
@@ -70,14 +69,11 @@ def _entries(file: Path) -> list[str]:
     if file.suffix.lower() != ".json":
         return text.splitlines()
     try:
-        return _flattened(json.loads(text))
+        data = json.loads(text)
+        groups = data.values() if isinstance(data, dict) else [data]
+        concepts = [concept for group in groups for concept in ([group] if isinstance(group, str) else group)]
+        if not all(isinstance(concept, str) for concept in concepts):
+            raise TypeError("every concept must be a string")
+        return concepts
     except (json.JSONDecodeError, TypeError) as error:
         raise UserError(f"{file} is neither a JSON list of concepts nor JSON of class -> concepts ({error})") from None
-
-
-def _flattened(data: Any) -> list[str]:
-    groups = data.values() if isinstance(data, dict) else [data]
-    concepts = [concept for group in groups for concept in ([group] if isinstance(group, str) else group)]
-    if not all(isinstance(concept, str) for concept in concepts):
-        raise TypeError("every concept must be a string")
-    return concepts

@@ -79,7 +79,7 @@ def make(settings: argparse.Namespace, captions: dict[str, dict], start: float) 
     import torch
 
     from demo.tiny_clip import CONFIG, Texts, train
-    from extractor.clip_sources import register
+    from extractor.clip import register
     from iis.datasets import folder_images
     from iis.preprocessing import normalise, preprocessing
 
@@ -115,7 +115,7 @@ def measure(settings: argparse.Namespace, captions: dict) -> dict[str, float]:
     import torch
 
     from demo.tiny_clip import auroc
-    from extractor.clip_towers import load_clip
+    from extractor.clip import load_clip
     from iis.datasets import folder_images
 
     clip = load_clip(str(settings.out / f"{NAME}.json"), device=choose_device(settings.device))

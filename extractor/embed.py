@@ -1,7 +1,7 @@
-"""Images -> an embedding file: streamed to disk, resumable after a kill at any moment, shared between ranks.
+"""Images -> embedding files: streamed to disk, resumable after a kill at any moment, shared between ranks.
 
 Work is cut into chunks of `CHUNK` batches. A chunk's rows go to their own place in `FILE.partial/features.f32`, then
-`chunk-N.json` says that it is done. Batches are the same whether a run was interrupted or not, so the numbers are the
+`chunk-N.json` marks it as done. Batches are the same whether a run was interrupted or not, so the numbers are the
 same bit for bit. Under torchrun, rank r takes chunks r, r + W, …; rank 0 waits for the others and writes the file.
 """
 
@@ -11,37 +11,126 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torchvision
-from tqdm import tqdm
 
-from extractor.batches import batches
-from extractor.mapped import mapped
-from extractor.targets import Target, features_of, fetched, prepared, width_of
+from extractor.batches import batches, precise
+from extractor.fast_forward import Compiled, at_a_time, ready
 from iis.backbones import Backbone
-from iis.datasets import ImageSet
+from iis.cli import disk, print_plan, size
+from iis.datasets import UNNAMED, ImageSet
 from iis.embedding_file import PROVENANCE, Embeddings, differing, load_embeddings, save_embeddings
-from iis.layers import Node
-from iis.runtime import UserError, claim_folder, read_json, write_json
-from iis.tally import tally
+from iis.layers import HEAD_INPUT, Node, represent, resolve
+from iis.names import elements_file, model_label, representations_file, slug
+from iis.preprocessing import normalise
+from iis.runtime import UserError, claim_folder, make_output_folder, progress, read_json, write_json
 
 CHUNK = 16  # batches; at 32 images and D = 2048 a chunk is 4 MB
 
 
+@dataclass
+class Target:
+    """One file to make of the images: `model` (a `Backbone` or `Clip`) taken at `node`.
+
+    provenance: the fields of `embedding_file.PROVENANCE`, compared when the file is found again; record: for people.
+    compiled: the batch size to compile the model for; 0 leaves it uncompiled. forward: normalised images -> features,
+    set by `prepared`.
+    """
+
+    model: Any
+    node: Node
+    file: Path
+    provenance: dict[str, Any]
+    precision: str = "fp32"
+    record: dict[str, Any] = field(default_factory=dict)
+    compiled: int = 0
+    forward: Any = None
+
+    @property
+    def partial(self) -> Path:
+        """The folder of a file that is not whole yet."""
+        return self.file.with_name(f"{self.file.name}.partial")
+
+
+def folder_name(model: str, backbone: Backbone, precision: str = "fp32", chosen: str | None = None) -> str:
+    """The folder of a backbone below `embs/`: `chosen`, or the model with its weights where they are not the usual
+    ones; the precision is added where it is not fp32."""
+    name = chosen or model_label(model, backbone.weights, backbone.default_weights)
+    return name + f"__{precision}" * (precision != "fp32")
+
+
+def plan_target(images: ImageSet, backbone: Backbone, layer: str, folder: str, root: Path, precision: str = "fp32",
+                elements: dict[str, Any] | None = None, place: Path | None = None, write: bool = True,
+                compiled: int = 0) -> Target:
+    """The file for these images: a data set's own, or, with stage 1's settings as `elements`, visual elements.
+
+    The visual and the textual script plan through here, so whichever runs second finds the first one's files done.
+    place: a folder for the file, instead of `folder` below `root`. write: False in a dry run.
+    Raises `UserError` for an unknown layer, a folder that cannot be written to, and a file made otherwise.
+    """
+    node = resolve(backbone.module, backbone.head, layer, backbone.preprocessing["crop"])
+    if elements is None:
+        file = representations_file(folder, images.dataset, images.split, layer, root)
+    else:  # an unnamed data set is the published one
+        dataset = "imagenet" if images.dataset == UNNAMED else images.dataset
+        file = elements_file(folder, dataset, elements["kind"], elements.get("protocol", "paper"), root)
+        if node.name != HEAD_INPUT:
+            file = file.with_name(f"{slug(node.name)}_{file.name}")
+    if place is not None:
+        file = place / file.name
+    provenance = {"model": backbone.model, "weights": backbone.weights, "weights_hash": backbone.weights_hash,
+                  "node": node.name, "preprocessing": backbone.preprocessing, "precision": precision,
+                  "dataset": images.dataset, "split": images.split, "elements": elements}
+    if backbone.weights_hash is None:  # a dry run without the weights
+        del provenance["weights_hash"]
+    if write:
+        make_output_folder(file.parent)
+        is_done(images, file, provenance)
+    return Target(backbone, node, file, provenance, precision, {"layer": layer}, compiled)
+
+
+def prepared(target: Target) -> Target:
+    """The target with its forward pass; see `fast_forward`."""
+    if target.forward is not None:
+        return target
+    module = ready(target.model.module, target.node, target.model.preprocessing["crop"])
+    return replace(target, forward=Compiled(module, target.node, target.compiled) if target.compiled
+                   else partial(represent, module, target.node))
+
+
+def features_of(target: Target, pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Float32 features (B, D) on the device, of uint8 pixels (B, 3, H, W); target: as `prepared` leaves it. A GPU may
+    still be computing them."""
+    few = len(pixels) if target.compiled or device.type != "cpu" else at_a_time(pixels)
+    with torch.inference_mode(), precise(device, target.precision):
+        return torch.cat([target.forward(normalise(some, target.model.preprocessing)).float()
+                          for some in pixels.split(few)])  # (B, D)
+
+
+def width_of(target: Target, device: torch.device) -> int:
+    """D."""
+    side = target.model.preprocessing["crop"]
+    forward = target.forward or partial(represent, target.model.module, target.node)
+    with torch.inference_mode(), precise(device, target.precision):
+        return forward(torch.zeros(1, 3, side, side, device=device)).shape[1]
+
+
 def ranks() -> tuple[int, int]:
-    """This process's rank and how many there are, as torchrun says; 0 of 1 without it."""
+    """This process's rank and their number, from torchrun; 0 of 1 without it."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def is_done(images: ImageSet, file: Path, provenance: dict[str, Any]) -> bool:
-    """Whether `file` is there already, made from these images in this way.
+    """Whether `file` exists, made from these images in this way.
 
     Raises `UserError` where it was made in another way, naming the field that differs.
     """
@@ -57,47 +146,35 @@ def is_done(images: ImageSet, file: Path, provenance: dict[str, Any]) -> bool:
     return True
 
 
-def embed(images: ImageSet, backbone: Backbone, node: Node, file: Path, provenance: dict[str, Any],
-          batch_size: int, workers: int, device: torch.device, precision: str = "fp32",
-          record: dict[str, Any] | None = None) -> Path:
-    """Embed N images into one `file`; see `embed_together`."""
-    embed_together(images, [Target(backbone, node, file, provenance, precision, record or {})], batch_size, workers,
-                   device)
-    return file
-
-
 def embed_together(images: ImageSet, targets: Sequence[Target], batch_size: int, workers: int,
                    device: torch.device) -> None:
     """Embed N images into each target's file (features N x D, float32), decoding every image once.
 
-    Prints one line a file; a finished file is kept. Provenance holds the fields of `embedding_file.PROVENANCE`.
-    Unreadable images are left out, counted and listed in record["unreadable"]. Memory does not grow with N. Raises
-    `UserError` for features that are not finite (naming the image) or all the same, for other settings in the
-    partial folder, and when nothing was readable.
+    Prints one line a file; a finished file is kept. Unreadable images are left out, counted and listed in
+    record["unreadable"]. Memory does not grow with N. Raises `UserError` for features that are not finite (naming the
+    image) or all the same, for other settings in the partial folder, and when no image is readable.
     """
-    started, (rank, world) = time.time(), ranks()
-    left = [target for target in targets if not _kept(images, target, rank)]
-    decoders = sorted({target.decoder for target in left})
-    if len(decoders) != 1:  # none left, or pixels that cannot be shared
-        for decoder in decoders:
-            embed_together(images, [target for target in left if target.decoder == decoder], batch_size, workers,
-                           device)
+    started, (rank, world), left = time.time(), ranks(), []
+    for target in targets:
+        if not is_done(images, target.file, target.provenance):
+            left.append(prepared(target))
+        elif rank == 0:
+            shutil.rmtree(target.partial, ignore_errors=True)  # killed just after the file was written
+            print(f"{target.file}: done already")
+    if not left:
         return
-    left = [prepared(target) for target in left]
-    widths = [width_of(target, device) for target in left]
+    widths, pictures_hash = [width_of(target, device) for target in left], _images_hash(images)
     for target, width in zip(left, widths, strict=True):
-        claim_folder(target.partial, {**target.provenance, "pictures": len(images),
-                                      "pictures_hash": _images_hash(images), "width": width,
-                                      "batch_size": batch_size}, "unfinished embeddings")
+        claim_folder(target.partial, {**target.provenance, "pictures": len(images), "pictures_hash": pictures_hash,
+                                      "width": width, "batch_size": batch_size}, "unfinished embeddings")
     rows = [range(start, min(start + batch_size, len(images))) for start in range(0, len(images), batch_size)]
     chunks = [rows[start:start + CHUNK] for start in range(0, len(rows), CHUNK)]
-    waiting = {chunk: [place for place, target in enumerate(left) if not _log(target.partial, chunk).exists()]
+    waiting = {chunk: [place for place, target in enumerate(left) if not _log(target, chunk).exists()]
                for chunk in range(rank, len(chunks), world)}
     waiting = {chunk: places for chunk, places in waiting.items() if places}
     todo = [batch for chunk in waiting for batch in chunks[chunk]]
-    first, *others = (target.model.preprocessing for target in left)
-    stream = iter(tqdm(batches(images, first, todo, workers, device, others), total=len(todo),
-                       desc=" + ".join(target.file.name for target in left), unit="batch", disable=None))
+    read = batches(images, [target.model.preprocessing for target in left], todo, workers, device)
+    stream = iter(progress(read, total=len(todo), desc=" + ".join(target.file.name for target in left), unit="batch"))
     fresh = [0] * len(left)
     with ExitStack() as opened:
         features = [opened.enter_context(open(os.open(target.partial / "features.f32", os.O_RDWR | os.O_CREAT, 0o644),
@@ -108,40 +185,65 @@ def embed_together(images: ImageSet, targets: Sequence[Target], batch_size: int,
             for _ in chunks[chunk]:
                 batch = next(stream)
                 unreadable |= batch.unreadable
-                begun = [(place, batch, fetched(features_of(left[place], place, batch, device)))
+                begun = [(features[place], batch, _fetched(features_of(left[place], batch.pixels[place], device)))
                          for place in places if batch.rows]
-                _place(features, before, images)
+                _write_rows(before, images)
                 before = begun
-            _place(features, before, images)
+            _write_rows(before, images)
             for place in places:
                 fresh[place] += sum(map(len, chunks[chunk])) - len(unreadable)
                 features[place].flush()
                 os.fsync(features[place].fileno())
-                write_json(_log(left[place].partial, chunk), {"unreadable": unreadable})
+                write_json(_log(left[place], chunk), {"unreadable": unreadable})
+        next(stream, None)  # ends the bar and the workers
     for target, width, count in zip(left, widths, fresh, strict=True) if rank == 0 else ():
-        _wait(target.partial, len(chunks))
+        while not all(_log(target, chunk).exists() for chunk in range(len(chunks))):  # of the other ranks
+            time.sleep(0.2)
         seconds = max(time.time() - started, 1e-9)
         record = {**target.record, "compiled": bool(getattr(target.forward, "works", False)),
-                  "seconds": round(seconds, 1), "root": str(images.root),
-                  "device": str(device), "made": datetime.now(UTC).isoformat(timespec="seconds"),
-                  "torch": str(torch.__version__), "torchvision": str(torchvision.__version__)}
-        tally(count)
-        kept = _finish(images, target.partial, width, len(chunks), target.file, target.provenance, record)
+                  "seconds": round(seconds, 1), "root": str(images.root), "device": str(device),
+                  "made": datetime.now(UTC).isoformat(timespec="seconds"), "torch": str(torch.__version__),
+                  "torchvision": str(torchvision.__version__), "pictures_hash": pictures_hash}
+        kept = _finish(images, target, width, len(chunks), record)
         print(f"{target.file}: {kept:,} x {width}, {seconds:.1f} s, {count / seconds:,.0f} images/s, {device}")
 
 
-def _kept(images: ImageSet, target: Target, rank: int) -> bool:
-    """Whether the file is there already, and then said."""
-    done = is_done(images, target.file, target.provenance)
-    if done and rank == 0:
-        shutil.rmtree(target.partial, ignore_errors=True)  # killed just after the file was written
-        print(f"{target.file}: done already")
-    return done
+def print_targets(images: ImageSet, targets: Sequence[Target], device: torch.device, count: int | None) -> None:
+    """A dry run of `embed_together`. count: images expected (None: unknown); `images` is empty before they exist."""
+    for target in targets:
+        if target.file.exists() and (not len(images) or is_done(images, target.file, target.provenance)):
+            print(f"dry run: {target.file} is done already")
+        else:
+            print_file(target.file, count, width_of(target, device), target.model.preprocessing["crop"])
 
 
-def _place(features: Sequence[Any], computed: Sequence[tuple], images: ImageSet) -> None:
+def print_file(file: Path, count: int | None, width: int, side: int | None = None) -> None:
+    """Print the shapes and bytes of a file, once: IIS_PLANNED names a list of what earlier scripts have counted."""
+    if listed := os.environ.get("IIS_PLANNED"):
+        if str(file.resolve()) in Path(listed).read_text().split("\n"):
+            print(f"dry run: {file} is counted above")
+            return
+        with open(listed, "a") as handle:
+            handle.write(f"{file.resolve()}\n")
+    rows = f"{count:,}" if count is not None else "N"
+    print_plan(f"stage 2, {file}", {
+        "shapes": (f"{rows} images of 3 x {side} x {side} -> " if side else "") + f"{rows} x {width} float32",
+        "disk": f"{size(4 * width)} an image, of an unknown number" if count is None else
+                f"{disk(4 * count * width, file.parent)}, and as much again until it is whole"})
+
+
+def _fetched(found: torch.Tensor) -> Callable[[], np.ndarray]:
+    """Begin to copy features to the host; the function returned waits for them, not for later work on the device."""
+    if not found.is_cuda:
+        return found.numpy
+    copy, event = found.to("cpu", non_blocking=True), torch.cuda.Event()  # into page-locked memory
+    event.record(torch.cuda.current_stream(found.device))
+    return lambda: (event.synchronize(), copy.numpy())[1]
+
+
+def _write_rows(computed: Sequence[tuple], images: ImageSet) -> None:
     """Write each row to its own place. Plain writes, not a memory map: a full disk must be an error, not a crash."""
-    for place, batch, wait in computed:
+    for handle, batch, wait in computed:
         found = wait()  # (B, D)
         bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
         if len(bad):
@@ -151,55 +253,43 @@ def _place(features: Sequence[Any], computed: Sequence[tuple], images: ImageSet)
             raise UserError(f"the features of {len(found)} different images are all the same: the checkpoint or the "
                             "layer cannot be right")
         for row, values in zip(batch.rows, found, strict=True):
-            features[place].seek(row * values.nbytes)
-            features[place].write(values.tobytes())
+            handle.seek(row * values.nbytes)
+            handle.write(values.tobytes())
 
 
-def _finish(images: ImageSet, partial: Path, width: int, chunks: int, file: Path, provenance: dict[str, Any],
-            record: dict[str, Any]) -> int:
-    """Check that all rows are there, write `file` and remove the partial folder. The number of rows kept."""
+def _finish(images: ImageSet, target: Target, width: int, chunks: int, record: dict[str, Any]) -> int:
+    """Check that all rows are there, write the file and remove the partial folder. The number of rows kept."""
     unreadable = {int(row): reason for chunk in range(chunks)
-                  for row, reason in read_json(_log(partial, chunk))["unreadable"].items()}
+                  for row, reason in read_json(_log(target, chunk))["unreadable"].items()}
     kept = [row for row in range(len(images)) if row not in unreadable]
     if not kept:
         raise UserError(f"none of the {len(images)} images below {images.root} could be read")
-    place = partial / "features.f32"
+    place = target.partial / "features.f32"
     if place.stat().st_size != (kept[-1] + 1) * width * 4:
-        raise UserError(f"{partial} is damaged (features.f32 has another size than its log says); delete the folder "
-                        "and start again")
+        raise UserError(f"{target.partial} is damaged (features.f32 has another size than its log says); delete the "
+                        "folder and start again")
     if unreadable:
-        with open(place, "rb") as source, open(partial / "kept.f32", "wb") as handle:
+        with open(place, "rb") as source, open(target.partial / "kept.f32", "wb") as handle:
             for start in range(0, kept[-1] + 1, 4096):
                 block = np.fromfile(source, np.float32, 4096 * width).reshape(-1, width)
                 handle.write(block[[start + row not in unreadable for row in range(len(block))]].tobytes())
-        place = partial / "kept.f32"
+        place = target.partial / "kept.f32"
         print(f"{len(unreadable)} of {len(images)} images could not be read and are left out:", flush=True)
         print("\n".join(f"  {reason}" for _, reason in sorted(unreadable.items())))
-    labels_N = torch.tensor([images.labels[row] for row in kept])
-    names = [images.names[row] for row in kept]
-    record |= {"unreadable": [images.names[row] for row in sorted(unreadable)],
-               "pictures_hash": _images_hash(images)}
-    for leftover in file.parent.glob(f".{file.stem}.*.tmp{file.suffix}"):  # killed while the file was written
+    record["unreadable"] = [images.names[row] for row in sorted(unreadable)]
+    for leftover in target.file.parent.glob(f".{target.file.stem}.*.tmp{target.file.suffix}"):  # killed while writing
         leftover.unlink()
-    with mapped(place, len(kept), width) as features:
-        save_embeddings(file, Embeddings(torch.from_numpy(features), labels_N, list(images.class_names), names,
-                                         provenance, record))
-    del features
-    shutil.rmtree(partial)
+    features_ND = torch.from_numpy(np.memmap(place, np.float32, "c", shape=(len(kept), width)))
+    save_embeddings(target.file, Embeddings(features_ND, torch.tensor([images.labels[row] for row in kept]),
+                                            list(images.class_names), [images.names[row] for row in kept],
+                                            target.provenance, record))
+    del features_ND
+    shutil.rmtree(target.partial)
     return len(kept)
 
 
-def _wait(partial: Path, chunks: int) -> None:
-    waiting = False
-    while left := [chunk for chunk in range(chunks) if not _log(partial, chunk).exists()]:
-        if not waiting:
-            print(f"waiting for the other ranks ({len(left)} chunks)", flush=True)
-        waiting = True
-        time.sleep(0.2)
-
-
-def _log(partial: Path, chunk: int) -> Path:
-    return partial / f"chunk-{chunk:06d}.json"
+def _log(target: Target, chunk: int) -> Path:
+    return target.partial / f"chunk-{chunk:06d}.json"
 
 
 def _images_hash(images: ImageSet) -> str:

@@ -1,11 +1,15 @@
 """A frozen backbone made ready to embed millions of images: the same features to rounding, sooner.
 
-Batch norms are folded into the convolutions before them (in eval mode both are linear), and weights lie as channels
-last, as the images do. The folded
-model is tried on a few images first, and left out where it cannot be traced or rounds further off than `TOLERANCE`.
+`ready`: batch norms are folded into the convolutions before them (in eval mode both are linear), and weights lie as
+channels last, as the images do. `Compiled`: --compile, through torch.compile for one fixed batch size. Both are tried
+on images first, and left out where the model cannot be traced or its features move too far.
 """
 
 from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -19,23 +23,26 @@ TRIED = 2  # images
 
 
 def ready(module: nn.Module, node: Node, side: int) -> nn.Module:
-    """`module` (frozen, in eval mode) ready for images of `side` x `side` pixels taken at `node`; `module` itself
-    is only laid out anew."""
+    """`module` (frozen, in eval mode), folded for images of `side` x `side` pixels taken at `node`; `module` itself
+    only changes its memory layout."""
     module = module.to(memory_format=torch.channels_last)
-    # A folded model is one flat graph: of its layers only those with weights can still be asked, as the head is.
+    # A folded model is one flat graph: of its layers only those with weights can still be hooked, as the head is.
     if node.name != HEAD_INPUT or not any(type(part) is nn.BatchNorm2d for part in module.modules()):
         return module
     weight = next(module.parameters())
     images = torch.randn(TRIED, 3, side, side, generator=torch_rng("fold")).to(weight.device, weight.dtype)
     images = images.contiguous(memory_format=torch.channels_last)
-    expected = _features(module, node, images)
     try:
-        folded = _folded(module)
-        if not _near(_features(folded, node, images), expected):
-            return module
+        from torch.fx.experimental.optimization import fuse
+
+        with torch.no_grad():  # not inference_mode: the layout of its tensors cannot be changed
+            folded = fuse(module).to(memory_format=torch.channels_last).requires_grad_(False)
+        with torch.inference_mode():
+            found, expected = (represent(one, node, images) for one in (folded, module))
+        near = (found - expected).abs().max() <= TOLERANCE * max(1.0, float(expected.abs().max()))
     except Exception:  # tracing fails in as many ways as there are models
         return module
-    return folded
+    return folded if near else module
 
 
 def at_a_time(images: torch.Tensor) -> int:
@@ -43,18 +50,45 @@ def at_a_time(images: torch.Tensor) -> int:
     return max(1, SLICE // images[0, 0].numel())
 
 
-def _folded(module: nn.Module) -> nn.Module:
-    from torch.fx.experimental.optimization import fuse
+class Compiled:
+    """Images (B, 3, H, W), normalised -> features (B, D), as `represent` gives them.
 
-    with torch.no_grad():  # not inference_mode: its tensors could not be laid out anew
-        return fuse(module).to(memory_format=torch.channels_last).requires_grad_(False)
+    The head's input is the output of the model without its head, so the compiled model has none. A batch of another
+    size (the last one, or one with unreadable images) runs uncompiled: it would cost another compilation. Where the
+    model cannot be compiled, or features differ by more than autocast explains, one sentence on stderr says so and
+    all batches run uncompiled. works: None until the first batch of `batch` images.
+    """
 
+    def __init__(self, module: nn.Module, node: Node, batch: int, compiler: Callable = torch.compile) -> None:
+        self.module, self.node, self.batch, self.compiler = module, node, batch, compiler
+        self.works: bool | None = None
+        self.function: Callable | None = None
 
-def _features(module: nn.Module, node: Node, images: torch.Tensor) -> torch.Tensor:
-    with torch.inference_mode():
-        return represent(module, node, images)
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        if len(images) != self.batch or self.works is False:
+            return represent(self.module, self.node, images)
+        return self.function(images) if self.works else self._tried(images)
 
-
-def _near(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    same_shape = found.shape == expected.shape
-    return same_shape and bool((found - expected).abs().max() <= TOLERANCE * max(1.0, float(expected.abs().max())))
+    def _tried(self, images: torch.Tensor) -> torch.Tensor:
+        expected = represent(self.module, self.node, images)
+        try:
+            if self.node.name != HEAD_INPUT:
+                raise ValueError(f"{self.node.name} is not the head's input, and only that can be compiled")
+            headless = copy.deepcopy(self.module)
+            parent, _, name = self.node.module.rpartition(".")
+            setattr(headless.get_submodule(parent), name, nn.Identity())
+            # Compiled with weights as constants where inductor can: the result holds for this model alone.
+            with torch._inductor.config.patch(freezing=images.device.type == "cpu"):
+                self.function = self.compiler(headless, dynamic=False)
+                found = self.function(images)
+            off = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+            exact = expected.dtype == torch.float32 and not torch.is_autocast_enabled(images.device.type)
+            if found.shape != expected.shape or not off <= (TOLERANCE if exact else 0.05):
+                raise ValueError(f"its features are off by {off:.1g} of the largest")
+        except Exception as error:  # the compiler, its C++ compiler, Triton: each fails in its own way
+            reason = " ".join(str(error).split())[:160]
+            print(f"compile: {type(error).__name__}: {reason}; the model runs uncompiled", file=sys.stderr)
+            self.works = False
+            return expected
+        self.works = True
+        return found

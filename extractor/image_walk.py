@@ -1,91 +1,199 @@
 """Stage 1's walk over a data set: choose images, cut each into elements in parallel, save, resume.
 
 A stage-1 folder holds CLASS/IMAGE_TAG.jpg and three files of its own: `manifest.json` (every setting that decides
-a pixel), `pictures.jsonl` (one row per finished image: what a resume skips) and `complete.json` (written last).
+a pixel), `pictures.jsonl` (a row per finished image, which a resume skips) and `complete.json` (written last).
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import signal
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
-from tqdm import tqdm
 
-from iis.datasets import ImageSet, UnreadableImage
-from iis.runtime import UserError, claim_folder, read_json, write_json, write_text, write_whole
-from iis.tally import tally
+from extractor.elements import AT_MOST
+from iis.cli import disk, positive, print_plan, setting, size, write_settings
+from iis.datasets import UNNAMED, ImageSet, UnreadableImage, folder_images, is_synset, load_dataset, same_classes
+from iis.names import elements_folder
+from iis.runtime import (
+    UserError,
+    available_cores,
+    claim_folder,
+    progress,
+    read_json,
+    write_json,
+    write_text,
+    write_whole,
+)
 
 Cut = Callable[[Image.Image, str], list[tuple[str, Image.Image]]]  # (image, its name) -> [(tag, element)]
 SUFFIX = {"jpeg": ".jpg", "png": ".png"}
 LISTED = 20  # unreadable images named on the screen; complete.json names all
+TRIED = 3  # images that a dry run cuts
+USUAL = {"imagenet": (1000, 1_281_167, 50_000), "cifar10": (10, 50_000, 10_000), "cifar100": (100, 50_000, 10_000),
+         "shapes": (8, 4_000, 2_000)}  # classes, train and val images: what a dry run expects before they are there
+PHOTOGRAPH = {"segments": 40e3, "patches": 25e3}  # bytes of a JPEG element of ImageNet
 
 
-@dataclass(frozen=True)
-class Task:
-    """What a worker needs to cut one image; it travels to every worker once."""
+@dataclass(kw_only=True)
+class Stage1Settings:
+    """Images and elements"""
 
-    images: ImageSet
-    stems: dict[str, str]  # image name -> its elements' file name without tag and suffix
-    cut: Cut
-    folder: Path
-    format: str
+    config_yaml: str | None = setting(None, "a YAML file with any of these settings; the command line wins")
+    data_root: Path | None = setting(None, "folder of class folders (default: the train images of --dataset)")
+    dataset: str | None = setting(None, "a YAML of dataset_configs/; beside --data_root only the name that is "
+                                  "recorded (default: imagenet where all folders are synsets, else unnamed)")
+    save_root: Path | None = setting(None, "folder for the elements (default: the data set's, in concept_library/)")
+    image_per_class: int = setting(10, "images per class: the first readable ones by name", type=positive)
+    protocol: Literal["paper", "release"] = setting("paper", "as the paper, or as the authors' published code")
+    seed: int = setting(0, "seed of whatever is drawn at random")
+    format: Literal["jpeg", "png"] = setting("jpeg", "jpeg: quality 95 without chroma subsampling; png is exact")
+    workers: int = setting(available_cores(), "processes; changes only the time", type=positive)
+    dry_run: bool = setting(False, "print what would be made, with bytes and folders; make nothing")
 
-    def run(self, index: int) -> dict[str, Any]:
-        """Cut and save one image; its row of `pictures.jsonl`."""
-        name = self.images.names[index]
+
+def run_stage1(settings: Stage1Settings, kind: str, cut: Cut, rules: dict[str, Any]) -> None:
+    """Cut the images of a data set into elements of one kind, or print what that would make.
+
+    rules: what decides a pixel besides the shared settings. Raises `UserError` for images that are not in place.
+    """
+    try:
+        images = images_of(settings.data_root, settings.dataset)
+    except UserError as error:
+        if not settings.dry_run or (settings.data_root is None and settings.dataset is None):
+            raise
+        # An unknown name stays an error.
+        name = load_dataset(settings.dataset).name if settings.data_root is None else None
+        per_class = settings.image_per_class * AT_MOST[kind]
+        count = expected_count(name, kind, settings.image_per_class)
+        print_plan(f"stage 1, {kind} of {settings.dataset or settings.data_root}", {
+            "images": f"not there yet: {error}",
+            "elements": f"at most {count or per_class:,}{'' if count else ' of each class'}, {AT_MOST[kind]} an image",
+            "disk": f"{size((count or per_class) * PHOTOGRAPH[kind])} if they are photographs"})
+        return
+    if settings.save_root is None and settings.dataset is None:
+        raise UserError(f"say where the {kind} go: --save_root FOLDER, or name the data set with --dataset")
+    folder = settings.save_root or elements_folder(images.dataset, kind, settings.protocol)
+    if settings.dry_run:
+        _print_plan(images, cut, folder, kind, settings)
+        return
+    walk(images, cut, folder, {"kind": kind, "protocol": settings.protocol, "seed": settings.seed, **rules},
+         settings.image_per_class, settings.format, settings.workers)
+    write_settings(settings, folder / "settings.yaml")
+
+
+def images_of(data_root: Path | None, dataset: str | None) -> ImageSet:
+    """The images below `data_root`, else the train images of `dataset`.
+
+    Raises `UserError` where they are not in place, and where the data set's val folder would fail in stage 2: images
+    without class folders, or other classes than train.
+    """
+    if data_root is not None:
+        images = folder_images(data_root, dataset or UNNAMED, "train")
+        if dataset is None and all(is_synset(name) for name in images.class_names):
+            images.dataset = "imagenet"  # as the published commands leave unsaid
+        return images
+    if dataset is None:
+        raise UserError("say which images: --data_root FOLDER (one folder per class) or --dataset NAME")
+    found = load_dataset(dataset)
+    val_there = not found.torchvision and (found.root / found.val).is_dir()
+    return dataset_images(dataset, ["train", "val"] if val_there else ["train"])[0][0]
+
+
+def dataset_images(name: str, splits: Sequence[str], dry_run: bool = False) -> list[tuple[ImageSet, int | None]]:
+    """Images of each split, and their number. Raises `UserError` for train and val of different classes, and for
+    images that are not in place; in a dry run the set is then empty, and the number expected (None: unknown)."""
+    dataset, found = load_dataset(name), []
+    for split in splits:
         try:
-            image = self.images.open(index)
-        except UnreadableImage as error:
-            return {"picture": name, "unreadable": str(error)}
-        elements = self.cut(image, name)
-        if not elements:
-            return {"picture": name, "unreadable": f"{image.width} x {image.height} pixels are too few to cut"}
-        files = [f"{self.stems[name]}_{tag}{SUFFIX[self.format]}" for tag, _ in elements]
-        for file, (_, element) in zip(files, elements, strict=True):
-            write_whole(self.folder / file, partial(save_element, element))
-        return {"picture": name, "files": files}
+            found.append((images := dataset.images(split), len(images)))
+        except UserError as error:
+            if not dry_run:
+                raise
+            print(f"dry run: the {split} images are not there yet: {error}")
+            found.append((ImageSet(dataset.name, split, [], [], [], dataset.root), expected_count(dataset.name, split)))
+    if len(found) == 2 and all(len(images) for images, _ in found):
+        same_classes(found[0][0].class_names, found[1][0].class_names)
+    return found
 
 
-def save_element(element: Image.Image, file: Path) -> None:
-    """PNG, or JPEG at quality 95 with full colour resolution: at 32 x 32 a careless JPEG costs ten points of top-1."""
-    element.save(file) if file.suffix == ".png" else element.save(file, quality=95, subsampling=0)
+def missing_elements(folder: Path, kind: str, dataset: str | None) -> tuple[ImageSet, dict[str, Any], int | None]:
+    """For a dry run: an empty set, stage 1's settings and the number expected of elements that are not there yet."""
+    name = load_dataset(dataset).name if dataset else UNNAMED
+    count = expected_count(name, kind)
+    if count is None and dataset:
+        (images, found), = dataset_images(dataset, ["train"], dry_run=True)
+        count = found and sum(min(10, size) for size in Counter(images.labels).values()) * AT_MOST[kind]
+    print(f"dry run: the {kind} at {folder} are not there yet (stage 1); at most {AT_MOST[kind]} of an image")
+    protocol = "release" if folder.name.endswith("_release") else "paper"
+    return ImageSet(name, "elements", [], [], [], folder), {"kind": kind, "protocol": protocol}, count
+
+
+def expected_count(dataset: str | None, what: str, image_per_class: int = 10) -> int | None:
+    """Images of a split, or elements of a kind (at most), of a data set that is not there yet; None: unknown."""
+    if dataset not in USUAL:
+        return None
+    classes, train, val = USUAL[dataset]
+    return {"train": train, "val": val}[what] if what not in AT_MOST else classes * image_per_class * AT_MOST[what]
+
+
+def _print_plan(images: ImageSet, cut: Cut, folder: Path, kind: str, settings: Stage1Settings) -> None:
+    """Cut `TRIED` images in memory, spread over the classes, and print the bytes that all would take."""
+    per_class = [min(found, settings.image_per_class) for found in Counter(images.labels).values()]
+    count, sizes, tried = sum(per_class), [], 0
+    for index in range(0, len(images), max(1, len(images) // TRIED)):
+        try:
+            sizes += [len(encoded(one, settings.format)) for _, one in cut(images.open(index), images.names[index])]
+            tried += 1
+        except UnreadableImage:
+            continue
+    each = len(sizes) / max(tried, 1)
+    print_plan(f"stage 1, {kind} of {images.dataset}", {
+        "images": f"{count:,} of {len(images):,} in {len(per_class):,} classes, at most {settings.image_per_class} "
+                  "of each",
+        "elements": f"about {count * each:,.0f} ({each:.1f} of each of {tried} images tried)",
+        "disk": f"about {disk(count * sum(sizes) / max(tried, 1), folder)}"})
 
 
 def walk(images: ImageSet, cut: Cut, folder: Path, settings: dict[str, Any], image_per_class: int = 10,
          format: str = "jpeg", workers: int = 1) -> dict[str, Any]:
     """Cut the first `image_per_class` readable images of each class into elements below `folder`.
 
-    settings: everything else that decides a pixel; goes into the manifest. An image that gives no element counts as
-    unreadable. The result does not depend on `workers`, nor on being killed and started again. Returns what
+    settings: everything else that decides a pixel; it goes into the manifest. An image that gives no element counts
+    as unreadable. The result depends neither on `workers` nor on being killed and started again. Returns what
     complete.json holds. Raises `UserError` for a folder that holds other things, and for a class without a readable
     image.
     """
-    start = time.perf_counter()
+    start, finished, done_now = time.perf_counter(), folder / "complete.json", 0
     _claim(folder, images, {**settings, "image_per_class": image_per_class, "format": format})
     by_class: list[list[int]] = [[] for _ in images.class_names]
     for index, label in enumerate(images.labels):
         by_class[label].append(index)
     log = _read_log(folder, images, by_class)
-    finished = folder / "complete.json"
-    done_now = 0
     if not finished.exists() or _next_round(images, by_class, log, image_per_class):
         finished.unlink(missing_ok=True)
-        _sweep(folder)
-        _write_log(folder, list(log.values()))
+        for pattern in (".*.tmp*", ".probe-*"):  # what a killed run left half-written
+            for file in folder.rglob(pattern):
+                file.unlink(missing_ok=True)
+        _write_log(folder, log.values())
+        stems = _stems(images)
         with open(folder / "pictures.jsonl", "a", encoding="utf-8") as handle:
             while todo := _next_round(images, by_class, log, image_per_class):
-                # A worker need not hold the names of a million others.
-                task = Task(images.only(todo), _stems(images, by_class, todo), cut, folder, format)
-                for row in tqdm(_run(task, workers), total=len(todo), unit="picture", desc=str(settings["kind"])):
+                # A worker need not hold the names of a million other images.
+                one = partial(_cut_one, images.only(todo), [stems[index] for index in todo], cut, folder, format)
+                rows = _in_order(one, len(todo), workers)
+                for row in progress(rows, total=len(todo), unit="image", desc=str(settings["kind"])):
                     handle.write(json.dumps(row) + "\n")
                     handle.flush()
                     log[row["picture"]] = row
@@ -95,11 +203,69 @@ def walk(images: ImageSet, cut: Cut, folder: Path, settings: dict[str, Any], ima
                 raise UserError(f"the class {images.class_names[label]} has no readable image among its "
                                 f"{len(indices)} ({log[images.names[indices[0]]]['unreadable']}); mend one")
         rows = [log[name] for name in images.names if name in log]
-        _write_log(folder, rows)  # in the data set's order, whatever order they came in
-        write_json(finished, _summary(images, rows, round(time.perf_counter() - start, 2)))
-    summary = read_json(finished)
-    _print(str(settings["kind"]), summary, folder, done_now, time.perf_counter() - start)
+        _write_log(folder, rows)  # in the data set's order
+        unreadable = [row for row in rows if "unreadable" in row]
+        write_json(finished, {
+            "complete": True, "pictures": len(rows) - len(unreadable),
+            "elements": sum(len(row.get("files", [])) for row in rows), "unreadable": unreadable,
+            "seconds": round(time.perf_counter() - start, 2), "data_root": str(images.root),
+            "versions": {name: version(name) for name in ("numpy", "pillow", "scikit-image")}})
+    summary, seconds = read_json(finished), time.perf_counter() - start
+    unreadable = summary["unreadable"]
+    print(f"{settings['kind']}: {summary['pictures']} images, {summary['elements']} elements, {len(unreadable)} "
+          f"unreadable, {seconds:.1f} s, {done_now / seconds:.1f} images/s -> {folder}")
+    for row in unreadable[:LISTED]:
+        print(f"  skipped {row['picture']}: {row['unreadable']}")
+    if len(unreadable) > LISTED:
+        print(f"  and {len(unreadable) - LISTED} more, all in {finished}")
     return summary
+
+
+def _cut_one(images: ImageSet, stems: list[str], cut: Cut, folder: Path, format: str, index: int) -> dict[str, Any]:
+    """Cut and save one image; its row of `pictures.jsonl`."""
+    name = images.names[index]
+    try:
+        image = images.open(index)
+    except UnreadableImage as error:
+        return {"picture": name, "unreadable": str(error)}
+    files = []
+    for tag, element in cut(image, name):
+        files.append(f"{stems[index]}_{tag}{SUFFIX[format]}")
+        data = encoded(element, format)
+        write_whole(folder / files[-1], lambda temporary, data=data: temporary.write_bytes(data))
+    if not files:
+        return {"picture": name, "unreadable": f"{image.width} x {image.height} pixels are too few to cut"}
+    return {"picture": name, "files": files}
+
+
+def encoded(element: Image.Image, format: str) -> bytes:
+    """PNG, or JPEG at quality 95 with full colour resolution: at 32 x 32 a careless JPEG costs ten points of top-1."""
+    data = io.BytesIO()
+    element.save(data, format, **({} if format == "png" else {"quality": 95, "subsampling": 0}))
+    return data.getvalue()
+
+
+def _in_order(function: Callable[[int], Any], count: int, workers: int) -> Iterator[Any]:
+    """function(0), …, function(count - 1), in order, from `workers` processes of one thread each."""
+    if min(workers, count) == 1:
+        yield from map(function, range(count))
+        return
+    from joblib import Parallel, delayed, parallel_config
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    try:
+        # Workers of a killed parent end once they have been idle for that many seconds.
+        with parallel_config("loky", inner_max_num_threads=1, idle_worker_timeout=20):
+            yield from Parallel(min(workers, count), return_as="generator")(
+                delayed(_in_worker)(function, index) for index in range(count))
+    except TerminatedWorkerError:
+        raise UserError("the system ended a worker process, most likely for want of memory; start the same command "
+                        "again with fewer --workers, it goes on where it stopped") from None
+
+
+def _in_worker(function: Callable[[int], Any], index: int) -> Any:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent answers it
+    return function(index)
 
 
 def read_stage1(folder: Path) -> dict[str, Any] | None:
@@ -118,15 +284,13 @@ def read_stage1(folder: Path) -> dict[str, Any] | None:
 def read_images(folder: Path) -> list[dict[str, Any]]:
     """The rows of a stage-1 folder: {"picture": name, "files": [...]} or {"picture": name, "unreadable": reason}.
 
-    A half-written last line (the run was killed) is left out.
+    A damaged line, such as the half-written last one of a killed run, is left out: its image is cut again.
     """
-    log = Path(folder) / "pictures.jsonl"
-    lines = log.read_bytes().split(b"\n")[:-1] if log.exists() else []
-    rows = []
-    for line in lines:
+    log, rows = Path(folder) / "pictures.jsonl", []
+    for line in log.read_bytes().split(b"\n")[:-1] if log.exists() else []:
         try:
             rows.append(json.loads(line))
-        except ValueError:  # a damaged line costs its image being cut again
+        except ValueError:
             continue
     return rows
 
@@ -148,7 +312,7 @@ def _digest(names: list[str]) -> str:
 
 
 def _read_log(folder: Path, images: ImageSet, by_class: list[list[int]]) -> dict[str, dict[str, Any]]:
-    """Finished images by name. Cut again: images whose files are gone, and classes where none was readable."""
+    """Finished images by name, without those whose files are gone and the classes where none was readable."""
     log = {row["picture"]: row for row in read_images(folder)
            if all((folder / file).is_file() for file in row.get("files", []))}
     for indices in by_class:
@@ -159,12 +323,12 @@ def _read_log(folder: Path, images: ImageSet, by_class: list[list[int]]) -> dict
     return log
 
 
-def _write_log(folder: Path, rows: list[dict[str, Any]]) -> None:
+def _write_log(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
     write_text(folder / "pictures.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _next_round(images: ImageSet, by_class: list[list[int]], log: dict[str, Any], per_class: int) -> list[int]:
-    """Images to cut next: the first of each class, and the following ones in place of those found unreadable."""
+    """Images to cut next: the first of each class, and the following ones in place of unreadable ones."""
     todo = []
     for indices in by_class:
         taken = 0
@@ -178,50 +342,10 @@ def _next_round(images: ImageSet, by_class: list[list[int]], log: dict[str, Any]
     return todo
 
 
-def _stems(images: ImageSet, by_class: list[list[int]], todo: list[int]) -> dict[str, str]:
+def _stems(images: ImageSet) -> list[str]:
     """CLASS/SUB/a of CLASS/SUB/a.jpg; the suffix stays in a class where a.jpg and a.png would meet."""
-    stems = {}
-    for label in {images.labels[index] for index in todo}:
-        names = [images.names[index] for index in by_class[label]]
-        short = [os.path.splitext(name)[0] for name in names]
-        stems.update(zip(names, short if len(set(short)) == len(names) else names, strict=True))
-    return {images.names[index]: stems[images.names[index]] for index in todo}
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what a killed run left half-written (see `write_whole`)."""
-    for pattern in (".*.tmp*", ".probe-*"):
-        for file in folder.rglob(pattern):
-            file.unlink(missing_ok=True)
-
-
-def _run(task: Task, workers: int) -> Iterator[dict[str, Any]]:
-    """Rows of all images of the task, in order, from `workers` processes of one thread each."""
-    count = len(task.images)
-    workers = min(workers, count)
-    if workers == 1:
-        yield from map(task.run, range(count))
-        return
-    from extractor.worker_pool import map_in_processes
-
-    yield from map_in_processes(task.run, count, workers)
-
-
-def _summary(images: ImageSet, rows: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
-    unreadable = [row for row in rows if "unreadable" in row]
-    return {"complete": True, "pictures": len(rows) - len(unreadable),
-            "elements": sum(len(row.get("files", [])) for row in rows), "unreadable": unreadable, "seconds": seconds,
-            "data_root": str(images.root),
-            "versions": {name: version(name) for name in ("numpy", "pillow", "scikit-image")}}
-
-
-def _print(kind: str, summary: dict[str, Any], folder: Path, done_now: int, seconds: float) -> None:
-    unreadable = summary["unreadable"]
-    tally(done_now)
-    speed = f"{done_now / seconds:.1f} images/s" if done_now else "nothing left to do"
-    print(f"{kind}: {summary['pictures']} images, {summary['elements']} elements, {len(unreadable)} unreadable, "
-          f"{seconds:.1f} s, {speed} -> {folder}")
-    for row in unreadable[:LISTED]:
-        print(f"  skipped {row['picture']}: {row['unreadable']}")
-    if len(unreadable) > LISTED:
-        print(f"  and {len(unreadable) - LISTED} more, all in {folder / 'complete.json'}")
+    short = [os.path.splitext(name)[0] for name in images.names]
+    found = Counter(zip(images.labels, short, strict=True))
+    meeting = {label for (label, _), count in found.items() if count > 1}
+    return [name if label in meeting else stem
+            for name, label, stem in zip(images.names, images.labels, short, strict=True)]

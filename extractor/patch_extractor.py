@@ -12,32 +12,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from extractor.image_walk import walk
-from extractor.patches import RULES, patches
-from extractor.stage1_flags import images_of, save_root_of, stage1_parser
-from extractor.stage_plans import tell_stage1
-from iis.cli import ScriptParser, run_script, write_settings
+from extractor.elements import PATCH_RULES, patches
+from extractor.image_walk import Stage1Settings as Settings
+from extractor.image_walk import run_stage1
+from iis.cli import run_script
 
 
-def parser() -> ScriptParser:
-    """Flags of this script."""
-    return stage1_parser("patches", __doc__.splitlines()[0])
-
-
-def main(args=None) -> None:
+def main(settings: Settings) -> None:
     """Cut, save, and print one line of what was done."""
-    args = args or parser().settings()
-    images = images_of(args.data_root, args.dataset)
-    folder = save_root_of(args, images, "patches")
-    # Nothing is drawn at random and the protocols agree: both are recorded because stage 2's file names tell them.
-    settings = {"kind": "patches", "protocol": args.protocol, "seed": args.seed, **RULES}
-    work = (images, patches, folder, settings, args.image_per_class, args.format, args.workers)
-    if "dry_run" in args:
-        tell_stage1(*work)
-        return
-    walk(*work)
-    write_settings(args, folder / "settings.yaml")
+    run_stage1(settings, "patches", patches, PATCH_RULES)
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, Settings)

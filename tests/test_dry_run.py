@@ -1,28 +1,11 @@
 """--dry_run: every stage tells shapes, disk, memory and time from a measurement, and makes nothing."""
 
-import re
-
-import numpy as np
 import pytest
 from bank_runs import flags_of, own_caches  # noqa: F401 - a fixture
 from conftest import run_script
-from PIL import Image
 
-from extractor import patch_extractor, segment_extractor, visual_element_emb_extractor
 from iis.cli import ScriptParser, disk, duration, size
-from iis.tally import tally
 from IP_training import IP_Bank_training, IP_End2End_training
-
-
-@pytest.fixture
-def place(tmp_path):
-    """12 images of two classes in in/."""
-    for number in range(12):
-        file = tmp_path / "in" / ("cat", "dog")[number % 2] / f"{number}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng(number).integers(0, 256, (40, 32, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(file)
-    return tmp_path
 
 
 def everything(folder):
@@ -50,32 +33,6 @@ def test_for_people():
 def test_a_disk_that_is_too_small_is_told(tmp_path):
     assert "NOT ENOUGH" in disk(1e18, tmp_path / "not" / "there")
     assert "NOT" not in disk(1, tmp_path)
-
-
-@pytest.mark.parametrize("script, elements", [(segment_extractor, None), (patch_extractor, 16)])
-def test_stage_1(place, script, elements, capsys):
-    before = everything(place)
-    script.main(script.parser().settings(["--data_root", str(place / "in"), "--save_root", str(place / "out"),
-                                      "--image_per_class", "5", "--workers", "2", "--dry-run"]))
-    ((what, plan),) = plans_of(capsys.readouterr().out).items()
-    assert what.startswith("stage 1, ") and everything(place) == before
-    assert plan["pictures"].startswith("10 of 12 in 2 classes")
-    if elements:
-        assert plan["elements"].startswith("about 160 (16.0")
-    assert "free" in plan["disk"] and "in 2 processes" in plan["memory"]
-    assert re.search(r"about [\d.]+ \w+ \([\d.]+ s an image", plan["time"])
-
-
-def test_stage_2(place, capsys):
-    before = everything(place)
-    script = visual_element_emb_extractor
-    script.main(script.parser().settings(["--model", "resnet20", "--weights", "none", "--data_path", str(place / "in"),
-                                      "--save_root", str(place / "embs"), "--device", "cpu", "-j", "0", "--dry_run"]))
-    ((what, plan),) = plans_of(capsys.readouterr().out).items()
-    assert "visual_element_emb.pkl" in what and everything(place) == before
-    assert plan["shapes"] == "12 images of 3 x 32 x 32 -> 12 x 64 float32, fp32"
-    assert plan["disk"].startswith("3.1 kB")  # 12 x 64 x 4
-    assert "ms to embed, by measurement of 8" in plan["time"]
 
 
 def test_stage_3(toy, capsys):
@@ -109,12 +66,3 @@ def test_a_script_with_a_dry_run_of_its_own():
 
 def test_help_names_it():
     assert "--dry_run" in run_script("concept_library/filter_concepts.py", "--help").stdout
-
-
-def test_tally(tmp_path, monkeypatch):
-    monkeypatch.delenv("IIS_TALLY", raising=False)
-    tally(3)
-    monkeypatch.setenv("IIS_TALLY", str(tmp_path / "tally"))
-    tally(3)
-    tally(4)
-    assert (tmp_path / "tally").read_text() == "3\n4\n"

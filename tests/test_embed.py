@@ -1,5 +1,6 @@
-"""Embedding: every row in its place, killed and resumed bit for bit, ranks, and what is refused."""
+"""Embedding: batches, names and provenance, every row in its place, killed and resumed bit for bit, ranks."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,13 +10,14 @@ import time
 import numpy as np
 import pytest
 import torch
+from painted import paint
 from PIL import Image
 
-from extractor import embed as room
-from extractor.embed import embed, embed_together, is_done
-from extractor.targets import Target
+from extractor import embed as module
+from extractor.batches import batches
+from extractor.embed import Target, embed_together, folder_name, is_done, plan_target
 from iis.backbones import load_backbone
-from iis.datasets import folder_images
+from iis.datasets import ImageSet, folder_images
 from iis.embedding_file import load_embeddings
 from iis.layers import HEAD_INPUT, Node
 from iis.preprocessing import normalise, preprocessing, to_uint8
@@ -37,37 +39,126 @@ def net():
     return model
 '''
 
+# ---- batches ----
+
+
+@pytest.fixture
+def grey(tmp_path):
+    """Seven grey images of 8 x 8, number n of value 10 n; number 3 is broken."""
+    (tmp_path / "a").mkdir()
+    for number in range(7):
+        Image.fromarray(np.full((8, 8, 3), 10 * number, np.uint8)).save(tmp_path / "a" / f"{number}.png")
+    (tmp_path / "a" / "3.png").write_bytes(b"not an image")
+    return folder_images(tmp_path, "toy", "train")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_same_batches_for_any_number_of_workers(grey, workers):
+    rows = [range(0, 3), range(3, 4), range(4, 7)]
+    found = list(batches(grey, [preprocessing(8, 8)], rows, workers, CPU))
+    assert [batch.rows for batch in found] == [[0, 1, 2], [], [4, 5, 6]]
+    assert [batch.pixels[0][:, 0, 0, 0].tolist() for batch in found] == [[0, 10, 20], [], [40, 50, 60]]
+    assert all(batch.pixels[0].dtype == torch.uint8 and batch.pixels[0].shape[1:] == (3, 8, 8) for batch in found)
+    assert list(found[1].unreadable) == [3] and "3.png" in found[1].unreadable[3]
+    assert list(batches(grey, [preprocessing(8, 8)], [], 4, CPU)) == []
+
+
+def test_one_decode_serves_all_and_equal_geometry_shares_the_pixels(grey, monkeypatch):
+    opened = []
+    whole = type(grey).open
+    monkeypatch.setattr(type(grey), "open", lambda self, row: opened.append(row) or whole(self, row))
+    kinds = [preprocessing(8, 8), preprocessing(8, 8, mean=(0, 0, 0)), preprocessing(8, 4)]
+    (found,) = batches(grey, kinds, [range(0, 4)], 0, CPU)
+    assert opened == [0, 1, 2, 3] and found.rows == [0, 1, 2] and found.pixels[1] is found.pixels[0]
+    assert found.pixels[2].shape == (3, 3, 4, 4) and found.pixels[2][:, 0, 0, 0].tolist() == [0, 10, 20]
+
+
+def test_threads_are_given_back(grey):
+    before = torch.get_num_threads()
+    stream = batches(grey, [preprocessing(8, 8)], [range(0, 3), range(4, 7)], 1, CPU)
+    next(stream)
+    assert torch.get_num_threads() <= before
+    stream.close()
+    assert torch.get_num_threads() == before
+
+
+# ---- names of folders and files; provenance compares nodes, not spellings ----
+
+
+def one_image(dataset="toy", split="train"):
+    return ImageSet(dataset, split, ["a"], [0], ["a/0.png"], "nowhere")
+
+
+def test_names_of_folders_and_files(tmp_path):
+    backbone = load_backbone("resnet20", "none")
+    assert folder_name("resnet20", backbone) == "resnet20__none-seed-0"
+    assert folder_name("resnet20", backbone, "bf16", "mine") == "mine__bf16"
+    backbone.default_weights = backbone.weights
+    assert folder_name("resnet20", backbone) == "resnet20"
+    layers = ("layer3", "fc", "layer2")
+    targets = [plan_target(one_image(), backbone, layer, "net", tmp_path) for layer in layers]
+    assert [target.file.name for target in targets] == [f"toy_train_net_{layer}.pt" for layer in layers]
+    assert [target.provenance["node"] for target in targets] == ["head_input", "head_input", "layer2"]
+    assert targets[0].provenance == targets[1].provenance and targets[0].record == {"layer": "layer3"}
+    assert list(targets[0].provenance) == ["model", "weights", "weights_hash", "node", "preprocessing", "precision",
+                                           "dataset", "split", "elements"]
+    elements = plan_target(one_image("unnamed", "elements"), backbone, "fc", "net", tmp_path,
+                           elements={"kind": "segments"})
+    assert elements.file == tmp_path / "net" / "visual_element_emb.pkl"  # the published name
+    assert elements.provenance["elements"] == {"kind": "segments"} and elements.provenance["dataset"] == "unnamed"
+    with pytest.raises(UserError, match="no layer 'layer9'"):
+        plan_target(one_image(), backbone, "layer9", "net", tmp_path)
+
+
+# ---- embedding ----
+
 
 @pytest.fixture
 def place(tmp_path):
-    rng = np.random.default_rng(0)
-    for name, count in (("cat", 30), ("dog", 40)):
-        (tmp_path / "in" / name).mkdir(parents=True)
-        for number in range(count):
-            pixels = rng.integers(0, 256, (15, 12, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "in" / name / f"{number:02d}.png")
+    for number in range(70):
+        name = f"cat/{number:02d}" if number < 30 else f"dog/{number - 30:02d}"
+        paint(tmp_path / "in" / f"{name}.png", (12, 15), seed=number)
     (tmp_path / "net.py").write_text(OWN)
     return tmp_path
 
 
-def run(place, name="x.pkl", batch_size=2, workers=0, **changes):
-    backbone = load_backbone(f"{place}/net.py:net", "none")
+def target_of(place, name="x.pkl", crop=None, **changes):
+    backbone = load_backbone(f"{place}/net.py:net", "none", crop=crop)
     for key, value in changes.items():
         setattr(backbone, key, value)
-    images = folder_images(place / "in", "toy", "train")
     provenance = {"model": backbone.model, "weights_hash": backbone.weights_hash, "node": HEAD_INPUT}
-    return embed(images, backbone, Node(HEAD_INPUT, backbone.head), place / "out" / name, provenance, batch_size,
-                 workers, CPU)
+    return Target(backbone, Node(HEAD_INPUT, backbone.head), place / "out" / name, provenance)
+
+
+def run(place, *names, batch_size=2, workers=0, **changes):
+    targets = [target_of(place, name, **changes) for name in names or ["x.pkl"]]
+    embed_together(folder_images(place / "in", "toy", "train"), targets, batch_size, workers, CPU)
+    return targets[0].file
+
+
+def stop_at(monkeypatch, count):
+    """Every image counted, with Ctrl-C once `count` batches are begun; the names of the files of all batches."""
+    calls, features = [], module.features_of
+
+    def counted(target, *more):
+        calls.append(target.file.name)
+        if len(calls) == count:
+            raise KeyboardInterrupt
+        return features(target, *more)
+
+    monkeypatch.setattr(module, "features_of", counted)
+    return calls
 
 
 def test_every_row_is_the_feature_of_its_own_image(place, capsys):
     (place / "in" / "cat" / "07.png").write_bytes(b"broken")
     found = load_embeddings(run(place, workers=2))
-    said = capsys.readouterr().out
-    assert "1 of 70 images could not be read" in said and "07.png" in said
-    assert "x.pkl: 69 x 5," in said and "images/s, cpu" in said
-    assert found.image_paths == [f"cat/{n:02d}.png" for n in range(30) if n != 7] + [f"dog/{n:02d}.png"
-                                                                                    for n in range(40)]
+    printed = capsys.readouterr()
+    assert "1 of 70 images could not be read" in printed.out and "07.png" in printed.out
+    assert "x.pkl: 69 x 5," in printed.out and "images/s, cpu" in printed.out
+    assert "35/35" in printed.err and "\r" not in printed.err  # progress in a file, as whole lines
+    assert found.image_paths == [f"cat/{n:02d}.png" for n in range(30) if n != 7] + [
+        f"dog/{n:02d}.png" for n in range(40)]
     assert found.labels_N.tolist() == [0] * 29 + [1] * 40
     assert found.record["unreadable"] == ["cat/07.png"]
     backbone = load_backbone(f"{place}/net.py:net", "none")
@@ -82,11 +173,11 @@ def test_every_row_is_the_feature_of_its_own_image(place, capsys):
 def test_killed_at_any_moment_and_started_again_gives_the_same_bits(place):
     whole = load_embeddings(run(place, "whole.pkl", workers=1))
     script = [sys.executable, str(ROOT / "extractor" / "visual_element_emb_extractor.py"), "--model",
-            f"{place}/net.py:net", "--weights", "none", "--data-path", str(place / "in"), "--save_root", str(place),
-            "--model_name", "out", "-b", "2", "-j", "1", "--device", "cpu"]
+              f"{place}/net.py:net", "--weights", "none", "--data-path", str(place / "in"), "--save_root", str(place),
+              "--model_name", "out", "-b", "2", "-j", "1", "--device", "cpu"]
     file, partial = place / "out" / "visual_element_emb.pkl", place / "out" / "visual_element_emb.pkl.partial"
     process = subprocess.Popen(script, env={**os.environ, "SLOW": "0.06", "OMP_NUM_THREADS": "1"},
-                               stdout=subprocess.DEVNULL)
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.time() + 60
         while not (partial / "chunk-000000.json").exists() and time.time() < deadline:
@@ -95,8 +186,10 @@ def test_killed_at_any_moment_and_started_again_gives_the_same_bits(place):
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert not file.exists() and (partial / "chunk-000000.json").exists()
-    assert not (partial / "chunk-000002.json").exists()
+    assert not file.exists() and not (partial / "chunk-000002.json").exists()
+    assert json.loads((partial / "chunk-000000.json").read_text()) == {"unreadable": {}}
+    assert {"pictures", "pictures_hash", "width", "batch_size"} <= set(json.loads(
+        (partial / "manifest.json").read_text())) and (partial / "features.f32").stat().st_size >= 32 * 5 * 4
     before = (partial / "chunk-000000.json").stat().st_mtime_ns
     other = subprocess.run([*script, "-b", "4"], capture_output=True, text=True)
     assert other.returncode == 2 and "batch_size = 2, and this run has batch_size = 4" in other.stderr
@@ -108,41 +201,11 @@ def test_killed_at_any_moment_and_started_again_gives_the_same_bits(place):
     assert "70 x 5" in again.stdout
 
 
-def test_finished_chunks_are_not_computed_again(place, monkeypatch):
-    calls = []
-    features = room.features_of
-
-    def counted(*arguments):
-        calls.append(len(arguments[2].rows))
-        if sum(calls) == 50:  # 32 rows a chunk: in the second of three
-            raise KeyboardInterrupt
-        return features(*arguments)
-
-    monkeypatch.setattr(room, "features_of", counted)
-    with pytest.raises(KeyboardInterrupt):
-        run(place)
-    calls.clear()
-    run(place)
-    assert sum(calls) == 70 - 32
-
-
 def test_two_files_over_one_decode_are_the_files_made_apart(place, monkeypatch):
-    alone = [load_embeddings(run(place, f"alone{crop}.pkl", preprocessing=preprocessing(12, crop)))
-             for crop in (12, 8)]
-    images, targets = folder_images(place / "in", "toy", "train"), []
-    for crop in (12, 8):
-        backbone = load_backbone(f"{place}/net.py:net", "none", crop=crop)
-        provenance = {"model": backbone.model, "weights_hash": backbone.weights_hash, "node": HEAD_INPUT}
-        targets.append(Target(backbone, Node(HEAD_INPUT, backbone.head), place / "out" / f"{crop}.pkl", provenance))
-    features, calls = room.features_of, []
-
-    def stopped(target, *more):
-        calls.append(target.file.name)
-        if len(calls) == 50:  # in the second chunk of 16 batches x 2 files
-            raise KeyboardInterrupt
-        return features(target, *more)
-
-    monkeypatch.setattr(room, "features_of", stopped)
+    alone = [load_embeddings(run(place, f"alone{crop}.pkl", crop=crop)) for crop in (12, 8)]
+    images = folder_images(place / "in", "toy", "train")
+    targets = [target_of(place, f"{crop}.pkl", crop=crop) for crop in (12, 8)]
+    calls = stop_at(monkeypatch, 50)  # in the second chunk of 16 batches x 2 files
     with pytest.raises(KeyboardInterrupt):
         embed_together(images, targets, 2, 0, CPU)
     (targets[0].partial / "chunk-000000.json").unlink()  # as if only the other had come so far
@@ -183,22 +246,28 @@ def test_a_finished_file_is_kept_and_other_settings_are_refused(place, capsys):
         run(place)
 
 
-def test_features_that_are_not_finite_name_the_image(place):
+@pytest.mark.parametrize(("value", "message"), [(float("nan"), "features of cat/00.png are not finite"),
+                                                (0, "all the same")])
+def test_features_that_cannot_be_right_are_refused(place, value, message):
     backbone = load_backbone(f"{place}/net.py:net", "none")
-    backbone.module[1].weight.fill_(float("nan"))
-    with pytest.raises(UserError, match="features of cat/00.png are not finite"):
-        run(place, module=backbone.module)
-
-
-def test_features_that_are_all_the_same_are_refused(place):
-    backbone = load_backbone(f"{place}/net.py:net", "none")
-    backbone.module[1].weight.zero_()
-    with pytest.raises(UserError, match="all the same"):
+    backbone.module[1].weight.fill_(value)
+    with pytest.raises(UserError, match=message):
         run(place, batch_size=10, module=backbone.module)
 
 
-def test_nothing_readable(place):
+def test_resumed_at_a_chunk_a_damaged_folder_and_nothing_readable(place, monkeypatch):
+    calls = stop_at(monkeypatch, 25)  # 16 batches a chunk: in the second of three
+    for name in ("whole.pkl", "x.pkl"):
+        calls.clear()
+        with pytest.raises(KeyboardInterrupt):
+            run(place, name)
+    run(place, "whole.pkl")
+    assert len(calls) == 25 + 35 - 16  # finished chunks are not computed again
+    with open(place / "out" / "x.pkl.partial" / "features.f32", "ab") as handle:
+        handle.write(bytes(5000))
+    with pytest.raises(UserError, match="is damaged .features.f32 has another size"):
+        run(place)
     for file in (place / "in").rglob("*.png"):
         file.write_bytes(b"")
     with pytest.raises(UserError, match="none of the 70 images"):
-        run(place)
+        run(place, "y.pkl")

@@ -1,35 +1,31 @@
-"""Stage 1's walk: which images, which names, the same folder however often it is killed."""
+"""Stage 1's walk: which images, which names, the same folder however often it is killed, what is refused early."""
 
-import json
+import io
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import numpy as np
 import pytest
+from painted import class_folders, paint
 from PIL import Image
 
 from extractor import patch_extractor, segment_extractor
-from extractor.image_walk import read_images, read_stage1, save_element, walk
-from extractor.patches import patches
+from extractor.elements import patches
+from extractor.image_walk import encoded, read_images, read_stage1, walk
+from iis.cli import parse
 from iis.datasets import TorchvisionImageSet, folder_images
-from iis.runtime import UserError
+from iis.runtime import ROOT, UserError
 
-DOORS = Path(__file__).resolve().parents[1] / "extractor"
+FOLDER = ROOT / "extractor"
 SETTINGS = {"kind": "patches"}
 
 
-def paint(file, size=(12, 10), mode="RGB", seed=0):
-    file.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
-    Image.fromarray(noise).convert(mode).save(file)
-
-
 def contents(folder):
-    """Every file but those that tell the time, the machine or the worker count."""
+    """Every file but those that record the time, the machine or the number of workers."""
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in sorted(folder.rglob("*"))
             if file.is_file() and file.name not in ("complete.json", "settings.yaml")}
 
@@ -42,11 +38,13 @@ def dies(image, name):
     os._exit(9)
 
 
+def run(script, *flags):
+    script.main(parse(script.Settings, [str(flag) for flag in flags]))
+
+
 @pytest.fixture
 def root(tmp_path):
-    for label in ("cat", "dog"):
-        for number in range(4):
-            paint(tmp_path / "data" / label / f"{number}.png", seed=number)
+    class_folders(tmp_path / "data", 4, (12, 10), ("cat", "dog"))
     return tmp_path / "data"
 
 
@@ -80,7 +78,7 @@ def test_a_class_without_a_readable_image_is_named_and_can_be_mended(root, tmp_p
     assert contents(out) == contents(tmp_path / "fresh")
 
 
-def test_every_colour_mode(tmp_path):
+def test_every_colour_mode_and_the_formats(tmp_path):
     for mode, suffix in (("L", "png"), ("RGBA", "png"), ("P", "png"), ("1", "png"), ("CMYK", "jpg"), ("L", "jpg")):
         paint(tmp_path / "data" / "c" / f"{mode}{suffix}.{suffix}", mode=mode)
     summary = walk(folder_images(tmp_path / "data", "d", "train"), patches, tmp_path / "out", SETTINGS, format="png")
@@ -89,11 +87,14 @@ def test_every_colour_mode(tmp_path):
         rgb = Image.open(tmp_path / "data" / row["picture"]).convert("RGB")
         first = Image.open(tmp_path / "out" / row["files"][0])
         assert first.mode == "RGB" and first.tobytes() == dict(patches(rgb, ""))["0_0"].tobytes()
+    rgb.save(tmp_path / "b.jpg", quality=95)
+    saved, reference = Image.open(io.BytesIO(encoded(rgb, "jpeg"))), Image.open(tmp_path / "b.jpg")
+    assert {(layer[1], layer[2]) for layer in saved.layer} == {(1, 1)}  # sampling of Y, Cb, Cr: full colour
+    assert saved.quantization == reference.quantization
 
 
 def test_names_never_meet_and_keep_images_together(tmp_path):
-    names = ["a.jpg", "a.png", "a_0.png", "sub/a.png", "b.png"]
-    for seed, name in enumerate(names):
+    for seed, name in enumerate(["a.jpg", "a.png", "a_0.png", "sub/a.png", "b.png"]):
         paint(tmp_path / "data" / "c" / name, seed=seed)
         paint(tmp_path / "data" / "plain" / f"{seed}.png", seed=seed)
     walk(folder_images(tmp_path / "data", "d", "train"), patches, tmp_path / "out", SETTINGS)
@@ -109,27 +110,23 @@ def test_names_never_meet_and_keep_images_together(tmp_path):
 def test_the_number_of_workers_changes_nothing(root, tmp_path):
     (root / "cat" / "1.png").write_bytes(b"not an image")
     for workers in (1, 2):
-        segment_extractor.main(segment_extractor.parser().settings([
-            "--data_root", str(root), "--save_root", str(tmp_path / str(workers)), "--image_per_class", "3",
-            "--workers", str(workers)]))
+        run(segment_extractor, "--data_root", root, "--save_root", tmp_path / str(workers), "--image_per_class", 3,
+            "--workers", workers)
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
     assert len(contents(tmp_path / "1")) > 20
 
 
-def test_a_torchvision_set_is_cut_by_our_order_in_every_worker(tmp_path):
+def test_a_torchvision_set_is_cut_by_our_order_and_a_dead_worker_is_explained(tmp_path):
     source = [(Image.new("RGB", (8, 8), (number, 0, 0)), number % 2) for number in range(6)]
     images = TorchvisionImageSet("d", "train", ["even", "odd"], [0, 0, 0, 1, 1, 1],
-                                     [f"{'even' if n < 3 else 'odd'}/{n:06d}" for n in range(6)], tmp_path, source,
-                                     [0, 2, 4, 1, 3, 5])
+                                 [f"{'even' if n < 3 else 'odd'}/{n:06d}" for n in range(6)], tmp_path, source,
+                                 [0, 2, 4, 1, 3, 5])
     walk(images, one_pixel, tmp_path / "out", SETTINGS, image_per_class=2, format="png", workers=2)
     reds = {row["picture"]: Image.open(tmp_path / "out" / row["files"][0]).getpixel((0, 0))[0]
             for row in read_images(tmp_path / "out")}
     assert reds == {"even/000000": 0, "even/000001": 2, "odd/000003": 1, "odd/000004": 3}
-
-
-def test_a_worker_that_is_ended_is_explained(root, tmp_path):
     with pytest.raises(UserError, match="fewer --workers"):
-        walk(folder_images(root, "d", "train"), dies, tmp_path / "out", SETTINGS, workers=2)
+        walk(images, dies, tmp_path / "other", SETTINGS, workers=2)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
@@ -137,23 +134,36 @@ def test_killed_at_any_moment_and_started_again(tmp_path):
     for number in range(60):
         paint(tmp_path / "data" / "ab"[number % 2] / f"{number:02d}.png", size=(120, 90), seed=number)
     (tmp_path / "data" / "a" / "04.png").write_bytes(b"broken")
-    command = [sys.executable, str(DOORS / "patch_extractor.py"), "--data_root", str(tmp_path / "data"),
-               "--image_per_class", "29", "--workers", "2"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    command = [sys.executable, str(FOLDER / "patch_extractor.py"), "--data_root", str(tmp_path / "data"),
+               "--image_per_class", "29", "--workers", "2", "--save_root"]
     out = tmp_path / "killed"
-    for share in (0, 30):
-        process = subprocess.Popen([*command, "--save_root", str(out)], **quiet)
-        while process.poll() is None and len(read_images(out)) <= share:
-            time.sleep(0.01)
-        assert process.poll() is None, "it ended before it could be killed"
-        process.kill()
-        process.wait()
+    for share, stop in ((0, signal.SIGKILL), (20, signal.SIGINT)):
+        with open(tmp_path / "said", "w") as said:
+            process = subprocess.Popen([*command, str(out)], stdout=said, stderr=said, start_new_session=True)
+            while process.poll() is None and len(read_images(out)) <= share:
+                time.sleep(0.01)
+            assert process.poll() is None, "it ended before it could be killed"
+            (os.killpg if stop == signal.SIGINT else os.kill)(process.pid, stop)  # Ctrl-C reaches the workers too
+            process.wait()
         with pytest.raises(UserError, match="has not finished"):
             read_stage1(out)
+    said = (tmp_path / "said").read_text()
+    assert process.returncode == 130 and "it goes on where it was" in said and "Traceback" not in said
+    deadline = time.time() + 20
+    while (left := _session(process.pid) if shutil.which("ps") else []) and time.time() < deadline:
+        time.sleep(0.1)
+    assert not left, "Ctrl-C left workers behind"
     for name in ("undisturbed", "killed"):
-        subprocess.run([*command, "--save_root", str(tmp_path / name)], check=True, timeout=60, **quiet)
+        done = subprocess.run([*command, str(tmp_path / name)], check=True, timeout=60, capture_output=True, text=True)
+        assert "%|" in done.stderr and "\r" not in done.stderr  # progress in a file comes as whole lines
     assert contents(out) == contents(tmp_path / "undisturbed")
     assert read_stage1(out)["kind"] == "patches"
+
+
+def _session(leader):
+    """Processes of a session, other than those that ended and wait for their parent."""
+    listed = subprocess.run(["ps", "-eo", "sid,pid,stat"], capture_output=True, text=True).stdout.splitlines()[1:]
+    return [pid for sid, pid, state in map(str.split, listed) if int(sid) == leader and not state.startswith("Z")]
 
 
 def test_half_a_line_a_stray_file_and_a_lost_element_are_mended(root, tmp_path):
@@ -175,45 +185,30 @@ def test_half_a_line_a_stray_file_and_a_lost_element_are_mended(root, tmp_path):
 def test_other_settings_other_images_and_foreign_folders_are_refused(root, tmp_path):
     images, out = folder_images(root, "d", "train"), tmp_path / "out"
     walk(images, one_pixel, out, SETTINGS)
-    with pytest.raises(UserError, match="format = 'jpeg', and this run has format = 'png'"):
-        walk(images, one_pixel, out, SETTINGS, format="png")
-    with pytest.raises(UserError, match="image_per_class = 10"):
-        walk(images, one_pixel, out, SETTINGS, image_per_class=3)
+    (tmp_path / "mine" / "holiday").mkdir(parents=True)
+    for folder, changes, sentence in ((out, {"format": "png"}, "format = 'jpeg', and this run has format = 'png'"),
+                                      (out, {"image_per_class": 3}, "image_per_class = 10"),
+                                      (tmp_path / "mine", {}, "did not make"),
+                                      (root / "segments", {}, "inside the data set")):
+        with pytest.raises(UserError, match=sentence):
+            walk(images, one_pixel, folder, SETTINGS, **changes)
     paint(root / "dog" / "00.png")
     with pytest.raises(UserError, match="pictures = '8 from"):
         walk(folder_images(root, "d", "train"), one_pixel, out, SETTINGS)
-    (tmp_path / "mine" / "holiday").mkdir(parents=True)
-    with pytest.raises(UserError, match="did not make"):
-        walk(images, one_pixel, tmp_path / "mine", SETTINGS)
-    with pytest.raises(UserError, match="inside the data set"):
-        walk(images, one_pixel, root / "segments", SETTINGS)
     assert not (root / "segments").exists()
-
-
-def test_read_stage1_of_a_folder_made_elsewhere(root, tmp_path):
-    assert read_stage1(root) is None and read_stage1(tmp_path / "nowhere") is None
-
-
-def test_jpeg_keeps_full_colour_at_quality_95(tmp_path):
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
-    save_element(image, tmp_path / "a.jpg")
-    image.save(tmp_path / "b.jpg", quality=95)
-    saved, reference = Image.open(tmp_path / "a.jpg"), Image.open(tmp_path / "b.jpg")
-    assert {(layer[1], layer[2]) for layer in saved.layer} == {(1, 1)}  # sampling of Y, Cb, Cr
-    assert saved.quantization == reference.quantization
-    save_element(image, tmp_path / "a.png")
-    assert Image.open(tmp_path / "a.png").tobytes() == image.tobytes()
+    assert read_stage1(root) is None and read_stage1(tmp_path / "nowhere") is None  # made elsewhere
 
 
 def test_scripts_record_what_decides_the_pixels(root, tmp_path):
     def settings(script, *flags):
         folder = tmp_path / "-".join(["o", *flags])
-        script.main(script.parser().settings(["--data_root", str(root), "--save_root", str(folder), "--workers", "1",
-                                          "--image_per_class", "1", *flags]))
+        run(script, "--data_root", root, "--save_root", folder, "--workers", 1, "--image_per_class", 1, *flags)
         return read_stage1(folder)
 
     paper = settings(segment_extractor)
     assert (paper["segment_choice"], paper["bounding_box"], paper["dataset"]) == ("sample", "whole", "unnamed")
+    assert {key: paper[key] for key in ("kind", "seed", "grey", "n_segments", "jaccard_at_most")} == {
+        "kind": "segments", "seed": 0, "grey": 117, "n_segments": [10, 20, 30], "jaccard_at_most": 0.5}
     release = settings(segment_extractor, "--protocol", "release")
     assert (release["segment_choice"], release["bounding_box"]) == ("first", "short")
     mixed = settings(segment_extractor, "--protocol", "release", "--bounding_box", "whole", "--dataset", "pets")
@@ -221,21 +216,57 @@ def test_scripts_record_what_decides_the_pixels(root, tmp_path):
     assert settings(patch_extractor, "--format", "png")["grid"] == 4
 
 
-@pytest.mark.parametrize("script", ["segment_extractor", "patch_extractor"])
-def test_the_published_command_runs_from_its_folder(root, tmp_path, script):
-    command = [sys.executable, f"{script}.py", "--data_root", os.path.relpath(root, DOORS), "--save_root",
-               os.path.relpath(tmp_path / "visual" / "segments", DOORS)]
-    done = subprocess.run(command, cwd=DOORS, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert "8 images" in done.stdout and json.loads((tmp_path / "visual/segments/complete.json").read_text())
-
-
 @pytest.mark.parametrize("flags, sentence", [
     ([], "say which images"),
     (["--data_root", "DATA"], "say where the segments go"),
     (["--data_root", "nowhere", "--save_root", "x"], "there is no folder"),
+    (["--dataset", "nowhere"], "there is no configuration nowhere"),
     (["--data_root", "DATA", "--save_root", "x", "--image_per_class", "0"], "whole number above 0"),
 ])
 def test_what_the_user_can_mend(root, flags, sentence):
     with pytest.raises(UserError, match=sentence):
-        segment_extractor.main(segment_extractor.parser().settings([flag.replace("DATA", str(root)) for flag in flags]))
+        run(segment_extractor, *[flag.replace("DATA", str(root)) for flag in flags])
+
+
+def test_a_flat_val_folder_and_other_classes_are_refused_before_anything_is_cut(root, tmp_path):
+    (root.parent / "toy.yaml").write_text(f"name: toy\nroot: {root.parent}\ntrain: data\nval: val\n")
+    flags = ["--dataset", root.parent / "toy.yaml", "--save_root", tmp_path / "out", "--workers", 1]
+    paint(root.parent / "val" / "a.png")
+    with pytest.raises(UserError, match="images but no class folders .a.png"):
+        run(patch_extractor, *flags)
+    for name in ("cat", "cow"):
+        paint(root.parent / "val" / name / "a.png")
+    with pytest.raises(UserError, match="only in train .'dog'., only in val .'cow'."):
+        run(patch_extractor, *flags)
+    assert not (tmp_path / "out").exists()
+    (root.parent / "val" / "cow").rename(root.parent / "val" / "dog")
+    run(patch_extractor, *flags)
+    assert read_stage1(tmp_path / "out")["dataset"] == "toy"
+
+
+@pytest.mark.parametrize("script", [segment_extractor, patch_extractor])
+def test_a_dry_run_makes_nothing_and_expects_what_a_run_makes(root, tmp_path, script, capsys):
+    before = sorted(tmp_path.rglob("*"))
+    flags = ["--data_root", root, "--save_root", tmp_path / "out", "--image_per_class", 3, "--workers", 1]
+    run(script, *flags, "--dry-run")
+    printed = capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*")) == before
+    assert "6 of 8 in 2 classes, at most 3 of each" in printed and f"in {tmp_path}/out (" in printed
+    count, made = (float(re.search(pattern, printed)[1].replace(",", "")) for pattern in (
+        r"elements: about ([\d,]+) \(", r"disk: +about ([\d.]+) [kM]B in"))
+    run(script, *flags)
+    sizes = [file.stat().st_size for file in (tmp_path / "out").rglob("*.jpg")]
+    assert 0.7 < len(sizes) / count < 1.4 and 0.7 < sum(sizes) / (made * {"k": 1e3, "M": 1e6}[
+        re.search(r"[\d.]+ ([kM])B in", printed)[1]]) < 1.4
+
+
+def test_a_dry_run_without_images_says_what_they_would_take(tmp_path, capsys):
+    (tmp_path / "imagenet.yaml").write_text(f"root: {tmp_path}/absent\n")
+    run(segment_extractor, "--dataset", tmp_path / "imagenet.yaml", "--dry_run")
+    printed = capsys.readouterr().out
+    assert "not there yet: imagenet has no train folder" in printed
+    assert "at most 150,000, 15 an image" in printed and "6.0 GB if they are photographs" in printed
+    run(patch_extractor, "--data_root", tmp_path / "none", "--dry_run", "--image_per_class", 2)
+    assert "at most 32 of each class" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no configuration"):
+        run(segment_extractor, "--dataset", "imagnet", "--dry_run")

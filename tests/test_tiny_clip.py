@@ -13,7 +13,7 @@ from demo import paint_shapes, train_tiny_clip  # noqa: E402
 from demo.shapes_captions import TEMPLATES, caption, concepts  # noqa: E402
 from demo.shapes_world import scene  # noqa: E402
 from demo.tiny_clip import FILLERS, PHRASES, Texts, auroc, caption_words, pair_loss  # noqa: E402
-from extractor.clip_towers import load_clip  # noqa: E402
+from extractor.clip import load_clip  # noqa: E402
 from iis.embedding_file import load_embeddings  # noqa: E402
 from iis.names import clip_label  # noqa: E402
 from iis.runtime import UserError  # noqa: E402
@@ -108,14 +108,15 @@ def test_without_images(tmp_path):
 
 
 def test_through_the_textual_script(trained):
-    from extractor.textual_emb_extractor import main, parser
+    from extractor.textual_emb_extractor import Settings, main
+    from iis.cli import parse
 
     (trained / "toy.yaml").write_text(f"name: toy\nroot: {trained}/shapes\n")
     (trained / "words.txt").write_text("red\nstar\n")
-    main(parser().settings(["--dataset", str(trained / "toy.yaml"), "--concept_set", str(trained / "words.txt"),
-                            "--backbone", "resnet20", "--weights", "none", "--device", "cpu", "-j", "0", "--clip_name",
-                            str(trained / "out" / "tiny_clip.json"), "--activation_dir", str(trained / "embs"),
-                            "--save_root", str(trained / "root")]))
+    main(parse(Settings, ["--dataset", str(trained / "toy.yaml"), "--concept_set", str(trained / "words.txt"),
+                          "--backbone", "resnet20", "--weights", "none", "--device", "cpu", "-j", "0", "--clip_name",
+                          str(trained / "out" / "tiny_clip.json"), "--activation_dir", str(trained / "embs"),
+                          "--save_root", str(trained / "root")]))
     images = load_embeddings(trained / "embs" / "toy_val_clip_tiny_clip.pt")
     words = load_embeddings(trained / "embs" / "words_tiny_clip.pt")
     assert images.features_ND.shape == (24, 64) and words.features_ND.shape == (2, 64)

@@ -2,20 +2,20 @@
 
 import json
 import warnings
+from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from PIL import Image
 
-open_clip = pytest.importorskip("open_clip")
-
-from extractor import clip_sources  # noqa: E402
-from extractor.clip_sources import resolve  # noqa: E402
-from extractor.clip_towers import IMAGES, load_clip  # noqa: E402
-from iis.layers import represent  # noqa: E402
-from iis.preprocessing import normalise  # noqa: E402
-from iis.runtime import UserError  # noqa: E402
+from extractor import clip as module
+from extractor.clip import IMAGES, load_clip, resolve, width_of
+from iis.layers import represent
+from iis.names import clip_images_file, clip_label, clip_words_file
+from iis.preprocessing import normalise
+from iis.runtime import UserError
 
 CONFIG = {"embed_dim": 16, "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16,
                                           "head_width": 16},
@@ -57,12 +57,9 @@ def test_both_towers_are_open_clips_own(tiny):
     torch.testing.assert_close(clip.encode_words(["red tail", "a"], batch=1), words)
     assert (clip.label, clip.width, clip.weights, clip.architecture) == ("tiny-tower", 16, "tiny-tower.pt",
                                                                          "tiny-tower")
+    assert width_of(str(tiny)) == 16 and width_of("ViT-B/16") == 512  # from the config alone
     assert clip.preprocessing["crop"] == 32 and clip.preprocessing["interpolation"] == "bicubic"
-
-
-def test_the_image_tower_is_caught_as_a_backbone_is(tiny):
-    clip = load_clip(str(tiny))
-    batch = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    batch = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)  # the tower is hooked as a backbone is
     found = represent(clip.module, IMAGES, normalise(batch, clip.preprocessing))
     assert torch.equal(found, clip.encode_images(batch))
     torch.testing.assert_close(found.norm(dim=1), torch.ones(2))
@@ -74,19 +71,17 @@ def test_openais_file_gets_quick_gelu_whatever_the_config_says(tiny, tmp_path, o
     file = tmp_path / "plain.pt"
     (tmp_path / "plain.json").write_text(json.dumps(CONFIG))
     if openai == "keys":
-        torch.save({**net.state_dict(), **{key: torch.tensor(32) for key in clip_sources.OPENAI_KEYS}}, file)
+        torch.save({**net.state_dict(), **{key: torch.tensor(32) for key in module.OPENAI_KEYS}}, file)
     else:
         holder = torch.nn.Module()
         for name, value in net.state_dict().items():  # TorchScript wants modules, not dotted names
+            above, _, last = name.rpartition(".")
             place = holder
-            *above, last = name.split(".")
-            for part in above:
-                if not hasattr(place, part):
-                    place.add_module(part, torch.nn.Module())
+            for part in above.split(".") if above else ():
+                place.add_module(part, getattr(place, part, torch.nn.Module()))
                 place = getattr(place, part)
             place.register_buffer(last, value)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             torch.jit.script(holder).save(file)
     clip, plain = load_clip(str(file)), load_clip(str(tiny))
     assert quick_gelus(clip) == 2 and quick_gelus(plain) == 0
@@ -107,12 +102,12 @@ def built(monkeypatch, name, weights=None, state=None):
         raise RuntimeError("far enough")
 
     monkeypatch.setattr(open_clip, "create_model", create_model)
-    monkeypatch.setattr(clip_sources, "read_checkpoint", lambda file: dict(state or {}))
-    monkeypatch.setattr(clip_sources, "_published", lambda plan: clip_sources.ROOT / "README.md")
-    with pytest.raises(UserError) as told:
+    monkeypatch.setattr(module, "read_checkpoint", lambda file: dict(state or {}))
+    monkeypatch.setattr(module, "_published", lambda source: module.ROOT / "README.md")
+    with pytest.raises(UserError) as refused:
         load_clip(name, weights)
-    if "far enough" not in str(told.value):
-        raise told.value
+    if "far enough" not in str(refused.value):
+        raise refused.value
     return seen["architecture"], seen["force_quick_gelu"]
 
 
@@ -134,14 +129,14 @@ def test_a_local_file_gets_its_activation_or_is_asked_about(monkeypatch, tmp_pat
     assert built(monkeypatch, "ViT-B-16", str(file), exact) == ("ViT-B-16", False)
     assert built(monkeypatch, "ViT-B-16-quickgelu", str(file), half) == ("ViT-B-16-quickgelu", True)
     assert built(monkeypatch, "ViT-B-16:laion2b_s34b_b88k", str(file), half) == ("ViT-B-16", False)
-    keys = {**exact, **{key: torch.tensor(1) for key in clip_sources.OPENAI_KEYS}}
+    keys = {**exact, **{key: torch.tensor(1) for key in module.OPENAI_KEYS}}
     assert built(monkeypatch, "ViT-B-16:laion2b_s34b_b88k", str(file), keys) == ("ViT-B-16", True)
     for name in ("ViT-B-16", "ViT-B-32"):
         with pytest.raises(UserError, match="may be OpenAI's"):
             built(monkeypatch, name, str(file), half)
 
 
-def test_half_precision_is_loaded_as_float32_with_a_line(tiny, tmp_path, capsys):
+def test_half_precision_and_a_config_beside_the_weights(tiny, tmp_path, capsys):
     file = tmp_path / "half.pt"
     torch.save({name: value.half() for name, value in torch.load(tiny, weights_only=True).items()}, file)
     (tmp_path / "half.json").write_text(json.dumps(CONFIG))
@@ -149,10 +144,7 @@ def test_half_precision_is_loaded_as_float32_with_a_line(tiny, tmp_path, capsys)
     assert "half precision; it is loaded as float32" in capsys.readouterr().err
     assert clip.encode_words(["red"]).dtype == torch.float32
     assert {value.dtype for value in clip.module.parameters()} == {torch.float32}
-
-
-def test_a_config_beside_the_weights_is_their_architecture(tiny):
-    clip = load_clip("ViT-B/16", str(tiny), label="ViT-B16")
+    clip = load_clip("ViT-B/16", str(tiny), label="ViT-B16")  # the config beside the weights is their architecture
     assert (clip.architecture, clip.label, clip.width) == ("tiny-tower", "ViT-B16", 16)
     assert clip.weights_hash == load_clip(str(tiny)).weights_hash
     assert load_clip("ViT-B/16", str(tiny)).label == "ViT-B16__tiny-tower"
@@ -163,35 +155,51 @@ def test_a_config_beside_the_weights_is_their_architecture(tiny):
     ("ViT-B-32:laion2b", None, "has no weights laion2b; did you mean laion2b"),
     ("ViT-B-32", "opena", "did you mean openai"), ("ViT-H-14", None, "whose weights for ViT-H-14"),
     ("ViT-B/16", "absent.pt", "no file absent.pt"), ("absent.json", None, "no file absent.json")])
-def test_what_is_unknown_is_told(name, weights, message):
+def test_what_is_unknown_is_refused(name, weights, message):
     with pytest.raises(UserError, match=message):
         resolve(name, weights)
 
 
-def test_files_that_do_not_belong_together_are_told(tiny, tmp_path):
+def test_files_that_do_not_belong_together_are_refused(tiny, tmp_path):
+    def refused(name, sentence):
+        with pytest.raises(UserError, match=sentence):
+            load_clip(str(tmp_path / name))
+
     (tmp_path / "lone.pt").write_bytes(tiny.read_bytes())
-    with pytest.raises(UserError, match="does not say its architecture"):
-        load_clip(str(tmp_path / "lone.pt"))
+    refused("lone.pt", "comes without its architecture")
     (tmp_path / "empty.json").write_text(json.dumps(CONFIG))
-    with pytest.raises(UserError, match="no weights beside"):
-        load_clip(str(tmp_path / "empty.json"))
+    refused("empty.json", "no weights beside")
     (tmp_path / "lone.json").write_text("{}")
-    with pytest.raises(UserError, match="no model config of open_clip"):
-        load_clip(str(tmp_path / "lone.pt"))
+    refused("lone.pt", "no model config of open_clip")
     (tmp_path / "lone.json").write_text(json.dumps({**CONFIG, "embed_dim": 8}))
-    with pytest.raises(UserError, match="does not fit the model"):
-        load_clip(str(tmp_path / "lone.pt"))
+    refused("lone.pt", "does not fit the model")
     (tmp_path / "lone.pt").write_bytes(tiny.read_bytes()[:1000])
-    with pytest.raises(UserError, match="truncated"):
-        load_clip(str(tmp_path / "lone.pt"))
+    refused("lone.pt", "truncated")
 
 
 def test_without_network_one_sentence_at_once(monkeypatch, tmp_path):
-    monkeypatch.setattr(clip_sources, "_reachable", lambda server: False)
+    monkeypatch.setattr(module, "_reachable", lambda server: False)
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(UserError, match="vit_base_patch16_clip_224.openai from a machine .* --clip_weights"):
         load_clip("ViT-B/16")
     cached = tmp_path / ".cache" / "clip" / "ViT-B-16.pt"
     cached.parent.mkdir(parents=True)
     cached.write_bytes(b"found")
-    assert clip_sources._published(resolve("ViT-B/16")) == cached
+    assert module._published(resolve("ViT-B/16")) == cached
+
+
+@pytest.mark.parametrize(("name", "weights", "label"), [
+    ("ViT-B/16", None, "ViT-B16"), ("ViT-B/16", "openai", "ViT-B16"), ("ViT-B/16", "/x/ViT-B-16.pt", "ViT-B16"),
+    ("ViT-B-16:openai", None, "ViT-B-16"), ("ViT-B/16", "/x/mine.pt", "ViT-B16__mine"),
+    ("ViT-B-32:laion2b_s34b_b79k", None, "ViT-B-32_laion2b_s34b_b79k"),
+    ("ViT-B-32", "laion2b_s34b_b79k", "ViT-B-32_laion2b_s34b_b79k"),
+    ("demo/weights/tiny_clip.json", None, "tiny_clip"), ("tiny_clip.json", "tiny_clip.pt", "tiny_clip")])
+def test_label(name, weights, label):
+    assert clip_label(name, weights) == label
+
+
+def test_published_names():
+    folder = Path("embs/resnet50")
+    assert clip_images_file(folder, "imagenet", "val", "ViT-B16").name == "imagenet_val_clip_ViT-B16.pt"
+    words = clip_words_file(folder, Path("../concept_library/textual/imagenet_filtered.txt"), "ViT-B16")
+    assert words == folder / "imagenet_filtered_ViT-B16.pt"

@@ -1,4 +1,4 @@
-"""Segments against a plain loop over whole-image masks, and each rule on label maps made by hand."""
+"""Segments against a plain loop over whole-image masks, patches against the grid, and each rule by hand."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from skimage.segmentation import slic
 
-from extractor.superpixels import cut_out, passing_labels, segments
+from extractor.elements import AT_MOST, cut_out, passing_labels, patches, segments
 from iis.runtime import numpy_rng
 
 
@@ -47,10 +47,8 @@ def blobs(width, height, seed):
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def assert_same(first, second):
-    assert [tag for tag, _ in first] == [tag for tag, _ in second]
-    for (tag, one), (_, other) in zip(first, second, strict=True):
-        assert one.size == other.size and one.tobytes() == other.tobytes(), tag
+def pixels(elements):
+    return [(tag, element.size, element.tobytes()) for tag, element in elements]
 
 
 @pytest.mark.parametrize("choice, box", [("sample", "whole"), ("first", "short"), ("first", "whole")])
@@ -58,8 +56,8 @@ def assert_same(first, second):
 def test_pixel_for_pixel_as_the_plain_loop(choice, box, size):
     image = blobs(*size, seed=size[0])
     found = segments(image, "a/b.jpg", choice, box, seed=3)
-    assert len(found) >= 5 and all(element.size == size for _, element in found)
-    assert_same(found, plain_segments(image, "a/b.jpg", choice, box, 3))
+    assert 5 <= len(found) <= AT_MOST["segments"] and all(element.size == size for _, element in found)
+    assert pixels(found) == pixels(plain_segments(image, "a/b.jpg", choice, box, 3))
 
 
 @pytest.mark.skipif("IIS_DATA" not in os.environ, reason="IIS_DATA does not name the folder with imagenet-pictures")
@@ -67,7 +65,8 @@ def test_a_real_image_pixel_for_pixel():
     file = sorted(Path(os.environ["IIS_DATA"], "imagenet-pictures").glob("*/*"))[3]
     image = Image.open(file).convert("RGB")
     for choice, box in (("sample", "whole"), ("first", "short")):
-        assert_same(segments(image, file.name, choice, box), plain_segments(image, file.name, choice, box, 0))
+        assert pixels(segments(image, file.name, choice, box)) == pixels(
+            plain_segments(image, file.name, choice, box, 0))
 
 
 def test_a_label_must_cover_more_than_a_thousandth():
@@ -81,9 +80,8 @@ def test_jaccard_of_exactly_half_passes_and_only_kept_masks_count():
     earlier = np.array([[1] * 8 + [2] * 8])
     # label 1 is half of the earlier 1: 4/8. Label 2: 4 of earlier 1, 1 of earlier 2. Label 3: 7/8 of earlier 2.
     labels = np.array([[1] * 4 + [2] * 5 + [3] * 7])
-    assert passing_labels(labels, [(earlier, np.array([1, 2]))]).tolist() == [1, 2]
-    assert passing_labels(labels, [(earlier, np.array([1]))]).tolist() == [1, 2, 3]
-    assert passing_labels(labels, [(earlier, np.array([], dtype=int))]).tolist() == [1, 2, 3]
+    for kept, passing in (([1, 2], [1, 2]), ([1], [1, 2, 3]), ([], [1, 2, 3])):
+        assert passing_labels(labels, [(earlier, np.array(kept, dtype=int))]).tolist() == passing
     # Every earlier scale counts, not only the last: the coarser one rules out label 1, the other label 3.
     coarser = np.array([[1] * 4 + [2] * 12])
     assert passing_labels(labels, [(coarser, np.array([1])), (earlier, np.array([2]))]).tolist() == [2]
@@ -107,14 +105,13 @@ def test_release_takes_the_first_five_and_never_the_last_label():
     tags = [tag for tag, _ in segments(image, "x", "first", "whole") if tag.startswith("10_")]
     assert tags == [f"10_{label:03d}" for label in range(1, 6)] and labels.max() > 5
     # 2 x 2 pixels: SLIC gives four labels; at most the first three are taken.
-    assert [tag for tag, _ in segments(blobs(2, 2, 0), "x", "first", "whole")][:3] == ["10_001", "10_002", "10_003"]
-    assert "10_004" not in dict(segments(blobs(2, 2, 0), "x", "first", "whole"))
+    tags = [tag for tag, _ in segments(blobs(2, 2, 0), "x", "first", "whole")]
+    assert tags[:3] == ["10_001", "10_002", "10_003"] and "10_004" not in tags
 
 
 def test_the_sample_depends_on_seed_and_name_alone():
     image = blobs(90, 60, seed=1)
-    tags = {key: [tag for tag, _ in segments(image, *key[:1], seed=key[1])] for key in
-            (("x", 0), ("x", 1), ("y", 0))}
+    tags = {key: [tag for tag, _ in segments(image, key[0], seed=key[1])] for key in (("x", 0), ("x", 1), ("y", 0))}
     assert tags["x", 0] == [tag for tag, _ in segments(image, "x", seed=0)]
     assert tags["x", 0] != tags["x", 1] and tags["x", 0] != tags["y", 0]
     assert max(sum(tag.startswith(scale) for tag in tags["x", 0]) for scale in ("10_", "20_", "30_")) == 5
@@ -130,3 +127,26 @@ def test_tiny_and_constant_images_do_not_crash(size, choice, box):
             assert found == []
         if size == (1, 1) and box == "whole":
             assert [tag for tag, _ in found] == ["10_001"] and found[0][1].tobytes() == image.tobytes()
+
+
+def test_sixteen_patches_row_by_row_without_the_remainder():
+    # 11 x 9: boxes of 2 x 2, so columns 8, 9, 10 and row 8 are dropped. Each box has one colour of its own.
+    array = np.full((9, 11, 3), 255, np.uint8)
+    for row in range(4):
+        for column in range(4):
+            array[2 * row:2 * row + 2, 2 * column:2 * column + 2] = (10 * row, 10 * column, 7)
+    found = patches(Image.fromarray(array), "x")
+    assert [tag for tag, _ in found] == [f"{row}_{column}" for row in range(4) for column in range(4)]
+    for tag, element in found:
+        row, column = map(int, tag.split("_"))
+        # One colour exactly: nothing of the neighbours bleeds in.
+        assert element.size == (224, 224) and element.getcolors() == [(224 * 224, (10 * row, 10 * column, 7))]
+
+
+def test_patches_are_bicubic_and_images_under_four_pixels_have_none():
+    array = np.random.default_rng(0).integers(0, 256, (33, 41, 3), dtype=np.uint8)
+    element = dict(patches(Image.fromarray(array), "x"))["2_3"]
+    by_hand = Image.fromarray(array[16:24, 30:40]).resize((224, 224), Image.Resampling.BICUBIC)
+    assert element.tobytes() == by_hand.tobytes()
+    counts = [len(patches(Image.new("RGB", size), "x")) for size in ((3, 90), (90, 3), (1, 1), (4, 4))]
+    assert counts == [0, 0, 0, AT_MOST["patches"]]

@@ -1,4 +1,4 @@
-"""What the filter drops and why, worked out by hand; the quick search against every pair by difflib."""
+"""Concept lists: what the filter drops, by hand and against difflib; every form loads, every defect is named."""
 
 import difflib
 import json
@@ -6,10 +6,12 @@ import json
 import numpy as np
 import pytest
 
-from concept_library import concept_filter, filter_concepts
+from concept_library import filter_concepts
 from concept_library.concept_filter import by_embedding, by_spelling, filter_list, normalised, spelling_similarity
-from concept_library.concept_lists import TEXTUAL, read_class_names, read_concepts
+from concept_library.concept_lists import CLASSES, TEXTUAL, read_class_names, read_concepts
+from iis.cli import parse
 from iis.runtime import UserError
+from tests.test_clip import make
 
 
 @pytest.mark.parametrize(("text", "plain"), [
@@ -63,17 +65,12 @@ def test_quick_search_finds_every_pair():
             ratio = difflib.SequenceMatcher(None, *sorted((row, column)), autojunk=False).ratio()
             if ratio > 0.6 or set(row.split()) == set(column.split()):
                 slow.add((i, j))
-    assert found == slow
-    assert len(slow) > 20
-
-
-def test_nothing_to_compare():
-    assert by_spelling([], ["a"], 0.5) == by_spelling(["a"], [], 0.5) == []
-    assert filter_list(["one", "two"], [], by_spelling).kept == ["one", "two"]
+    assert found == slow and len(slow) > 20
+    assert by_spelling([], ["a"], 0.5) == by_spelling(["a"], [], 0.5) == []  # nothing to compare
 
 
 def run(*words):
-    return filter_concepts.main(filter_concepts.parser().settings([str(word) for word in words]))
+    return filter_concepts.main(parse(filter_concepts.Settings, [str(word) for word in words]))
 
 
 def test_script_writes_list_report_and_summary(tmp_path, capsys):
@@ -99,43 +96,86 @@ def test_script_refuses(tmp_path):
     assert not (tmp_path / "kept.txt").exists()
 
 
-@pytest.fixture(scope="module")
-def tiny_clip(tmp_path_factory):
-    """An open_clip model of one's own: its config beside its checkpoint, random weights."""
-    open_clip = pytest.importorskip("open_clip")
-    import torch
-
-    folder = tmp_path_factory.mktemp("clip")
-    config = {"embed_dim": 16, "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16,
-                                                "head_width": 16},
-              "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}}
-    (folder / "tiny-filter-clip.json").write_text(json.dumps(config))
-    open_clip.add_model_config(folder / "tiny-filter-clip.json")
-    torch.manual_seed(0)
-    torch.save(open_clip.create_model("tiny-filter-clip").state_dict(), folder / "tiny.pt")
-    return folder / "tiny.pt"
-
-
-def test_text_model_of_ones_own(tiny_clip, tmp_path):
-    embed = concept_filter.text_embedder("tiny-filter-clip", str(tiny_clip))
-    rows_TD = embed(["red tail", "blue tail", "red tail"])
-    assert rows_TD.shape == (3, 16)
-    np.testing.assert_allclose(np.linalg.norm(rows_TD, axis=1), 1, atol=1e-5)
-    np.testing.assert_allclose(rows_TD[0], rows_TD[2], atol=1e-6)
+def test_a_clip_of_ones_own_measures_by_text_cosine(tmp_path):
+    weights = make(tmp_path, "tiny-filter-clip")
     (tmp_path / "mine.txt").write_text("Red tail\nred tail!\nbird\n")
-    outcome = run("--concept_set", tmp_path / "mine.txt", "--classes", "cifar10", "--out", tmp_path / "kept.txt",
-                  "--text_model", "tiny-filter-clip", "--text_weights", tiny_clip,
-                  "--class_similarity", 0.99999, "--concept_similarity", 1.1)
+    flags = ["--concept_set", tmp_path / "mine.txt", "--classes", "cifar10", "--out", tmp_path / "kept.txt",
+             "--class_similarity", 0.99999, "--concept_similarity", 1.1]
+    outcome = run(*flags, "--text_model", "tiny-filter-clip", "--text_weights", weights)
     assert [entry["concept"] for entry in outcome.dropped] == ["bird"]
     report = json.loads((tmp_path / "kept.dropped.json").read_text())
-    assert report["similarity"] == "text cosine of tiny-filter-clip (tiny.pt)"
+    assert report["similarity"] == "text cosine of tiny-filter-clip (tiny-filter-clip.pt)"
+    for name, file, sentence in (("ViT-B-17", "openai", "no CLIP ViT-B-17; did you mean .*ViT-B-16"),
+                                 ("ViT-B/16", tmp_path / "absent.pt", "there is no file .*absent.pt")):
+        with pytest.raises(UserError, match=sentence):
+            run(*flags, "--text_model", name, "--text_weights", file)
 
 
-def test_text_model_refuses(tiny_clip, tmp_path):
-    with pytest.raises(UserError, match="no CLIP ViT-B-17; did you mean .*ViT-B-16"):
-        concept_filter.text_embedder("ViT-B-17", "openai")
-    with pytest.raises(UserError, match="there is no file .*absent.pt"):
-        concept_filter.text_embedder("ViT-B/16", str(tmp_path / "absent.pt"))
-    (tmp_path / "broken.pt").write_bytes(tiny_clip.read_bytes()[:1000])
-    with pytest.raises(UserError, match="broken.pt is truncated"):
-        concept_filter.text_embedder("tiny-filter-clip", str(tmp_path / "broken.pt"))
+# ---- lists ----
+
+AT_LEAST = {"shapes": 40, "cifar10": 120, "cifar100": 800, "cub": 300, "imagenet": 2500}
+
+
+def test_text_list_keeps_order_and_spelling_without_duplicates(tmp_path):
+    file = tmp_path / "words.txt"
+    file.write_bytes("\ufeffStriped  tail\r\n\r\nhooked beak\r\nstriped tail\r\ncrème glaze\r\n".encode())
+    assert read_concepts(file) == (["Striped tail", "hooked beak", "crème glaze"], ["striped tail"])
+
+
+def test_json_of_classes_loads_like_a_list(tmp_path):
+    file = tmp_path / "words.json"
+    file.write_text(json.dumps({"cat": ["whiskers", "tail"], "dog": ["tail", "floppy ears"], "fish": "fins"}))
+    assert read_concepts(file) == (["whiskers", "tail", "floppy ears", "fins"], ["tail"])
+    file.write_text('["whiskers", "fins"]')
+    assert read_concepts(file) == (["whiskers", "fins"], [])
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("empty.txt", b"\n  \n", "holds no concepts"),
+    ("empty.json", b"{}", "holds no concepts"),
+    ("latin.txt", "crème".encode("latin-1"), "not UTF-8"),
+    ("broken.json", b'{"cat": [', "neither a JSON list"),
+    ("numbers.json", b'{"cat": [1, 2]}', "neither a JSON list"),
+    ("number.json", b"3", "neither a JSON list"),
+    ("nested.json", b'{"cat": 3}', "neither a JSON list"),
+])
+def test_defects_are_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_concepts(tmp_path / name)
+
+
+def test_missing_list_names_the_nearest(tmp_path):
+    with pytest.raises(UserError, match="imagenet_filtered.txt"):
+        read_concepts(tmp_path / "imagnet_filtered.txt")
+    with pytest.raises(UserError, match="cifar100"):
+        read_class_names("cifar1000")
+
+
+def test_class_names(tmp_path):
+    (tmp_path / "names.txt").write_text("aquarium_fish\nbear\n")
+    assert read_class_names(tmp_path / "names.txt") == ["aquarium fish", "bear"]
+    assert [len(read_class_names(name)) for name in ("cifar10", "cifar100", "cub", "shapes")] == [10, 100, 200, 8]
+    assert "Black footed Albatross" in read_class_names("cub")
+    imagenet = read_class_names("imagenet")
+    assert {"tench", "Tinca tinca", "toilet tissue", "bathroom tissue"} <= set(imagenet)
+    assert read_class_names(CLASSES / "cifar10.txt") == read_class_names("cifar10")
+
+
+@pytest.mark.parametrize("name", AT_LEAST)
+def test_committed_list_is_filtered(name):
+    concepts, duplicates = read_concepts(TEXTUAL / f"{name}_filtered.txt")
+    assert len(concepts) >= AT_LEAST[name]
+    assert not duplicates
+    assert [concept for concept in concepts if concept != concept.lower() or not concept.isprintable()] == []
+    outcome = filter_list(concepts, read_class_names(name), by_spelling)
+    assert outcome.dropped == []
+    assert outcome.kept == concepts
+
+
+def test_shapes_list_has_every_painted_attribute():
+    world = pytest.importorskip("demo.shapes_world")
+    concepts = set(read_concepts(TEXTUAL / "shapes_filtered.txt")[0])
+    painted = {word for words in world.ATTRIBUTES.values() for word in words} | set(world.CLUTTER)
+    assert painted <= concepts
+    assert {name.replace("_", " ") for name in world.RULES} == set(read_class_names("shapes"))

@@ -1,7 +1,6 @@
-"""Visual elements of the kind `segments`: SLIC superpixels of one image, each cut out on grey.
+"""Visual elements of one image: SLIC segments on grey, and a grid of patches.
 
-Rules and their order: the paper's superpixels at three scales; `release` marks what the authors' published code
-does instead. SLIC itself takes four fifths of the time of an image (bench/segments.py).
+`release` marks what the authors' published code does where it differs from the paper. SLIC takes most of the time.
 """
 
 from __future__ import annotations
@@ -9,18 +8,20 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from extractor.shared_slic import labels as superpixel_labels
 from iis.runtime import numpy_rng
 
 SCALES = (10, 20, 30)  # n_segments of SLIC, coarse to fine
 COMPACTNESS, SIGMA = 10, 1
 GREY = 117  # about ImageNet's mean colour
 PER_SCALE = 5  # segments kept at one scale, at most
-CHOICES = ("sample", "first")
-BOXES = ("whole", "short")
-# What stage 1 writes into its manifest: a change of one of these is another set of segments.
-RULES = {"n_segments": list(SCALES), "compactness": COMPACTNESS, "sigma": SIGMA, "grey": GREY,
-         "per_scale": PER_SCALE, "larger_than": 0.001, "jaccard_at_most": 0.5}
+CHOICES, BOXES = ("sample", "first"), ("whole", "short")
+GRID = 4  # patches along each side
+SIZE = 224  # pixels, of the square each patch is resized to
+# What stage 1 writes into its manifest: changing one of these makes other elements.
+SEGMENT_RULES = {"n_segments": list(SCALES), "compactness": COMPACTNESS, "sigma": SIGMA, "grey": GREY,
+                 "per_scale": PER_SCALE, "larger_than": 0.001, "jaccard_at_most": 0.5}
+PATCH_RULES = {"grid": GRID, "size": SIZE}
+AT_MOST = {"segments": PER_SCALE * len(SCALES), "patches": GRID * GRID}  # elements of an image
 
 
 def segments(image: Image.Image, name: str, choice: str = "sample", box: str = "whole",
@@ -29,12 +30,15 @@ def segments(image: Image.Image, name: str, choice: str = "sample", box: str = "
 
     choice: `sample` draws 5 labels per scale, by (seed, name, scale); `first` (release) takes the first 5 in raster
     order and never the last label. box: `whole` bounding box, or `short` (release) without its last row and column;
-    a segment of which nothing is left is dropped. A tiny image may have no segments at all.
+    a segment of which nothing is left is dropped. A tiny image may have no segments.
     """
+    from skimage.segmentation import slic
+
     image_HW3 = np.asarray(image)
     earlier: list[tuple[np.ndarray, np.ndarray]] = []  # (label map, labels kept) of the coarser scales
     elements = []
-    for scale, labels_HW in zip(SCALES, superpixel_labels(image_HW3, SCALES, COMPACTNESS, SIGMA), strict=True):
+    for scale in SCALES:
+        labels_HW = slic(image_HW3, n_segments=scale, compactness=COMPACTNESS, sigma=SIGMA, start_label=1)
         passing = passing_labels(labels_HW, earlier)
         if choice == "first":
             kept = passing[passing < labels_HW.max()][:PER_SCALE]
@@ -43,8 +47,8 @@ def segments(image: Image.Image, name: str, choice: str = "sample", box: str = "
         else:
             kept = passing
         earlier.append((labels_HW, kept))
-        for label, cut_HW3 in cut_out(image_HW3, labels_HW, kept, short=box == "short"):
-            element = Image.fromarray(cut_HW3).resize(image.size, Image.Resampling.BICUBIC)  # (H, W, 3)
+        for label, cut_hw3 in cut_out(image_HW3, labels_HW, kept, short=box == "short"):
+            element = Image.fromarray(cut_hw3).resize(image.size, Image.Resampling.BICUBIC)  # (H, W, 3)
             elements.append((f"{scale}_{label:03d}", element))
     return elements
 
@@ -52,7 +56,7 @@ def segments(image: Image.Image, name: str, choice: str = "sample", box: str = "
 def passing_labels(labels_HW: np.ndarray, earlier: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     """Labels that cover more than 0.1 % of the image and overlap (Jaccard) each kept earlier mask by at most 0.5.
 
-    One count of label pairs per earlier scale gives every intersection at once; in whole numbers, so exact.
+    One count of label pairs per earlier scale gives every intersection at once, in whole numbers.
     """
     area_A = np.bincount(labels_HW.ravel())
     passes_A = area_A * 1000 > labels_HW.size
@@ -70,8 +74,7 @@ def cut_out(image_HW3: np.ndarray, labels_HW: np.ndarray, kept: np.ndarray,
     """(label, its bounding box of the image with grey around the segment), boxes (h, w, 3) uint8."""
     from scipy.ndimage import find_objects
 
-    boxes = find_objects(labels_HW)
-    cuts = []
+    boxes, cuts = find_objects(labels_HW), []
     for label in kept.tolist():
         rows, columns = boxes[label - 1]
         if short:
@@ -80,3 +83,20 @@ def cut_out(image_HW3: np.ndarray, labels_HW: np.ndarray, kept: np.ndarray,
         if mask_hw.size:
             cuts.append((label, np.where(mask_hw[..., None], image_HW3[rows, columns], np.uint8(GREY))))
     return cuts
+
+
+def patches(image: Image.Image, name: str) -> list[tuple[str, Image.Image]]:
+    """16 boxes of ⌊W/4⌋ x ⌊H/4⌋ pixels, row by row, each ("ROW_COLUMN", RGB image of 224 x 224).
+
+    The remainder at the right and bottom is dropped. An image under 4 pixels wide or high has no patches. `name` is
+    not used: nothing is drawn at random. Paper and release agree.
+    """
+    width, height = image.width // GRID, image.height // GRID
+    elements = []
+    for row in range(GRID if width and height else 0):
+        for column in range(GRID):
+            left, top = column * width, row * height
+            # Crop first: resize(box=...) would let pixels from outside the box bleed in.
+            cut = image.crop((left, top, left + width, top + height))
+            elements.append((f"{row}_{column}", cut.resize((SIZE, SIZE), Image.Resampling.BICUBIC)))
+    return elements
