@@ -1,29 +1,41 @@
-"""The ledgers a table or figure is made of, summarised: those of a sweep, or any folders.
-
-Every script here takes `--sweep NAME` (cells.json, written by reproduction/sweep.py) or `--model_root FOLDER …`, and
-writes into `--save_dir`.
-"""
+"""The ledgers a table or figure is made of, summarised: those of a sweep, or any folders."""
 
 from __future__ import annotations
 
-import argparse
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from iis.cli import ScriptParser, path
+import numpy as np
+
+from iis.cli import path, setting
+from iis.equations import area, too_close_to_chance
 from iis.results import LEDGER, read_ledger
 from iis.runtime import ROOT, UserError, each, read_json
 from iis.summary import summarise
 
 SWEEPS = ROOT / "results" / "sweeps"
+REPRODUCED = ROOT / "results" / "reproduction"
+_EITHER = "name either --sweep NAME or --model_root FOLDER"
+MEANINGLESS = "close to chance"  # the mark of a run whose ARR and IIS mean nothing
+
+
+@dataclass(kw_only=True)
+class Source:
+    """Ledgers that are read, and the output."""
+
+    sweep: str | None = setting(None, "name of a sweep that reproduction/sweep.py has run, or its cells.json")
+    model_root: list[Path] | None = setting(None, "instead: folders with ledgers", nargs="+", type=path,
+                                            metavar="FOLDER")
+    save_dir: Path | None = setting(None, "output folder (default: results/reproduction/SWEEP, or the first "
+                                          "--model_root)")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One ledger. identity: what its rows share (iis/ledger.py); summary: `iis.summary.summarise` of it; cell: what
-    the sweep says of it ({} for a folder named by hand)."""
+    """One ledger. identity: what its rows share; summary: `iis.summary.summarise` of it; cell: its entry in the sweep's
+    index ({} for a folder named by hand)."""
 
     folder: Path
     identity: dict[str, Any]
@@ -36,9 +48,26 @@ class Run:
         return self.summary["model"]
 
     @property
+    def dataset(self) -> str:
+        """Name of the data set."""
+        return self.summary["dataset"]
+
+    @property
+    def epoch(self) -> int | None:
+        """4 of `shapes_large_epoch4`; None for a model that is no checkpoint."""
+        return epoch_of(self.model)
+
+    @property
+    def net(self) -> str:
+        """The net that a checkpoint belongs to; the model itself where it is none."""
+        return net_of(self.model)
+
+    @property
     def family(self) -> str:
-        """Models of one family are joined by a line: the sweep's word, else that of the name."""
-        return self.cell.get("family") or family_of(self.model)
+        """Models of one family are joined by a line: the sweep's word, else the start of the name. A checkpoint
+        belongs to its net: `resnet50` → resnet, `shapes_large_epoch4` → shapes_large."""
+        start = re.split(r"[\d_:]", self.model.removeprefix("timm:"), maxsplit=1)[0]
+        return self.cell.get("family") or (start if self.epoch is None else self.net) or self.model
 
     @property
     def elements(self) -> str:
@@ -47,37 +76,70 @@ class Run:
 
     @property
     def variant(self) -> str:
-        """What the sweep calls this cell beside its model, data set and bank; "" for a plain one."""
+        """The sweep's name for how this cell differs from the plain one; "" for a plain one."""
         return self.cell.get("variant", "")
+
+    @property
+    def method(self) -> str:
+        """The bank, with its parts where it has some: "Combined (Prototype + Text)"."""
+        parts = self.identity.get("parts")
+        return self.summary["bank"] + (f" ({' + '.join(parts)})" if parts else "")
 
     @property
     def iis(self) -> float:
         """Mean IIS over seeds."""
         return self.summary["iis"]["mean"]
 
+    @property
+    def corrected(self) -> float:
+        """Mean chance-corrected IIS over seeds."""
+        return self.summary["iis_chance_corrected"]["mean"]
 
-def family_of(model: str) -> str:
-    """`resnet50` → resnet, `vit_b_16` → vit, `shapes_large_epoch4` → shapes_large (a checkpoint belongs to its net)."""
-    checkpoint = re.match(r"(.+)_epoch\d+$", model)
-    return checkpoint[1] if checkpoint else re.split(r"[\d_:]", model.removeprefix("timm:"), maxsplit=1)[0] or model
+    @property
+    def dense(self) -> float:
+        """Mean top-1 of the dense heads, a fraction."""
+        return self.summary["dense"]["mean"]
+
+    @property
+    def undivided(self) -> float:
+        """∫ acc(s) ds, mean over seeds: the IIS without its division by the dense accuracy."""
+        return float(np.mean(area(self.summary["ratios"], self.summary["curves"]["best"]["accuracy"])))
+
+    @property
+    def marks(self) -> list[str]:
+        """Warnings that stand beside every number of the run, e.g. "close to chance"."""
+        if "marks" in self.summary:
+            return self.summary["marks"]
+        summary, found = self.summary, []  # TRANSITION: until the summary has its marks
+        if too_close_to_chance(self.dense, summary["chance"], summary["n_val"]):
+            found.append(MEANINGLESS)
+        if any("saturated" in remark for remark in summary["remarks"]):
+            found.append("saturated")
+        return found + (["above the dense head"] if self.iis > summary["span"] else [])
+
+    @property
+    def meaningful(self) -> bool:
+        """False where the dense head is so close to chance that ARR and IIS mean nothing."""
+        return MEANINGLESS not in self.marks
 
 
-def add_source_flags(script: ScriptParser) -> ScriptParser:
-    """`--sweep` or `--model_root`, and `--save_dir`."""
-    script.add_argument("--sweep", help="name of a sweep that reproduction/sweep.py has run, or its cells.json")
-    script.add_argument("--model_root", nargs="+", type=path, metavar="FOLDER", help="instead: folders with ledgers")
-    script.add_argument("--save_dir", type=path, help="output folder (default: results/reproduction/SWEEP)")
-    return script
+def epoch_of(model: str) -> int | None:
+    """4 of `shapes_large_epoch4`; None for a model that is no checkpoint."""
+    match = re.search(r"_epoch(\d+)$", model)
+    return int(match[1]) if match else None
 
 
-def output_folder(args: argparse.Namespace) -> Path:
-    """--save_dir, else results/reproduction/SWEEP. Raises `UserError` where neither says."""
-    if args.save_dir is None and args.sweep is None:
-        raise UserError("--save_dir says where the output goes; it can be left out with --sweep only")
-    if args.save_dir is not None:
-        return args.save_dir
-    name = cells_file(args.sweep).parent.name
-    return ROOT / "results" / "reproduction" / name
+def net_of(model: str) -> str:
+    """`shapes_large` of `shapes_large_epoch4`; other models as they are."""
+    return re.sub(r"_epoch\d+$", "", model)
+
+
+def output_folder(source: Source) -> Path:
+    """--save_dir, else results/reproduction/SWEEP, else the first --model_root."""
+    if source.save_dir is None and bool(source.sweep) == bool(source.model_root):
+        raise UserError(_EITHER + ", not both" * bool(source.sweep))
+    return source.save_dir or (REPRODUCED / cells_file(source.sweep).parent.name if source.sweep
+                               else source.model_root[0])
 
 
 def cells_file(sweep: str) -> Path:
@@ -85,15 +147,15 @@ def cells_file(sweep: str) -> Path:
     return path(sweep) if sweep.endswith(".json") else SWEEPS / sweep / "cells.json"
 
 
-def find_runs(args: argparse.Namespace, draws: int = 1000) -> list[Run]:
+def find_runs(source: Source, draws: int = 1000) -> list[Run]:
     """All runs of --sweep or --model_root that can be summarised. Prints a sentence for each one that cannot.
 
     Raises `UserError` where none can.
     """
-    if bool(args.sweep) == bool(args.model_root):
-        raise UserError("name either --sweep NAME or --model_root FOLDER" + ", not both" * bool(args.sweep))
-    if args.sweep:
-        file = cells_file(args.sweep)
+    if bool(source.sweep) == bool(source.model_root):
+        raise UserError(_EITHER + ", not both" * bool(source.sweep))
+    if source.sweep:
+        file = cells_file(source.sweep)
         if not file.is_file():
             raise UserError(f"there is no sweep {file}; run python reproduction/sweep.py first")
         found = read_json(file)
@@ -102,17 +164,20 @@ def find_runs(args: argparse.Namespace, draws: int = 1000) -> list[Run]:
                             "again")
         cells = [(ROOT / cell["folder"], cell) for cell in found if cell.get("folder")]
     else:
-        cells = [(file.parent, {}) for root in args.model_root for file in sorted(root.rglob(LEDGER))]
-    runs, failed = each(lambda cell: _run(*cell, draws), cells)
+        cells = [(file.parent, {}) for root in source.model_root for file in sorted(root.rglob(LEDGER))]
+    runs, failed = each(lambda cell: read_run(*cell, draws), cells)
     for sentence in failed:
         print(f"left out: {sentence}")
     if not runs:
-        raise UserError(f"there is no ledger to read in {args.sweep or ', '.join(map(str, args.model_root))}; run "
+        raise UserError(f"there is no ledger to read in {source.sweep or ', '.join(map(str, source.model_root))}; run "
                         "stage 3 or reproduction/sweep.py first")
     return runs
 
 
-def _run(folder: Path, cell: dict[str, Any], draws: int) -> Run:
+def read_run(folder: Path, cell: dict[str, Any] | None = None, draws: int = 1000) -> Run:
+    """The run of one ledger; draws: bootstrap resamples. Raises `UserError` where the ledger is damaged."""
     rows = read_ledger(folder / LEDGER)
-    return Run(folder, {key: rows[0].get(key) for key in ("elements", *rows[0])} if rows else {},
-               summarise(rows, draws, str(folder / LEDGER)), cell)
+    summary = summarise(rows, draws, str(folder / LEDGER))
+    grid = {"learning_rates": sorted({row["learning_rate"] for row in rows}), "ratios": summary["ratios"]}
+    return Run(folder, {"elements": None, **rows[0], **grid}, summary, cell or {})
+
