@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import ceil
 from typing import Any
 
 from iis.plots import COLOURS, MARKERS
 from reproduction.lib.outputs import new_figure
+from reproduction.lib.runs import Run
 
 LINES = ("-", "--", ":", "-.")
+SIGNS = {"close to chance": "x", "saturated": "+", "above the dense head": "1"}  # of marks
 
 
 def panels(count: int, title: str, width: float = 3.5, height: float = 3.1, **shared: Any) -> tuple[Any, list[Any]]:
@@ -41,3 +43,11 @@ def legend_below(figure: Any, axes: Iterable[Any], columns: int = 4) -> None:
     labels = {label: handle for one in axes for handle, label in zip(*one.get_legend_handles_labels(), strict=True)}
     figure.legend(labels.values(), labels, loc="outside lower center", ncols=min(columns, len(labels)), frameon=False,
                   fontsize=8)
+
+
+def draw_marks(axes: Any, runs: Iterable[Run], place: Callable[[Run], tuple[float, float]]) -> None:
+    """A black sign on every point whose run has marks, named in the legend."""
+    for mark, sign in SIGNS.items():
+        points = [place(run) for run in runs if mark in run.marks]
+        if points:
+            axes.plot(*zip(*points, strict=True), sign, color="black", markersize=8, label=mark)

@@ -22,8 +22,9 @@ def plain(runs: Sequence[Run]) -> list[Run]:
     kept = [run for run in runs if not run.variant]
     if len(kept) < len(runs):
         print(f"left out: {len(runs) - len(kept)} of {len(runs)} runs are variants of another one (controls)")
-    return sorted(kept, key=lambda run: (run.dataset, bank_place(run.summary["bank"]), run.identity["num_concepts"] or 0,
-                                         str(list(setting(run).values())), run.family, run.epoch or 0, run.model))
+    return sorted(kept, key=lambda run: (
+        run.dataset, bank_place(run.summary["bank"]), run.identity["num_concepts"] or 0,
+        str(list(setting(run).values())), run.family, run.epoch or 0, run.model))
 
 
 def finished(runs: Sequence[Run]) -> list[Run]:
@@ -104,7 +105,7 @@ def point(run: Run, bank: str) -> dict[str, Any]:
     return {"dataset": run.dataset, "bank": bank, "family": run.family, "net": run.net, "model": run.model,
             "epoch": run.epoch, "seeds": len(summary["seeds"]), "num_concepts": summary["num_concepts"],
             "width": summary["width"], "dense": run.dense, "dense_std": summary["dense"]["std"], "iis": run.iis,
-            "iis_std": summary["iis"]["std"], "bootstrap_low": low, "bootstrap_high": high, "area": run.undivided,
+            "iis_std": summary["iis"]["std"], "bootstrap_low": low, "bootstrap_high": high, "area": run.area,
             "iis_chance_corrected": run.corrected,
             "iis_chance_corrected_std": summary["iis_chance_corrected"]["std"], "marks": "; ".join(run.marks)}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from iis.equations import area, too_close_to_chance
 from iis.results import LEDGER, read_ledger
 from iis.runtime import ROOT, UserError, each, read_json
 from iis.summary import summarise
+
+if TYPE_CHECKING:
+    from IP_training.concept_banks import Bank
 
 SWEEPS = ROOT / "results" / "sweeps"
 REPRODUCED = ROOT / "results" / "reproduction"
@@ -101,7 +104,7 @@ class Run:
         return self.summary["dense"]["mean"]
 
     @property
-    def undivided(self) -> float:
+    def area(self) -> float:
         """∫ acc(s) ds, mean over seeds: the IIS without its division by the dense accuracy."""
         return float(np.mean(area(self.summary["ratios"], self.summary["curves"]["best"]["accuracy"])))
 
@@ -121,6 +124,31 @@ class Run:
     def meaningful(self) -> bool:
         """False where the dense head is so close to chance that ARR and IIS mean nothing."""
         return MEANINGLESS not in self.marks
+
+    def banks(self, seed: int) -> dict[str, Bank]:
+        """The banks that a seed's predictors use: {"all": bank}, or one per ratio, {"0": …, "0.1": …}.
+
+        Raises `UserError` where the predictors are gone.
+        """
+        from safetensors.torch import load_file
+
+        from IP_training.concept_banks import Bank
+
+        file = self.folder / "predictors" / f"seed_{seed}.safetensors"
+        if not file.is_file():
+            raise UserError(f"there is no file {file} with the bank: run stage 3 again")
+        tensors, described = load_file(file), read_json(file.with_suffix(".json"))
+        names = {"all": "bank"} if "bank" in tensors else {
+            name.removesuffix("/bank"): name for name in sorted(tensors) if name.endswith("/bank")}
+        if not names:
+            raise UserError(f"{file} holds no bank; run stage 3 again")
+        return {ratio: Bank(self.summary["bank"], tensors[name].float(), described["concepts"][ratio],
+                            tuple((kind, columns) for kind, columns in described["blocks"][ratio]))
+                for ratio, name in sorted(names.items())}
+
+    def bank(self, seed: int) -> Bank:
+        """The bank of a seed's predictors, of the smallest ratio where each has its own."""
+        return next(iter(self.banks(seed).values()))
 
 
 def epoch_of(model: str) -> int | None:

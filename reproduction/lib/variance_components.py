@@ -86,7 +86,8 @@ def simulate(variance: dict[str, float], shape: tuple[int, int, int], rng: np.ra
                np.zeros(shape))
 
 
-def share_intervals(found: Components, shape: tuple[int, int, int], draws: int = 2000) -> dict[str, tuple[float, float]]:
+def share_intervals(found: Components, shape: tuple[int, int, int], draws: int = 2000
+                    ) -> dict[str, tuple[float, float]]:
     """Parametric bootstrap: the central 95 % range of each share if the components found were the truth. A handful of
     levels leaves it wide."""
     rng = numpy_rng("variance shares", *shape)
