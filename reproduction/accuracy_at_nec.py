@@ -71,7 +71,8 @@ def measure(run: Run, device: "torch.device") -> dict[int, list[dict[str, Any]]]
     splits: list[tuple[torch.Tensor, torch.Tensor]] = []
     for seed in run.summary["seeds"]:
         bank_MD = run.bank(seed).vectors_MD
-        depends = {"path": PATH, "levels": list(LEVELS), "bank": content_hash(bank_MD, torch.zeros(0, dtype=torch.int64)),
+        bank_hash = content_hash(bank_MD, torch.zeros(0, dtype=torch.int64))
+        depends = {"path": PATH, "levels": list(LEVELS), "bank": bank_hash,
                    **{name: run.identity[name] for name in ("train_hash", "val_hash")}}
         if kept.get(str(seed), {}).get("depends") != depends:
             splits = splits or [(split.features_ND, split.labels_N) for split in (
@@ -90,8 +91,8 @@ def for_people(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for line in lines:
         row = table.setdefault((line["dataset"], line["bank"], line["model"]), {
             "data set": line["dataset"], "bank": line["bank"], "model": line["model"], "dense": percent(line["dense"])})
-        row[line["nec"] if line["nec"] == "ANEC" else f"NEC {line['nec']}"] = percent(line["top1"], line["top1_std"]) + (
-            f" ({line['used']:.1f})" if short(line) else "")
+        level = line["nec"] if line["nec"] == "ANEC" else f"NEC {line['nec']}"
+        row[level] = percent(line["top1"], line["top1_std"]) + (f" ({line['used']:.1f})" if short(line) else "")
         row["marks"] = row.pop("marks", line["marks"])  # the last column
     return list(table.values())
 

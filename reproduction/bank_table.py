@@ -2,9 +2,9 @@
 
     python reproduction/bank_table.py --dataset cifar10 --save_dir results/cifar10
 
-reads the ledgers below IP_training/IP_*/MODEL/ and the banks in their predictors/; writes banks.csv and prints the table
-in Markdown. Banks of different size are compared at `--kept` concepts: the accuracy there is interpolated between the
-two nearest ratios, linearly in log k.
+reads the ledgers below IP_training/IP_*/MODEL/ and the banks in their predictors/; writes banks.csv and prints the
+table in Markdown. Banks of different size are compared at `--kept` concepts: the accuracy there is interpolated
+between the two nearest ratios, linearly in log k.
 """
 
 import sys
@@ -40,14 +40,14 @@ def main(settings: Settings) -> None:
     files = sorted(settings.root.glob(f"IP_*/*/{settings.dataset}_*/{LEDGER}"))  # cifar10_* is cifar10_corrupted too
     runs, failed = each(lambda file: read_run(file.parent), files)
     runs = [run for run in runs if run.dataset == settings.dataset]
-    lines, without_bank = each(lambda run: line_of(run, settings.kept), runs)
+    titles = {run.folder: title for (_, title), mine in groups(runs).items() for run in mine}
+    lines, without_bank = each(lambda run: line_of(run, titles[run.folder], settings.kept), runs)
     failed += without_bank
     if not lines:
         raise UserError("; ".join(failed) or f"there is no ledger of {settings.dataset} below {settings.root}; run "
                         "ip_train.sh first")
-    titles = {run.folder: title for (_, title), mine in groups(runs).items() for run in mine}
-    lines = sorted(({**line, "title": titles[line.pop("folder")]} for line in lines), key=lambda line: (
-        line["model"], line["protocol"], str(line["M"]).rjust(9), bank_place(line["bank"]), line["elements"]))
+    lines.sort(key=lambda line: (line["model"], line["protocol"], str(line["M"]).rjust(9), bank_place(line["bank"]),
+                                 line["elements"]))
     folder = make_output_folder(settings.save_dir)
     write_text(folder / "banks.csv", as_csv(lines))
     print(as_markdown([
@@ -61,19 +61,21 @@ def main(settings: Settings) -> None:
         raise UserError(f"left out {len(failed)} of {len(files)} ledgers: {'; '.join(failed)}")
 
 
-def line_of(run: Run, kept: int) -> dict[str, Any]:
-    """One ledger as one line: means over seeds, standard deviations with ddof 1."""
+def line_of(run: Run, title: str, kept: int) -> dict[str, Any]:
+    """One ledger as one line: means over seeds, standard deviations with ddof 1. title: its bank, with every setting
+    that differs between the ledgers."""
     summary, score = run.summary, run.summary["iis"]
     at_kept, std = mean_std([100 * accuracy_at(kept, summary["kept"], curve)
                              for curve in summary["curves"]["best"]["accuracy"]])
     ranks = [effective_rank(bank.vectors_MD.numpy()) for seed in summary["seeds"] for bank in run.banks(seed).values()]
     empty = [row["empty_concepts"] for row in read_ledger(run.folder / LEDGER) if row["empty_concepts"] is not None]
     low, high = summary["bootstrap"]["interval_95"]
-    return {"folder": run.folder, "model": run.model, "protocol": summary["protocol"], "M": summary["num_concepts"],
+    return {"model": run.model, "protocol": summary["protocol"], "M": summary["num_concepts"],
             "bank": summary["bank"], "elements": run.elements, "seeds": len(summary["seeds"]), "dense": run.dense,
             "iis": run.iis, "iis_std": score["std"], "bootstrap_low": low, "bootstrap_high": high, "kept": kept,
             "top1_at_kept": at_kept, "top1_at_kept_std": std, "effective_rank": float(np.mean(ranks)),
-            "empty": float(np.mean(empty)), "marks": "; ".join(run.marks)}
+            "empty": float(np.mean(empty)), "title": title,
+            "marks": "; ".join(run.marks)}
 
 
 def accuracy_at(kept: int, counts: list[int], accuracies: np.ndarray) -> float:

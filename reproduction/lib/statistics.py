@@ -128,7 +128,7 @@ def paired_difference(values: Sequence[float], base: Sequence[float]) -> Differe
     """values − base, pair by pair."""
     from scipy import stats
 
-    differences = np.asarray(values, float) - np.asarray(base, float)
+    differences = _comparable(np.asarray(values, float) - np.asarray(base, float))
     (mean, std), count = mean_std(differences), len(differences)
     if std is None:
         return Difference(mean, pairs=1)
