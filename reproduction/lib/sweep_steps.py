@@ -1,20 +1,21 @@
-"""What a cell of a sweep runs, in this process: the scripts of stages 1 and 2 for what is missing, then its own script."""
+"""What a cell of a sweep runs, in this process: the scripts of stages 1 and 2 for what is missing, then stage 3's."""
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from iis.names import elements_file, elements_folder, slug
 from iis.runtime import ROOT, UserError, nearest
-from reproduction.lib.scripts import call_script
-from reproduction.lib.sweep_cells import DOORS, Sweep, SweepCell
+from reproduction.lib.scripts import call_script, setting_names
+from reproduction.lib.sweep_cells import SCRIPTS, Sweep, SweepCell
 
 WITH_WORDS = ("Text", "Combined")
 WITHOUT_ELEMENTS = ("Text", "Random", "Own")
 STAGE1 = {"segments": "segment_extractor", "patches": "patch_extractor"}
-STAGE2 = ("visual_element_emb_extractor", "textual_emb_extractor")
+VISUAL, TEXTUAL = "extractor.visual_element_emb_extractor", "extractor.textual_emb_extractor"
 
 
 class Steps:
@@ -27,35 +28,29 @@ class Steps:
 
     def run(self, cell: SweepCell) -> Path:
         """Prepare and train one cell; the folder of its ledger. Raises `UserError` as the scripts do."""
-        kind, protocol = cell.flags.get("element_kind", "segments"), cell.flags.get("protocol", "paper")
-        own_elements = cell.elements_of is None and cell.bank not in WITHOUT_ELEMENTS
-        folders = [elements_folder(cell.dataset, kind, protocol)] if own_elements else []
-        self._once(self._representations, cell, cell.dataset, folders)
-        extra: dict[str, Any] = {}
+        with_elements = cell.elements_of is None and cell.bank not in WITHOUT_ELEMENTS
+        self._once(self._visual, cell, cell.dataset, "train,val", with_elements)
+        settings: dict[str, Any] = {}
         if cell.elements_of:
-            self._once(self._elements, cell, cell.elements_of, kind, protocol)
-            source = elements_file(cell.model_name, cell.elements_of, kind, protocol)
+            self._once(self._visual, cell, cell.elements_of, None, True)
+            kind, protocol = kind_of(cell)
             place = f"{cell.dataset}_{kind}_of_{cell.elements_of}_M{cell.flags.get('num_concepts', 'default')}"
-            extra = {"concept_path": source, "other_dataset": True,
-                     "save_dir": ROOT / "IP_training" / f"IP_{cell.bank}" / slug(cell.model_name) / slug(place)}
+            settings = {"concept_path": elements_file(cell.model_name, cell.elements_of, kind, protocol),
+                        "other_dataset": True,
+                        "save_dir": ROOT / "IP_training" / f"IP_{cell.bank}" / slug(cell.model_name) / slug(place)}
         if cell.bank in WITH_WORDS:
-            self._once(self._words, cell, cell.dataset)
-        return self._train(cell, extra)
-
-    def _train(self, cell: SweepCell, extra: dict[str, Any]) -> Path:
-        script = _script("IP_training", DOORS[cell.bank])
+            self._once(self._words, cell)
+        script = import_module(f"IP_training.{SCRIPTS[cell.bank]}")
         if cell.bank == "Text":
-            extra = {**extra, "sparsity_ratio": True}
-        if DOORS[cell.bank] == "IP_Bank_training":
-            extra = {**extra, "kind": cell.bank}
-        known = script.parser().flags()
-        flags = {key: value for key, value in cell.flags.items() if key in known}
-        whose = {"model_name": cell.model_name, "dataset": cell.dataset}
-        return call_script(script, {**whose, **self.device, **flags, **extra})
+            settings["sparsity_ratio"] = True
+        if SCRIPTS[cell.bank] == "IP_Bank_training":
+            settings["kind"] = cell.bank
+        return call_script(script, {"model_name": cell.model_name, "dataset": cell.dataset, **self.device,
+                                    **_known(cell.flags, script), **settings})
 
-    def _once(self, prepare: Any, cell: SweepCell, *what: Any) -> None:
+    def _once(self, prepare: Callable[..., None], cell: SweepCell, *what: Any) -> None:
         """Run a preparation once per model in this process; one that failed fails every cell that needs it."""
-        key = str((prepare.__name__, cell.model, *what))
+        key = str((prepare.__name__, cell.stage2, kind_of(cell), *what))
         if key not in self.prepared:
             try:
                 prepare(cell, *what)
@@ -65,59 +60,49 @@ class Steps:
         if self.prepared[key]:
             raise UserError(self.prepared[key])
 
-    def _representations(self, cell: SweepCell, dataset: str, folders: list[Path]) -> None:
-        """Stage 2: the data set's own images, and its elements (stage 1 first, where there are none)."""
-        for folder in folders:
-            self._stage1(folder, dataset, cell)
-        flags = {**self.sweep.stage2, **self.device, **cell.model, "dataset": dataset, "representations": "train,val"}
-        if folders:
-            flags["data_path"] = folders[0]
-        call_script(_script("extractor", "visual_element_emb_extractor"), flags)
+    def _visual(self, cell: SweepCell, dataset: str, representations: str | None, with_elements: bool) -> None:
+        """Stage 2: a data set's own images, its elements, or both (stage 1 first, where there are no elements)."""
+        folder = elements_folder(dataset, *kind_of(cell)) if with_elements else None
+        if folder and not folder.is_dir():
+            kind, protocol = kind_of(cell)
+            call_script(import_module(f"extractor.{STAGE1[kind]}"),
+                        {**self.sweep.stage1, "dataset": dataset, "protocol": protocol})
+        call_script(import_module(VISUAL), {**self.sweep.stage2, **self.device, **cell.stage2, "dataset": dataset,
+                                            "representations": representations, "data_path": folder})
 
-    def _elements(self, cell: SweepCell, dataset: str, kind: str, protocol: str) -> None:
-        """Stage 2: another data set's elements."""
-        folder = elements_folder(dataset, kind, protocol)
-        self._stage1(folder, dataset, cell)
-        call_script(_script("extractor", "visual_element_emb_extractor"),
-                  {**self.sweep.stage2, **self.device, **cell.model, "dataset": dataset, "data_path": folder})
-
-    def _stage1(self, folder: Path, dataset: str, cell: SweepCell) -> None:
-        if folder.is_dir():
-            return
-        kind, protocol = cell.flags.get("element_kind", "segments"), cell.flags.get("protocol", "paper")
-        call_script(_script("extractor", STAGE1[kind]),
-                  {**self.sweep.stage1, "dataset": dataset, "protocol": protocol})
-
-    def _words(self, cell: SweepCell, dataset: str) -> None:
+    def _words(self, cell: SweepCell) -> None:
         """Stage 2: CLIP's embeddings of words and images."""
-        script = _script("extractor", "textual_emb_extractor")
-        known = script.parser().flags()
+        script = import_module(TEXTUAL)
         words = {key: cell.flags[key] for key in ("concept_set", "clip_name", "clip_weights", "activation_dir")
                  if key in cell.flags}
-        flags = {key: value for key, value in {**self.sweep.stage2, **cell.model}.items() if key in known}
-        call_script(script, {**flags, **self.device, "dataset": dataset, **words})
+        call_script(script, {**_known({**self.sweep.stage2, **cell.stage2}, script), **self.device,
+                             "dataset": cell.dataset, **words})
+
+
+def kind_of(cell: SweepCell) -> tuple[str, str]:
+    """Kind of elements, and protocol."""
+    return cell.flags.get("element_kind", "segments"), cell.flags.get("protocol", "paper")
 
 
 def check_settings(sweep: Sweep) -> None:
-    """Raise `UserError` for a setting that no script of its stage knows: a typo must not be dropped silently, also where
-    the stage is done already."""
-    training, stage2 = _known("IP_training", *sorted(set(DOORS.values()))), _known("extractor", *STAGE2)
-    stages = [(sweep.stage1, _known("extractor", *STAGE1.values()), "stage 1"), (sweep.stage2, stage2, "stage 2")]
+    """Raise `UserError` for a setting that no script of its stage knows: a typo must not be dropped silently, also
+    where the stage is done already."""
+    def known(*names: str) -> set[str]:
+        return set.union(*(setting_names(import_module(name)) for name in names))
+
+    stage1, stage2 = known(*(f"extractor.{name}" for name in STAGE1.values())), known(VISUAL, TEXTUAL)
+    training = known(*(f"IP_training.{name}" for name in set(SCRIPTS.values())))
     for cell in sweep.cells:
-        stages += [(cell.flags, training, "training"), (cell.model, stage2, "stage 2")]
-        kind = cell.flags.get("element_kind", "segments")
-        if kind not in STAGE1:
-            raise UserError(f"the sweep {sweep.name} has the element_kind {kind!r}{nearest(str(kind), STAGE1)}")
-    for flags, known, stage in stages:
+        if kind_of(cell)[0] not in STAGE1:
+            raise UserError(f"the sweep {sweep.name} has the element_kind {kind_of(cell)[0]!r}"
+                            f"{nearest(str(kind_of(cell)[0]), STAGE1)}")
+    for flags, names, stage in ((sweep.stage1, stage1, "stage 1"), (sweep.stage2, stage2, "stage 2"), *(
+            one for cell in sweep.cells for one in ((cell.flags, training, "training"), (cell.stage2, stage2, "stage 2")))):
         for key in flags:
-            if key not in known:
+            if key not in names:
                 raise UserError(f"the sweep {sweep.name} sets {key!r}, which no {stage} script knows"
-                                f"{nearest(key, known)}")
+                                f"{nearest(key, names)}")
 
 
-def _known(folder: str, *names: str) -> set[str]:
-    return {flag for name in names for flag in _script(folder, name).parser().flags()}
-
-
-def _script(folder: str, name: str) -> Any:
-    return importlib.import_module(f"{folder}.{name}")
+def _known(settings: dict[str, Any], script: Any) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key in setting_names(script)}
