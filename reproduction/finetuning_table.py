@@ -49,14 +49,14 @@ def main(settings: Settings) -> None:
     for sentence in failed:
         print(f"left out: {sentence}")
     folder = make_output_folder(settings.save_dir or REPRODUCED / root.name)
-    control = cells[cells["objective"] == CONTROL] if len(cells) else cells
-    if not len(control):
+    if not len(cells) or CONTROL not in set(cells["objective"]):
         raise UserError(f"{root} holds no finished run of the control ({CONTROL}): run python "
                         "reproduction/finetuning.py again")
-    usual = control[["num_concepts", "sparsity"]].iloc[0]
+    usual = cells.loc[cells["objective"] == CONTROL, ["num_concepts", "sparsity"]].iloc[0]
     same = {name: cells[name] == usual[name] for name in usual.index}
     main_cells = cells[(cells["objective"] == BEFORE) | (same["num_concepts"] & same["sparsity"])]
     by_objective = {name: mine for name in NAMES if len(mine := main_cells[main_cells["objective"] == name])}
+    control = by_objective[CONTROL]
     print(write(folder, "finetuning", "objective", {NAMES[name]: mine for name, mine in by_objective.items()}, control))
     for name, other, letter in (("num_concepts", "sparsity", "M"), ("sparsity", "num_concepts", "s")):
         ablated = dict(iter(cells[(cells["objective"] == "interpretability") & same[other]].groupby(name)))

@@ -33,7 +33,7 @@ def checked(value: Any, what: str, known: Iterable[str] | None = None) -> dict[s
 
 
 def with_results(cells: Sequence[dict[str, Any]], index: Path, same: Sequence[str]) -> list[dict[str, Any]]:
-    """The cells with "folder", "seconds" and "message" of the index's entry that agrees with them in the keys `same`."""
+    """The cells with "folder", "seconds" and "message" of the entry of the index that has the same values of `same`."""
     before = read_json(index) if index.exists() else []
     entries = []
     for cell in cells:

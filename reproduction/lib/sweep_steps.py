@@ -92,13 +92,14 @@ def check_settings(sweep: Sweep) -> None:
 
     stage1, stage2 = known(*(f"extractor.{name}" for name in STAGE1.values())), known(VISUAL, TEXTUAL)
     training = known(*(f"IP_training.{name}" for name in set(SCRIPTS.values())))
+    given = [(sweep.stage1, stage1, "stage 1"), (sweep.stage2, stage2, "stage 2")]
     for cell in sweep.cells:
-        if kind_of(cell)[0] not in STAGE1:
-            raise UserError(f"the sweep {sweep.name} has the element_kind {kind_of(cell)[0]!r}"
-                            f"{nearest(str(kind_of(cell)[0]), STAGE1)}")
-    for flags, names, stage in ((sweep.stage1, stage1, "stage 1"), (sweep.stage2, stage2, "stage 2"), *(
-            one for cell in sweep.cells for one in ((cell.flags, training, "training"), (cell.stage2, stage2, "stage 2")))):
-        for key in flags:
+        given += [(cell.flags, training, "training"), (cell.stage2, stage2, "stage 2")]
+        kind, _ = kind_of(cell)
+        if kind not in STAGE1:
+            raise UserError(f"the sweep {sweep.name} has the element_kind {kind!r}{nearest(str(kind), STAGE1)}")
+    for settings, names, stage in given:
+        for key in settings:
             if key not in names:
                 raise UserError(f"the sweep {sweep.name} sets {key!r}, which no {stage} script knows"
                                 f"{nearest(key, names)}")
