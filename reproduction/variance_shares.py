@@ -56,8 +56,8 @@ class Settings:
 def main(settings: Settings) -> Path:
     """Train what is missing and write the table. Returns its folder."""
     if min(settings.banks, settings.heads) < 2:
-        raise UserError(f"--banks {settings.banks} --heads {settings.heads}: at least 2 of each are needed to tell them "
-                        "apart")
+        raise UserError(f"--banks {settings.banks} --heads {settings.heads}: at least 2 of each are needed to tell "
+                        "them apart")
     folder = settings.save_dir or USUAL / slug(
         f"{settings.dataset}_{settings.model}_{settings.bank}_M{settings.num_concepts}")
     elements = [None] if settings.bank in WITHOUT_ELEMENTS else [
@@ -69,10 +69,10 @@ def main(settings: Settings) -> Path:
              for place in np.ndindex(scores_SBH.shape)]
     write_text(folder / "scores.csv", as_csv(cells))
     lines, people = table(scores_SBH)
-    marks = sorted({mark for sample in runs for run in sample for mark in run.get("marks", [])})
+    marks = ", ".join(sorted({mark for sample in runs for run in sample for mark in run.get("marks", [])}))
     what = (f"{settings.model} on {settings.dataset}, {settings.bank} bank, M = {settings.num_concepts}; "
             f"{len(elements)} stage-1 samples × {settings.banks} banks × {settings.heads} heads; mean IIS "
-            f"{scores_SBH.mean():.4f}{f' ({', '.join(marks)})' if marks else ''}.")
+            f"{scores_SBH.mean():.4f}{f' ({marks})' if marks else ''}.")
     print(write_table(folder, "variance_shares", lines, people, f"{what} {CAPTION}"))
     print(f"written: {folder}/variance_shares.csv")
     return folder

@@ -53,8 +53,8 @@ def read_lines(file: Path, numbers: Sequence[str], columns: Sequence[str]) -> pd
 def merged(old: pd.DataFrame, new: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """Old and new lines, sorted; a new line replaces the old one of the same key, protocol and variant."""
     place = [*KEY, "protocol", "variant"]
-    lines = pd.concat([old.astype(object), pd.DataFrame(list(new), columns=OURS, dtype=object)])[list(OURS)].fillna({"marks": ""})
-    return lines.drop_duplicates(place, keep="last").sort_values(place)
+    lines = pd.concat([old.astype(object), pd.DataFrame(list(new), columns=OURS, dtype=object)])[list(OURS)]
+    return lines.fillna({"marks": ""}).drop_duplicates(place, keep="last").sort_values(place)
 
 
 def lines_of_runs(runs: Iterable[Run]) -> list[dict[str, Any]]:
@@ -65,7 +65,8 @@ def lines_of_runs(runs: Iterable[Run]) -> list[dict[str, Any]]:
         common = {"model": run.model, "dataset": run.dataset, "seeds": len(summary["seeds"]),
                   "made_from": _place(run.folder)}
         bank = {**common, "method": run.method, "setting": f"M = {summary['num_concepts']}",
-                "protocol": summary["protocol"], "variant": variant, "marks": ", ".join(run.marks)}
+                "protocol": summary["protocol"], "variant": variant,
+                "marks": ", ".join(run.marks)}
         lines += [{**bank, "measure": measure, **_area(score["mean"], score["std"])} for measure, score in (
             ("IIS", summary["iis"]), ("chance-corrected IIS", summary["iis_chance_corrected"]))]
         own = [word for word in variant.split("; ") if word.startswith("holdout") or word.endswith(" epochs")]

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 SWEEPS = ROOT / "results" / "sweeps"
 REPRODUCED = ROOT / "results" / "reproduction"
 _EITHER = "name either --sweep NAME or --model_root FOLDER"
-MEANINGLESS = "close to chance"  # the mark of a run whose ARR and IIS mean nothing
 
 
 @dataclass(kw_only=True)
@@ -35,95 +34,39 @@ class Source:
                                           "--model_root)")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
     """One ledger. identity: what its rows share; summary: `iis.summary.summarise` of it; cell: its entry in the sweep's
-    index ({} for a folder named by hand)."""
+    index ({} for a folder named by hand). The other fields are taken from these:
+
+    epoch is 4 and net `shapes_large` for the checkpoint `shapes_large_epoch4`; None and the model itself for others.
+    family: models of one family are joined by a line: the sweep's word, else the start of the name (`resnet50` →
+    resnet); a checkpoint belongs to its net. elements: `segments`, `patches`, or "-" for a bank of neither. variant:
+    the sweep's name for how the cell differs from the plain one, else "". method: the bank, with its parts: "Combined
+    (Prototype + Text)". iis, corrected (IIS with chance taken off), dense (top-1, a fraction): means over seeds. area:
+    ∫ acc(s) ds, the IIS without its division by dense. marks: warnings that stand beside every number of the run.
+    """
 
     folder: Path
     identity: dict[str, Any]
     summary: dict[str, Any]
     cell: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def model(self) -> str:
-        """Name of the backbone."""
-        return self.summary["model"]
-
-    @property
-    def dataset(self) -> str:
-        """Name of the data set."""
-        return self.summary["dataset"]
-
-    @property
-    def epoch(self) -> int | None:
-        """4 of `shapes_large_epoch4`; None for a model that is no checkpoint."""
-        return epoch_of(self.model)
-
-    @property
-    def net(self) -> str:
-        """The net that a checkpoint belongs to; the model itself where it is none."""
-        return net_of(self.model)
-
-    @property
-    def family(self) -> str:
-        """Models of one family are joined by a line: the sweep's word, else the start of the name. A checkpoint
-        belongs to its net: `resnet50` → resnet, `shapes_large_epoch4` → shapes_large."""
+    def __post_init__(self) -> None:
+        summary, parts = self.summary, self.identity.get("parts")
+        self.model: str = summary["model"]
+        self.dataset: str = summary["dataset"]
+        self.epoch, self.net = epoch_of(self.model), re.sub(r"_epoch\d+$", "", self.model)
         start = re.split(r"[\d_:]", self.model.removeprefix("timm:"), maxsplit=1)[0]
-        return self.cell.get("family") or (start if self.epoch is None else self.net) or self.model
-
-    @property
-    def elements(self) -> str:
-        """`segments` or `patches`; "-" for a bank that is made of neither."""
-        return (self.identity["elements"] or {}).get("kind", "-")
-
-    @property
-    def variant(self) -> str:
-        """The sweep's name for how this cell differs from the plain one; "" for a plain one."""
-        return self.cell.get("variant", "")
-
-    @property
-    def method(self) -> str:
-        """The bank, with its parts where it has some: "Combined (Prototype + Text)"."""
-        parts = self.identity.get("parts")
-        return self.summary["bank"] + (f" ({' + '.join(parts)})" if parts else "")
-
-    @property
-    def iis(self) -> float:
-        """Mean IIS over seeds."""
-        return self.summary["iis"]["mean"]
-
-    @property
-    def corrected(self) -> float:
-        """Mean chance-corrected IIS over seeds."""
-        return self.summary["iis_chance_corrected"]["mean"]
-
-    @property
-    def dense(self) -> float:
-        """Mean top-1 of the dense heads, a fraction."""
-        return self.summary["dense"]["mean"]
-
-    @property
-    def area(self) -> float:
-        """∫ acc(s) ds, mean over seeds: the IIS without its division by the dense accuracy."""
-        return float(np.mean(area(self.summary["ratios"], self.summary["curves"]["best"]["accuracy"])))
-
-    @property
-    def marks(self) -> list[str]:
-        """Warnings that stand beside every number of the run, e.g. "close to chance"."""
-        if "marks" in self.summary:
-            return self.summary["marks"]
-        summary, found = self.summary, []  # TRANSITION: until the summary has its marks
-        if too_close_to_chance(self.dense, summary["chance"], summary["n_val"]):
-            found.append(MEANINGLESS)
-        if any("saturated" in remark for remark in summary["remarks"]):
-            found.append("saturated")
-        return found + (["above the dense head"] if self.iis > summary["span"] else [])
-
-    @property
-    def meaningful(self) -> bool:
-        """False where the dense head is so close to chance that ARR and IIS mean nothing."""
-        return MEANINGLESS not in self.marks
+        self.family: str = self.cell.get("family") or (start if self.epoch is None else self.net) or self.model
+        self.elements: str = (self.identity["elements"] or {}).get("kind", "-")
+        self.variant: str = self.cell.get("variant", "")
+        self.method: str = summary["bank"] + (f" ({' + '.join(parts)})" if parts else "")
+        self.iis, self.corrected, self.dense = (summary[name]["mean"] for name in (
+            "iis", "iis_chance_corrected", "dense"))
+        self.area = float(np.mean(area(summary["ratios"], summary["curves"]["best"]["accuracy"])))
+        self.marks: list[str] = summary["marks"] if "marks" in summary else _marks(summary)  # TRANSITION: the first
+        self.meaningful = "close to chance" not in self.marks  # else ARR and IIS mean nothing
 
     def banks(self, seed: int) -> dict[str, Bank]:
         """The banks that a seed's predictors use: {"all": bank}, or one per ratio, {"0": …, "0.1": …}.
@@ -157,9 +100,13 @@ def epoch_of(model: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def net_of(model: str) -> str:
-    """`shapes_large` of `shapes_large_epoch4`; other models as they are."""
-    return re.sub(r"_epoch\d+$", "", model)
+def _marks(summary: dict[str, Any]) -> list[str]:  # TRANSITION
+    found = []
+    if too_close_to_chance(summary["dense"]["mean"], summary["chance"], summary["n_val"]):
+        found.append("close to chance")
+    if any("saturated" in remark for remark in summary["remarks"]):
+        found.append("saturated")
+    return found + (["above the dense head"] if summary["iis"]["mean"] > summary["span"] else [])
 
 
 def output_folder(source: Source) -> Path:
