@@ -42,8 +42,7 @@ class Settings:
     captions: Path = setting(ROOT / "datasets" / "shapes" / "captions.json",
                              "the true attributes of every image (demo/paint_shapes.py)")
     shares: tuple[float, ...] = setting((0.0, 0.2, 0.4, 0.6, 0.8, 1.0), "shares of attributes")
-    rests: list[str] = setting(RESTS, f"what the rest may be: {', '.join(RESTS)}", nargs="+", type=str, choices=RESTS,
-                               metavar="REST")
+    rests: list[str] = setting(RESTS, f"what the rest may be: {', '.join(RESTS)}", choices=RESTS, metavar="REST")
     draws: int = setting(3, "how many times everything random is drawn anew", type=positive)
     target: float = setting(0.9, "linear accuracy that noise is set to, but for the rest `noise`")
     n_epoch: int = setting(30, "epochs per head", type=positive)

@@ -79,7 +79,7 @@ def test_a_wrong_sweep_is_one_sentence(tmp_path, text, sentence):
 @pytest.mark.parametrize(("text", "words"), [
     ("dataset: toy", "needs a line `model_config: NAME`"), ("model: net", "unknown key 'model'"),
     ("objectives: [iis]", "the objective iis is not known"), ("ablations: {width: [1]}", "unknown key 'width'"),
-    ("ablations: [1]", "ablations should hold `key: value` pairs"), ("objectives: dense", "objectives should be a list"),
+    ("ablations: [1]", "ablations should hold `key: value` pairs"), ("objectives: dense", "should be a list"),
     ("ablations: {sparsity: 0.5}", "sparsity should be a list, and is 0.5"),
     ("seeds: many", "seeds should be a whole number above 0, and is 'many'"),
     ("seeds: 0", "seeds should be a whole number above 0, and is 0")])
