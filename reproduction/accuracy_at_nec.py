@@ -27,6 +27,13 @@ from reproduction.lib.points import finished, groups, marked, percent, seeds_of
 from reproduction.lib.run_files import images_of
 from reproduction.lib.runs import Run, Source, find_runs, output_folder
 
+CAPTION = ("Top-1, %, of a linear layer with exactly NEC non-zero weights per class on average, mean ± std over {}: "
+           "elastic net (alpha 0.99) on standardised activations, the sparsest solution of a path of 16 λ (down to "
+           "1/1000 of the largest) with enough weights, pruned to the largest, bias as fitted. Empty: NEC is more than "
+           "M. In brackets the weights per class of the path's densest solution, where it has fewer than NEC: it then "
+           "stands unpruned. The bank alone depends on the seed. Validation images choose no layer; without --holdout "
+           "they chose epoch and learning rate of an End2End bank, and the words of a Text bank (and of Combined).")
+
 
 @dataclass(kw_only=True)
 class Settings(Source):
@@ -49,7 +56,7 @@ def main(settings: Settings) -> None:
     lines = [{"dataset": dataset, "bank": bank, "model": run.model, "seeds": len(run.summary["seeds"]),
               "dense": run.dense, **line, "marks": "; ".join(run.marks)}
              for (dataset, bank), mine in found.items() for run in mine for line in by_folder[run.folder]]
-    print(write_table(folder, "nec", lines, for_people(lines), caption([run for run, _ in measured])))
+    print(write_table(folder, "nec", lines, for_people(lines), CAPTION.format(seeds_of([run for run, _ in measured]))))
     for dataset in dict.fromkeys(dataset for dataset, _ in found):
         curves = {(run.model, bank): (run, by_folder[run.folder]) for (where, bank), mine in found.items()
                   if where == dataset for run in mine}
@@ -95,17 +102,6 @@ def for_people(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         row[level] = percent(line["top1"], line["top1_std"]) + (f" ({line['used']:.1f})" if short(line) else "")
         row["marks"] = row.pop("marks", line["marks"])  # the last column
     return list(table.values())
-
-
-def caption(runs: Sequence[Run]) -> str:
-    """What the numbers are."""
-    return (f"Top-1, %, of a linear layer with exactly NEC non-zero weights per class on average, mean ± std over "
-            f"{seeds_of(runs)}: elastic net (alpha 0.99) on standardised activations, the sparsest solution of a "
-            "path of 16 λ (down to 1/1000 of the largest) with enough weights, pruned to the largest, bias as fitted. "
-            "Empty: NEC is more than M. In brackets the weights per class of the path's densest solution, where it "
-            "has fewer than NEC: it then stands unpruned. The bank alone depends on "
-            "the seed. Validation images choose no layer; without --holdout they chose the epoch and learning rate "
-            "of an End2End bank, and the words of a Text bank (Combined too, where it holds one).")
 
 
 def figure(dataset: str, curves: dict[tuple[str, str], tuple[Run, Sequence[dict[str, Any]]]]) -> Any:

@@ -38,7 +38,10 @@ def main(settings: Settings) -> None:
         raise UserError("all runs here are variants of another one; reproduction/controls_table.py is for those")
     found = groups(runs)
     lines = [line for (_, bank), mine in found.items() for run in mine for line in arr_lines(run, bank)]
-    print(write_table(folder, "arr", lines, for_people(found), caption(runs)))
+    print(write_table(folder, "arr", lines, for_people(found), (
+        f"Accuracy retention rate, % of dense top-1, at sparsity ratio s: {models_of(runs)}, mean ± std over "
+        f"{seeds_of(runs)}, each with that seed's dense head. The spread is that of bank and heads, not of other "
+        "backbones. Close to chance: ARR means nothing.")))
     for dataset in dict.fromkeys(dataset for dataset, _ in found):
         figure = arr_figure({bank: [curve(run) for run in mine] for (where, bank), mine in found.items()
                              if where == dataset})
@@ -74,13 +77,6 @@ def for_people(found: dict[tuple[str, str], Sequence[Run]]) -> list[dict[str, An
                           **{f"s = {ratio:g}": arr.get(ratio, "-") for ratio in ratios},
                           "marks": "; ".join(run.marks)})
     return table
-
-
-def caption(runs: Sequence[Run]) -> str:
-    """What the numbers are, and of how many models."""
-    return (f"Accuracy retention rate, % of dense top-1, at sparsity ratio s: {models_of(runs)}, mean ± std over "
-            f"{seeds_of(runs)}, each with that seed's dense head. The spread is that of bank and heads, not of other "
-            "backbones. Close to chance: ARR means nothing.")
 
 
 if __name__ == "__main__":

@@ -80,7 +80,8 @@ def grouped(runs: Sequence[Run], base_bank: str) -> dict[tuple[str, Any], dict[s
     groups: dict[tuple[str, Any], dict[str, dict[str, Run]]] = {}
     for run in runs:
         choices = groups.setdefault((run.dataset, run.summary["num_concepts"]), {})
-        first = choices.setdefault(choice_of(run, base_bank), {}).setdefault(base_model(run), run)
+        model = run.cell.get("base_model") or run.model.removesuffix("_untrained")
+        first = choices.setdefault(choice_of(run, base_bank), {}).setdefault(model, run)
         if first is not run:
             print(f"left out: {run.folder}, the same choice as {first.folder}")
     return groups
@@ -95,11 +96,6 @@ def choice_of(run: Run, base_bank: str) -> str:
     words += [in_words("protocol", protocol)] if protocol != "paper" else []
     words += [variant_of(run)] if variant_of(run) else []
     return ", ".join([*words, *(["untrained backbone"] if run.model.endswith("_untrained") else [])]) or BASE
-
-
-def base_model(run: Run) -> str:
-    """The model of the base that a run is compared with."""
-    return run.cell.get("base_model") or run.model.removesuffix("_untrained")
 
 
 def compare(name: str, choice: dict[str, Run], base: dict[str, Run], ratio: float

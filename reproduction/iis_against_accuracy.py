@@ -26,6 +26,15 @@ from reproduction.lib.statistics import associate, division_null
 MEASURES = {"iis": "ρ(IIS, acc)", "area": "ρ(∫acc ds, acc)", "corrected": "ρ(chance-corrected IIS, acc)"}
 ALL, FINISHED = "with checkpoints", "finished"
 Settings = Source
+CAPTION = (
+    ", without those close to chance. Spearman ρ with its 95 % bootstrap interval over models (five or more only; a "
+    "perfect order has one without width, which is no certainty) and the two-sided p of permuted models; Kendall τ "
+    "with its p. These models are few and were not drawn at random: p and interval hold for them alone, and three "
+    "cannot give a permutation p below 0.33, four none below 0.083. IIS divides by the accuracy it is compared with: "
+    "the last column but one is ρ and its 95 % range when the curves acc(s) are divided by dense accuracies permuted "
+    "over models, so a ρ(IIS, acc) inside it needs no other explanation.")
+ALONG = (" Checkpoints of one net are not independent models: p and interval of the lines with checkpoints are too "
+         "small.")
 
 
 def main(settings: Settings) -> None:
@@ -40,7 +49,11 @@ def main(settings: Settings) -> None:
         f"IIS and dense top-1 of {models_of(runs)}; mean ± std over {seeds_of(runs)}. The seeds share backbone and "
         "images, so ± is the spread of bank and heads, not of other backbones.")
     lines = [line for (dataset, bank), mine in found.items() for line in correlations(dataset, bank, mine)]
-    print(write_table(folder, "iis_correlations", lines, [for_people(line) for line in lines], caption(lines)))
+    most, nets = (max(line[name] for line in lines) for name in ("models", "nets"))
+    print(write_table(
+        folder, "iis_correlations", lines, [for_people(line) for line in lines],
+        f"At most {counted(most, 'model')} ({counted(nets, 'independent net')}) in a line{CAPTION}"
+        + ALONG * any(line["which"] == ALL for line in lines)))
     drawn: dict[str, dict[str, list[Run]]] = {}
     for (dataset, bank), mine in found.items():
         drawn.setdefault(dataset, {})[bank] = mine
@@ -97,21 +110,6 @@ def for_people(line: dict[str, Any]) -> dict[str, Any]:
 def signed(value: float) -> str:
     """Two digits, a true minus, no −0.00."""
     return f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−")
-
-
-def caption(lines: Sequence[dict[str, Any]]) -> str:
-    """What so few models can and cannot show. lines: of `correlations`."""
-    models, nets = max(line["models"] for line in lines), max(line["nets"] for line in lines)
-    along = (" Checkpoints of one net are not independent models: p and interval of the lines with checkpoints are too "
-             "small." if any(line["which"] == ALL for line in lines) else "")
-    return (
-        f"At most {counted(models, 'model')} ({counted(nets, 'independent net')}) in a line, without those close to "
-        "chance. Spearman ρ with its 95 % bootstrap interval over models (five or more only; a perfect order has one "
-        "without width, which is no certainty) and the two-sided p of permuted models; Kendall τ with its p. These "
-        "models are few and were not drawn at random: p and interval hold for them alone, and three cannot give a "
-        "permutation p below 0.33, four none below 0.083. IIS divides by the accuracy it is compared with: the last "
-        "column but one is ρ and its 95 % range when the curves acc(s) are divided by dense accuracies permuted over "
-        f"models, so a ρ(IIS, acc) inside it needs no other explanation.{along}")
 
 
 def scatter(found: dict[str, Sequence[Run]], title: str = "") -> Any:
