@@ -61,4 +61,4 @@ def draw_marks(axes: Any, runs: Iterable[Run], place: Callable[[Run], tuple[floa
     for mark, sign in SIGNS.items():
         points = [place(run) for run in runs if mark in run.marks]
         if points:
-            axes.plot(*zip(*points, strict=True), sign, color="black", markersize=8, label=mark)
+            axes.plot(*zip(*points, strict=True), sign, color="black", markersize=11, zorder=5, label=mark)
