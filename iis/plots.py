@@ -26,43 +26,32 @@ def arr_figure(panels: dict[str, Sequence[dict[str, Any]]]) -> Any:
     """A matplotlib figure of curves, a panel per entry of {title: curves}, all on one scale.
 
     A curve is {"label", "ratios" (S,), "arr" (R, S) one row per seed}. The line is the mean over seeds, the band mean
-    ± one standard deviation (ddof 1). Where labels recur or are many, one legend serves all panels, and a label has one
-    style in all of them. Panels of an unfinished last row are wider: no place stays empty.
+    ± one standard deviation (ddof 1). A label has one style in all panels, and one legend below serves them all. Panels
+    of an unfinished last row are wider: no place stays empty.
     """
     from matplotlib.figure import Figure
 
     titles, columns = list(panels), 2 if len(panels) in (2, 4) else min(3, len(panels))
     rows = [titles[start:start + columns] for start in range(0, len(titles), columns)]
     labels = list(dict.fromkeys(curve["label"] for curves in panels.values() for curve in curves))
-    one_legend = len(labels) < sum(map(len, panels.values())) or max(map(len, panels.values())) > 5
-    figure = Figure(figsize=(7.2 if columns == 1 else 4.2 * columns,
-                             3.8 * len(rows) + 0.6 + (0.25 * len(labels) / columns if one_legend else 0)),
+    figure = Figure(figsize=(7.2 if columns == 1 else 4.2 * columns, 3.8 * len(rows) + 0.5 + 0.22 * len(labels) / columns),
                     layout="constrained")
-    handles: dict[str, Any] = {}
-    shared = None
+    handles, shared = {}, None
     for part, row in zip(np.atleast_1d(figure.subfigures(len(rows), 1)), rows, strict=True):
         for place, title in enumerate(row, start=1):
             axes = shared = part.add_subplot(1, len(row), place, sharey=shared)
-            _draw_panel(axes, title, panels[title], labels, one_legend, handles, small=columns > 1)
-    if one_legend:
-        figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+            for curve in panels[title]:
+                number = labels.index(curve["label"])
+                handles[curve["label"]] = _draw_curve(axes, curve, COLOURS[number % len(COLOURS)],
+                                                      MARKERS[(number + number // len(COLOURS)) % len(MARKERS)])
+            axes.axhline(100, color="0.6", linewidth=0.8, linestyle=":")
+            axes.set_title(title, fontsize=9 if columns > 1 or len(title) > 60 else 11, wrap=True)
+            axes.set(xlim=(-0.02, 1.0), xticks=np.arange(0, 1, 0.2))
+            axes.set_xlabel("sparsity ratio s (fraction of concepts set to zero)", fontsize=8 if columns > 1 else 10)
+            axes.grid(alpha=0.25)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     figure.supylabel("accuracy retention rate, % of dense top-1", fontsize=10)
     return figure
-
-
-def _draw_panel(axes: Any, title: str, curves: Sequence[dict[str, Any]], labels: list[str], one_legend: bool,
-                handles: dict[str, Any], small: bool) -> None:
-    for index, curve in enumerate(curves):
-        place = labels.index(curve["label"]) if one_legend else index
-        handles[curve["label"]] = _draw_curve(axes, curve, COLOURS[place % len(COLOURS)],
-                                              MARKERS[(place + place // len(COLOURS)) % len(MARKERS)])
-    axes.axhline(100, color="0.6", linewidth=0.8, linestyle=":")
-    axes.set_title(title, fontsize=9 if small or len(title) > 60 else 11, wrap=True)
-    axes.set(xlim=(-0.02, 1.0), xticks=np.arange(0, 1, 0.2))
-    axes.set_xlabel("sparsity ratio s (fraction of concepts set to zero)", fontsize=8 if small else 10)
-    axes.grid(alpha=0.25)
-    if not one_legend:  # where curves that fall to the right leave room
-        axes.legend(loc="lower left", fontsize=7.5 if small else 9, framealpha=0.7)
 
 
 def _draw_curve(axes: Any, curve: dict[str, Any], colour: str, marker: str) -> Any:
