@@ -78,7 +78,7 @@ def write(folder: Path, name: str, column: str, groups: Mapping[Any, pd.DataFram
     for label, cells in groups.items():
         line: dict[str, Any] = {column: f"{label:g}" if isinstance(label, float) else label, "seeds": len(cells)}
         row = dict(line)
-        for measure, title in MEASURES.items():
+        for measure, (title, _) in MEASURES.items():
             digits = 2 if measure in PERCENT else 4
             known, base = (some.set_index("seed")[measure].dropna() for some in (cells, control))
             if not len(known):  # the original head of the backbone as it came is in every run's epoch 0

@@ -17,9 +17,11 @@ INDEX = "runs.json"
 BEFORE, CONTROL = "before", "dense"
 NAMES = {BEFORE: "as it came", "interpretability": "CE + λ CE(IP), Eq. 8", "dense": "CE alone (control)",
          "weight_decay": "CE + weight decay"}
-# Measures of a backbone: original head and the predictor that trained along, then stage 3 with all fresh.
-MEASURES = {"own_head": "original head, %", "predictor": "predictor, %", "fresh_dense": "fresh dense head, %",
-            "fresh_ip": "fresh IP at s, %", "iis": "IIS", "iis_chance_corrected": "IIS, chance-corrected"}
+# Measures of a backbone, as the table and as ours.csv call them: original head and the predictor that trained along,
+# then stage 3 with all fresh. Those of PERCENT are in percent.
+MEASURES = {"own_head": ("original head, %", "original head top-1"), "predictor": ("predictor, %", "predictor top-1"),
+            "fresh_dense": ("fresh dense head, %", "dense top-1"), "fresh_ip": ("fresh IP at s, %", "IP top-1"),
+            "iis": ("IIS", "IIS"), "iis_chance_corrected": ("IIS, chance-corrected", "chance-corrected IIS")}
 PERCENT = ("own_head", "predictor", "fresh_dense", "fresh_ip")
 
 

@@ -19,9 +19,6 @@ from reproduction.lib.points import variant_of
 from reproduction.lib.runs import Run
 
 NEC_METHODS = {"Text": "LF-CBM", "Random": "random concepts"}  # as published.csv calls an elastic net on these banks
-FINE_TUNED = {"own_head": ("original head top-1", "%"), "predictor": ("predictor top-1", "%"),
-              "fresh_dense": ("dense top-1", "%"), "fresh_ip": ("IP top-1", "%"), "iis": ("IIS", "area"),
-              "iis_chance_corrected": ("chance-corrected IIS", "area")}
 KEY = ("method", "model", "dataset", "setting", "measure")
 OURS = (*KEY, "value", "std", "unit", "seeds", "protocol", "variant", "made_from", "marks")
 
@@ -133,7 +130,7 @@ def lines_of_fine_tuning(root: Path) -> list[dict[str, Any]]:
     """Every measure of every objective, mean ± std over seeds, of the fine-tunings in `root` (runs.json of
     reproduction/finetuning.py). The paper's is plain: Eq. 8, M = 200, s = 0.1, and the backbone as it came."""
     from IP_training import IP_Finetuning
-    from reproduction.lib.finetuned import BEFORE, INDEX, NAMES, finished_cells
+    from reproduction.lib.finetuned import BEFORE, INDEX, MEASURES, NAMES, PERCENT, finished_cells
 
     usual, lines = IP_Finetuning.Settings(), []
     for index in sorted(root.glob(f"*/{INDEX}")):
@@ -154,7 +151,7 @@ def lines_of_fine_tuning(root: Path) -> list[dict[str, Any]]:
                       "setting": "before fine-tuning" if objective == BEFORE else "after fine-tuning",
                       "seeds": len(mine), "protocol": index.parent.name, "made_from": _place(index)}
             marks = "; ".join(sorted(set(filter(None, mine["marks"]))))
-            for name, (measure, unit) in FINE_TUNED.items():
+            for name, (_, measure) in MEASURES.items():
                 if mine[name].isna().any():  # the original head of the backbone as it came
                     continue
                 with_bank = [f"measured at M = {of_bank}"] if of_bank != usual.num_concepts and name in (
@@ -162,7 +159,7 @@ def lines_of_fine_tuning(root: Path) -> list[dict[str, Any]]:
                 mean, std = mean_std(mine[name])
                 lines.append({**common, "variant": "; ".join(words + with_bank), "measure": measure,
                               "marks": marks if "IIS" in measure else "",
-                              **(_area(mean, std) if unit == "area" else _percent(mean / 100, std and std / 100))})
+                              **(_percent(mean / 100, std and std / 100) if name in PERCENT else _area(mean, std))})
     return lines
 
 
