@@ -38,8 +38,8 @@ from iis.runtime import CANNOT_WRITE, ROOT, UserError, nearest, write_text
 def setting(default: Any = dataclasses.MISSING, help: str = "", **options: Any) -> Any:
     """A field of a settings dataclass. Without a default the flag is required.
 
-    options: `type` (a function of the text, where the annotation says too little), `choices`, `metavar`, and
-    `also`, other spellings of the flag, e.g. ("--backbone",).
+    options: `type` (a function of the text, where the annotation says too little), `choices`, `metavar`, `also`
+    (other spellings of the flag, e.g. ("--backbone",)), and `positional` (a word without a flag).
     """
     return dataclasses.field(default=default, metadata={"help": help, **options})
 
@@ -173,7 +173,7 @@ def parser_of(settings: type, description: str = "") -> ScriptParser:
 def _add_flag(group: Any, field: dataclasses.Field, hint: Any) -> None:
     options = dict(field.metadata)
     options["help"] = options["help"].replace("%", "%%")
-    names = (f"--{field.name}", *options.pop("also", ()))
+    positional, names = options.pop("positional", False), (f"--{field.name}", *options.pop("also", ()))
     if isinstance(hint, types.UnionType):  # X | None
         hint = next(one for one in typing.get_args(hint) if one is not type(None))
     if typing.get_origin(hint) is typing.Literal:
@@ -185,6 +185,9 @@ def _add_flag(group: Any, field: dataclasses.Field, hint: Any) -> None:
         options["action"] = "store_true"
     else:
         options.setdefault("type", CONVERTERS.get(hint, hint))
+    if positional:
+        group.add_argument(field.name, **options)
+        return
     if field.default is dataclasses.MISSING:
         options["required"] = True
     else:

@@ -9,87 +9,55 @@ the same way. Finished cells are skipped; a cell that fails does not stop the ot
 its message, and the exit status is not zero. results/finetuning/NAME/runs.json is the index.
 """
 
-import argparse
 import sys
-import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from iis.cli import ScriptParser, path, read_yaml, run_script
+from iis.cli import read_yaml, run_script, setting
 from iis.results import LEDGER
-from iis.runtime import UserError, claim_folder, make_output_folder, nearest, read_json, write_json
-from reproduction.lib.finetuned import BEFORE, FOLDER, INDEX
-from reproduction.sweep import attempt, find_sweep
+from iis.runtime import UserError, claim_folder, make_output_folder, nearest
+from reproduction.lib.cells import checked, find_sweep, run_cells, with_results
+from reproduction.lib.finetuned import BEFORE, FOLDER, INDEX, NAMES
 
-OBJECTIVES = ("interpretability", "dense", "weight_decay")
+OBJECTIVES = tuple(name for name in NAMES if name != BEFORE)
 MANIFEST = ("model_config", "weights", "dataset", "element_kind", "recipe", "measure")  # what a folder is made with
 KEYS = (*MANIFEST, "seeds", "objectives", "ablations")
 
 
-def parser() -> ScriptParser:
-    """The flags of this script."""
-    script = ScriptParser(description=__doc__.splitlines()[0])
-    script.add_argument("sweep", help="name of a YAML in reproduction/sweeps/, or a file")
-    script.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
-    script.add_argument("--only", metavar="WORD", help="only cells with this word in their name")
-    script.add_argument("--save_dir", type=path, help="output folder (default: results/finetuning/NAME)")
-    return script
+@dataclass(kw_only=True)
+class Settings:
+    """What runs, and where."""
+
+    sweep: str = setting(help="name of a YAML in reproduction/sweeps/, or a file", positional=True)
+    device: str | None = setting(None, "cpu, cuda or cuda:N (default: cuda when there is one)")
+    only: str | None = setting(None, "only cells with this word in their name", metavar="WORD")
+    save_dir: Path | None = setting(None, "output folder (default: results/finetuning/NAME)")
 
 
-def main(args: argparse.Namespace) -> None:
+def main(settings: Settings) -> None:
     """Run every cell that is not finished; the index is kept up to date."""
-    file = find_sweep(args.sweep)
+    file = find_sweep(settings.sweep)
     plan = read_plan(file)
-    root = make_output_folder(args.save_dir or FOLDER / file.stem)
+    root = make_output_folder(settings.save_dir or FOLDER / file.stem)
     claim_folder(root, {key: plan[key] for key in MANIFEST}, "backbones")
-    known = {entry["name"]: entry for entry in (read_json(root / INDEX) if (root / INDEX).exists() else [])}
-    new = {"folder": None, "seconds": None, "message": None}
-    entries = [{**new, **known.get(cell["name"], {}), **cell} for cell in cells_of(plan)]
-    wanted = [entry for entry in entries if not args.only or args.only in entry["name"]]
-    if not wanted:
-        raise UserError(f"no cell of {file.stem} has {args.only!r} in its name; it has "
-                        f"{', '.join(entry['name'] for entry in entries[:4])} …")
-    started = time.monotonic()
-    for number, entry in enumerate(wanted, start=1):
-        if entry["seconds"] is None or entry["message"] or not (root / entry["name"] / "iis" / LEDGER).is_file():
-            print(f"\n[{number} of {len(wanted)}, {time.monotonic() - started:.0f} s] {entry['name']}", flush=True)
-            entry |= attempt(lambda entry=entry: run_cell(plan, entry, root / entry["name"], args.device))
-        write_json(root / INDEX, entries)
-    failed = [entry for entry in wanted if entry["message"]]
-    print(f"\n{file.stem}: {len(wanted) - len(failed)} of {len(wanted)} cells finished in "
-          f"{time.monotonic() - started:.0f} s; index: {root / INDEX}")
-    if failed:
-        raise UserError(f"{len(failed)} of {len(wanted)} cells failed; mend them and start the same command again:\n"
-                        + "\n".join(f"  {entry['name']}: {entry['message']}" for entry in failed))
+    entries = with_results(cells_of(plan), root / INDEX, ["name"])
+    run_cells(file.stem, entries, lambda entry: run_cell(plan, entry, root / entry["name"], settings.device),
+              lambda entry: root / entry["name"] / "iis" / LEDGER, root / INDEX, settings.only)
 
 
 def read_plan(file: Path) -> dict[str, Any]:
     """The YAML with defaults filled in. Raises `UserError` for unknown keys or objectives, or what is missing."""
-    plan = read_yaml(file)
-    for key in plan:
-        if key not in KEYS:
-            raise UserError(f"{file} has the unknown key {key!r}{nearest(key, KEYS)}")
+    given = {key: value for key, value in checked(read_yaml(file), str(file), KEYS).items() if value is not None}
+    plan = {"weights": None, "element_kind": "segments", "seeds": 3, "objectives": list(OBJECTIVES), "ablations": {},
+            "recipe": {}, "measure": {}, **given}
     for key in ("model_config", "dataset"):
         if key not in plan:
             raise UserError(f"{file} needs a line `{key}: NAME`")
-    plan = {"weights": None, "element_kind": "segments", "seeds": 3, "objectives": list(OBJECTIVES), "ablations": {},
-            "recipe": {}, "measure": {}, **{key: value for key, value in plan.items() if value is not None}}
-    _check_types(plan, file)
-    for objective in plan["objectives"]:
-        if objective not in OBJECTIVES:
-            raise UserError(f"{file}: the objective {objective} is not known{nearest(objective, OBJECTIVES)}")
-    if unknown := set(plan["ablations"]) - {"num_concepts", "sparsity", "seeds"}:
-        raise UserError(f"{file}: there is no ablation of {', '.join(sorted(unknown))}: num_concepts and sparsity are "
-                        "known")
-    return plan
-
-
-def _check_types(plan: dict[str, Any], file: Path) -> None:
-    for name in ("recipe", "measure", "ablations"):
-        if not isinstance(plan[name], dict):
-            raise UserError(f"{file}: {name} should hold `key: value` pairs, and is {plan[name]!r}")
+    for name, known in (("recipe", None), ("measure", None), ("ablations", ("num_concepts", "sparsity", "seeds"))):
+        checked(plan[name], f"{file}: {name}", known)
     ablated = {name: value for name, value in plan["ablations"].items() if name != "seeds"}
     for name, value in {"objectives": plan["objectives"], **ablated}.items():
         if not isinstance(value, list) or not value:
@@ -97,6 +65,10 @@ def _check_types(plan: dict[str, Any], file: Path) -> None:
     for seeds in (plan["seeds"], plan["ablations"].get("seeds", 3)):
         if not isinstance(seeds, int) or seeds < 1:
             raise UserError(f"{file}: seeds should be a whole number above 0, and is {seeds!r}")
+    for objective in plan["objectives"]:
+        if objective not in OBJECTIVES:
+            raise UserError(f"{file}: the objective {objective} is not known{nearest(objective, OBJECTIVES)}")
+    return plan
 
 
 def cells_of(plan: dict[str, Any]) -> list[dict[str, Any]]:
@@ -104,11 +76,10 @@ def cells_of(plan: dict[str, Any]) -> list[dict[str, Any]]:
     images); objectives × seeds; then the ablations that are not among them."""
     from IP_training import IP_Finetuning
 
-    usual = IP_Finetuning.parser().settings([])
-    recipe = {name: plan["recipe"].get(name, getattr(usual, name)) for name in ("num_concepts", "sparsity")}
-    subset = plan["recipe"].get("num_pictures", usual.num_pictures)
+    usual = vars(IP_Finetuning.Settings()) | plan["recipe"]
+    recipe = {name: usual[name] for name in ("num_concepts", "sparsity")}
     cells = [{"objective": BEFORE, "seed": seed, "num_concepts": None, "sparsity": None}
-             for seed in range(plan["seeds"] if subset else 1)]
+             for seed in range(plan["seeds"] if usual["num_pictures"] else 1)]
     cells += [{"objective": objective, "seed": seed, **recipe}
               for seed in range(plan["seeds"]) for objective in plan["objectives"]]
     ablations = plan["ablations"]
@@ -147,14 +118,14 @@ def run_cell(plan: dict[str, Any], cell: dict[str, Any], folder: Path, device: s
 
 def embed(plan: dict[str, Any], seed: int, weights: str | None, folder: Path, device_name: str | None) -> list[Path]:
     """Stage 2 for the fine-tuning images of a seed, the validation images and the elements: the three files."""
+    from extractor.embed import embed_together, plan_target
     from extractor.image_walk import read_stage1
-    from extractor.jobs import plan as job_of
     from iis.backbones import configured_backbone
     from iis.datasets import folder_images, load_dataset
     from iis.layers import HEAD_INPUT
     from iis.names import elements_folder
     from iis.runtime import choose_device
-    from IP_training.finetune_images import chosen_images
+    from IP_training.finetune import chosen_images
 
     dataset, device = load_dataset(plan["dataset"]), choose_device(device_name)
     backbone = configured_backbone(plan["model_config"], weights, device)
@@ -164,10 +135,12 @@ def embed(plan: dict[str, Any], seed: int, weights: str | None, folder: Path, de
     recipe = plan["recipe"]
     sources = [(chosen_images(dataset.images("train"), recipe.get("num_pictures", 0), seed), None),
                (dataset.images("val"), None), (folder_images(place, dataset.name, "elements"), stage1)]
-    jobs = [job_of(images, backbone, HEAD_INPUT, folder.parent.name, folder, elements=elements, place=folder)
-            for images, elements in sources]
-    return [job.run(backbone, 256, recipe.get("workers", 8), device) for job in jobs]
+    targets = [plan_target(images, backbone, HEAD_INPUT, folder.parent.name, folder, elements=elements, place=folder)
+               for images, elements in sources]
+    for (images, _), target in zip(sources, targets, strict=True):
+        embed_together(images, [target], 256, recipe.get("workers", 8), device)
+    return [target.file for target in targets]
 
 
 if __name__ == "__main__":
-    run_script(lambda: main(parser().settings()))
+    run_script(main, Settings)

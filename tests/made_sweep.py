@@ -1,14 +1,35 @@
 """Ledgers with accuracies chosen by hand, and a small sweep of them, for tests of tables and figures over models."""
 
+import csv
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
+from conftest import prototype_flags
 
+from iis.cli import parse
 from iis.grid import DENSE, RATIOS
 from iis.results import add_rows, pack_correct
 from iis.runtime import write_json
 
 COUNT, CHANCE = 1000, 0.2
+
+
+def call(script: ModuleType, *flags: object) -> Any:
+    """What `main` of a script returns for a command line."""
+    return script.main(parse(script.Settings, [str(flag) for flag in flags]))
+
+
+def trained(script: ModuleType, folder: Path, out: str = "out", **changes: object) -> Path:
+    """A short run of a training script on the `toy` files in `folder`; its folder."""
+    return call(script, *prototype_flags(folder, folder / out, **changes))
+
+
+def rows_of(file: Path) -> list[dict[str, str]]:
+    """The lines of a CSV."""
+    with open(file, newline="") as handle:
+        return list(csv.DictReader(handle))
 
 
 def correct_of(accuracy: float) -> str:
@@ -21,15 +42,16 @@ def made_ledger(folder: Path, model: str, dense: float, accuracies: float | list
     """A ledger of one learning rate. accuracies: top-1 at every ratio, or at all of them; the first seed has `spread`
     more, the second `spread` less, the dense head has none."""
     curve = np.broadcast_to(accuracies, len(RATIOS))
-    said = {"bank": "Prototype", "num_concepts": 20, "model": model, "dataset": "toy", "protocol": "paper",
-            "sparsifier": "mask", "elements": {"kind": "segments", "protocol": "paper", "dataset": "toy"}, "width": 12,
-            "weights_hash": model, "chance": CHANCE, "n_val": COUNT, "holdout": 0.0, "epochs": 30, **identity}
+    identity = {"bank": "Prototype", "num_concepts": 20, "model": model, "dataset": "toy", "protocol": "paper",
+                "sparsifier": "mask", "elements": {"kind": "segments", "protocol": "paper", "dataset": "toy"},
+                "width": 12, "weights_hash": model, "chance": CHANCE, "n_val": COUNT, "holdout": 0.0, "epochs": 30,
+                "batch_size": 1024, **identity}
     rows = []
     for seed in range(seeds):
         shift = spread * (1 - 2 * seed) if seeds > 1 else 0.0
         for ratio, top1 in [(DENSE, dense), *zip(RATIOS, curve + shift, strict=True)]:
             top1 = round(float(top1), 6)
-            rows.append({**said, "seed": seed, "ratio": ratio, "learning_rate": 0.01, "top1": top1, "top5": 1.0,
+            rows.append({**identity, "seed": seed, "ratio": ratio, "learning_rate": 0.01, "top1": top1, "top5": 1.0,
                          "kept": None if ratio == DENSE else 20 - int(20 * ratio), "bank_size": 20, "best_epoch": 3,
                          "last_top1": top1, "last_top5": 1.0, "select_top1": top1, "last_select_top1": top1,
                          "loss": 0.1, "note": None, "hits": correct_of(top1)})

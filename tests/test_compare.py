@@ -1,17 +1,23 @@
-"""Published beside ours: what is collected from ledgers, original heads, elastic nets, NECs, every verdict by hand."""
+"""Published beside ours: what is collected from ledgers, original heads, elastic nets, NECs, every verdict by hand; and
+published.csv itself: every value has a source and a tolerance."""
 
 import csv
 import json
 
+import pandas as pd
 import pytest
+import yaml
+from made_sweep import call
 from test_iis_computing import hand_made
+from torchvision import models
 
-from iis.cli import ScriptParser
+from extractor.check_backbone import tolerance
 from iis.results import add_rows
-from iis.runtime import UserError
-from reproduction.compare import PUBLISHED, compared, main, parser
-from reproduction.lib.measured import OURS, lines_of_elastic_nets, lines_of_nec, merged, read_lines
-from reproduction.lib.runs import add_source_flags, find_runs
+from iis.runtime import ROOT, UserError
+from reproduction import compare
+from reproduction.compare import PUBLISHED, compared
+from reproduction.lib.measured import KEY, OURS, lines_of_elastic_nets, lines_of_nec, merged, read_lines
+from reproduction.lib.runs import Source, find_runs
 
 PLAIN = {"elements": {"kind": "segments", "dataset": "toy"}, "prototypes": "balanced", "element_choice": "balanced",
          "train_hash": "t", "val_hash": "v"}
@@ -26,7 +32,8 @@ def write(file, columns, *lines):
 
 @pytest.fixture
 def place(tmp_path):
-    """Two ledgers (IIS 0.49 each by hand; one with other prototypes), an original head, an elastic net, published values."""
+    """Two ledgers (IIS 0.49 each by hand; one with other prototypes), an original head, an elastic net, published
+    values."""
     for name, changes in (("plain", {}), ("first", {"prototypes": "first"})):
         add_rows(tmp_path / name / "results.jsonl", [{**row, **PLAIN, **changes} for row in hand_made()])
     (tmp_path / "embs" / "toy").mkdir(parents=True)
@@ -47,26 +54,35 @@ def place(tmp_path):
 
 
 def run(place, *flags):
-    main(parser().settings(["--ours", str(place / "ours.csv"), "--published", str(place / "published.csv"),
-                            "--embeddings", str(place / "embs"), "--finetuning", str(place / "none"),
-                            *map(str, flags)]))
+    call(compare, "--ours", place / "ours.csv", "--published", place / "published.csv", "--embeddings", place / "embs",
+         "--finetuning", place / "none", *flags)
 
 
 def test_collects_and_compares(place, capsys):
     run(place, "--collect", "--model_root", place, "--save_dir", place / "out")
-    said = capsys.readouterr().out
+    text = capsys.readouterr().out
     # 80 against 81 with 1 point: inside. 0.6 against 0.49 with 0.1: outside. The variant is never compared.
     assert "2 compared: 1 inside their tolerance, 1 outside; 1 published values not computed here, " \
-           "1 cells without a source, 5 values of ours without a published one, 0 beside one of another" in said
-    assert "| Prototype | toy | toy | M = 20 paper | IIS | 0.6000 | 0.4900 ± 0.0000 | -0.1100 | 0.1 | OUTSIDE |" in said
-    assert "M = 22" not in said
-    ours = read_lines(place / "ours.csv", ("value", "std"), OURS)
-    found = {(line["method"], line["measure"], line["variant"]): line["value"] for line in ours}
-    assert found["Prototype", "IIS", ""] == pytest.approx(0.49, abs=1e-3)
-    assert found["Prototype", "IIS", "prototypes first"] == found["Prototype", "IIS", ""]
-    assert found["dense head", "top-1", ""] == 80 and found["original head", "top-1", ""] == 81
-    assert found["LF-CBM", "top-1", ""] == 75 and len(ours) == 7
+           "1 cells without a source, 5 values of ours without a published one, 0 beside one of another" in text
+    assert "| Prototype | toy | toy | M = 20 paper | IIS | 0.6000 | 0.4900 ± 0.0000 | -0.1100 | 0.1 | OUTSIDE |" in text
+    assert "M = 22" not in text
+    ours = read_lines(place / "ours.csv", ("value", "std"), OURS).set_index(["method", "measure", "variant"])["value"]
+    assert ours["Prototype", "IIS", ""] == pytest.approx(0.49, abs=1e-3)
+    assert ours["Prototype", "IIS", "prototypes first"] == ours["Prototype", "IIS", ""]
+    assert ours["dense head", "top-1", ""] == 80 and ours["original head", "top-1", ""] == 81
+    assert ours["LF-CBM", "top-1", ""] == 75 and len(ours) == 7
     assert (place / "out" / "compare.csv").is_file() and (place / "out" / "compare.tex").is_file()
+
+
+def test_marks_are_collected_and_compared(place, capsys):
+    near = {**PLAIN, "model": "near", "chance": 0.79}
+    add_rows(place / "near" / "results.jsonl", [{**row, **near} for row in hand_made()])
+    run(place, "--collect", "--model_root", place, "--all")
+    ours = read_lines(place / "ours.csv", ("value",), OURS)
+    marked = ours[(ours["marks"] == "close to chance") & (ours["measure"] == "IIS")]
+    assert marked["model"].tolist() == ["near"] and "| not published | close to chance |" in capsys.readouterr().out
+    write(place / "ours.csv", OURS[:-1])  # a file that was collected before marks were
+    assert list(read_lines(place / "ours.csv", (), OURS)) == list(OURS)
 
 
 def test_collecting_again_changes_nothing_and_keeps_other_lines(place, capsys):
@@ -76,90 +92,80 @@ def test_collecting_again_changes_nothing_and_keeps_other_lines(place, capsys):
     once = (place / "ours.csv").read_text()
     run(place, "--collect", "--model_root", place / "plain")
     assert (place / "ours.csv").read_text() == once and "prototypes first" in once
-
-
-def test_strict_fails_and_all_shows_everything(place, capsys):
     run(place, "--collect", "--model_root", place, "--all")
     assert "no source" in capsys.readouterr().out
     with pytest.raises(UserError, match="1 values are outside"):
         run(place, "--strict")
+    line = dict.fromkeys(OURS, "x")
+    lines = merged(pd.DataFrame([{**line, "value": 1}]), [{**line, "value": 2}, {**line, "variant": "y"}])
+    assert lines.to_dict("records") == [{**line, "value": 2}, {**line, "variant": "y"}]
+
+
+def verdicts(published, ours):
+    """(model, ours, off, protocol, verdict) of each line; None where there is no number."""
+    columns = {"std": None, "unit": "%", "variant": "", "made_from": "x", "protocol": "paper", "marks": ""}
+    lines = compared(pd.DataFrame([{"unit": "%", "source": "s", **line} for line in published]),
+                     pd.DataFrame([{**columns, **line} for line in ours]))
+    return [tuple(None if value != value else value for value in line) for line in zip(
+        *(lines[name] for name in ("model", "ours", "off", "protocol", "verdict")), strict=True)]
 
 
 def test_the_edge_of_a_tolerance_is_inside_and_protocols_stand_side_by_side():
     key = {"method": "original head", "model": "a", "dataset": "b", "setting": "c", "measure": "top-1"}
-    ours = {**key, "std": None, "unit": "%", "variant": "", "made_from": "x"}
-    lines = compared([{**key, "value": 0.8, "unit": "%", "tolerance": 0.1, "source": "s"}],
-                     [{**ours, "protocol": "paper", "value": 0.9}, {**ours, "protocol": "release", "value": 0.91}])
-    assert [line["verdict"] for line in lines] == ["inside", "OUTSIDE"]  # 0.9 − 0.8 is 0.09999… or 0.1000…1
-    assert [line["protocol"] for line in lines] == ["paper", "release"]
-
-
-def test_an_elastic_net_is_the_mean_over_seeds(place):
-    line, = lines_of_elastic_nets([place])
-    assert (line["value"], line["std"]) == (75, pytest.approx(7.071, abs=1e-3))
-    assert line["protocol"] == "λ = 0.01: 5.0 weights a class"
-
-
-def nec_file(folder, of_seeds, **depends):
-    """nec.json as accuracy_at_nec.py writes it; of_seeds: {seed: [(nec, top1, used), …]}."""
-    (folder / "nec.json").write_text(json.dumps({
-        seed: {"depends": {"train_hash": "t", "val_hash": "v", **depends}, "levels": [
-            dict(zip(("nec", "top1", "used"), level, strict=True)) for level in levels]}
-        for seed, levels in of_seeds.items()}))
-
-
-def runs_at(place):
-    return find_runs(add_source_flags(ScriptParser()).settings(["--model_root", str(place)]), draws=2)
-
-
-def test_accuracy_at_nec_is_the_mean_over_seeds(place):
-    seeds = runs_at(place / "plain")[0].summary["seeds"]
-    levels = {str(seed): [(5, 0.5 + 0.1 * place, 5.0), (10, 0.7 + 0.1 * place, 8.0), (30, None, None)]
-              for place, seed in enumerate(seeds)}
-    nec_file(place / "plain", levels)
-    lines = lines_of_nec(runs_at(place / "plain"))
-    middle = 10 * (len(seeds) - 1) / 2
-    # NEC = 30 is more than M: no line, and no mean over all levels. NEC = 10 was not reached: a variant.
-    assert [(line["method"], line["setting"], line["measure"], line["value"], line["variant"]) for line in lines] == [
-        ("Prototype, elastic net", "NEC = 5", "top-1", pytest.approx(50 + middle), ""),
-        ("Prototype, elastic net", "NEC = 10", "top-1", pytest.approx(70 + middle), "8.0 weights a class")]
-    assert lines[0]["seeds"] == len(seeds) and lines[0]["protocol"] == "paper, M = 20"
-    nec_file(place / "plain", {seed: kept[:2] for seed, kept in levels.items()})
-    *_, mean = lines_of_nec(runs_at(place / "plain"))
-    assert (mean["setting"], mean["measure"], mean["value"]) == ("NEC = 5 to 30", "ANEC", pytest.approx(60 + middle))
-    nec_file(place / "plain", {str(seeds[0]): levels[str(seeds[0])][:1]})  # a seed lacks
-    assert len(seeds) > 1 and not lines_of_nec(runs_at(place / "plain"))
-    nec_file(place / "plain", levels, train_hash="of other features")
-    assert not lines_of_nec(runs_at(place / "plain"))
+    found = verdicts([{**key, "value": 0.8, "tolerance": 0.1}],
+                     [{**key, "value": 0.9}, {**key, "protocol": "release", "value": 0.91}])
+    assert [line[3:] for line in found] == [("paper", "inside"), ("release", "OUTSIDE")]  # 0.9 − 0.8 is 0.09999…
 
 
 def test_accuracies_at_nec_of_other_backbones_stand_beside_without_a_verdict(place, capsys):
     key = {"method": "random concepts", "dataset": "b", "setting": "NEC = 5", "measure": "top-1"}
-    published = {**key, "model": "net", "value": 67.0, "unit": "%", "tolerance": 2, "source": "s"}
-    ours = {**key, "std": None, "unit": "%", "variant": "", "made_from": "x", "protocol": "paper", "value": 89.0}
+    published, ours = {**key, "model": "net", "value": 67.0, "tolerance": 2}, {**key, "value": 89.0}
     near = [{**ours, "model": "other"}, {**ours, "model": "other", "variant": "3.0 weights a class"}]
-    lines = compared([published], near)
-    assert [(line["model"], line["ours"], line["off"], line["verdict"]) for line in lines] == [
-        ("net", None, None, "not computed here"), ("net; ours: other", 89.0, None, "other backbone: no comparison"),
-        ("other", 89.0, None, "not published")]
+    assert verdicts([published], near) == [
+        ("net", None, None, "", "not computed here"),
+        ("net; ours: other", 89.0, None, "paper", "other backbone: no comparison"),
+        ("other", 89.0, None, "paper", "not published")]
     # With the backbone itself at hand no other one stands beside; an original head is a backbone's own.
-    assert [line["verdict"] for line in compared([published], [{**ours, "model": "net"}, near[0]])] == [
+    assert [line[-1] for line in verdicts([published], [{**ours, "model": "net"}, near[0]])] == [
         "OUTSIDE", "not published"]
     own = {"method": "original head", "setting": "tag"}
-    assert [line["verdict"] for line in compared([{**published, **own}], [{**near[0], **own}])] == [
+    assert [line[-1] for line in verdicts([{**published, **own}], [{**near[0], **own}])] == [
         "not computed here", "not published"]
-    write(place / "published.csv", PUBLISHED, published)
-    write(place / "ours.csv", OURS, *near)
+    write(place / "published.csv", PUBLISHED, {**published, "unit": "%", "source": "s"})
+    write(place / "ours.csv", OURS, *({"unit": "%", **line} for line in near))
     for flags, there in (((), False), (("--all",), True)):
         run(place, *flags)
-        said = capsys.readouterr().out
-        assert ("net; ours: other" in said) is there and "1 beside one of another backbone" in said
+        text = capsys.readouterr().out
+        assert ("net; ours: other" in text) is there and "1 beside one of another backbone" in text
 
 
-def test_a_new_line_replaces_the_old_one_of_its_key():
-    line = dict.fromkeys(OURS, "x")
-    assert merged([{**line, "value": 1}], [{**line, "value": 2}, {**line, "variant": "y"}]) == [
-        {**line, "value": 2}, {**line, "variant": "y"}]
+def test_an_elastic_net_and_accuracies_at_nec_are_means_over_seeds(place):
+    line, = lines_of_elastic_nets([place])
+    assert (line["value"], line["std"]) == (75, pytest.approx(7.071, abs=1e-3))
+    assert line["protocol"] == "λ = 0.01: 5.0 weights a class"
+    found = find_runs(Source(model_root=[place / "plain"]), draws=2)
+    seeds = [str(seed) for seed in found[0].summary["seeds"]]
+    levels = {seed: [(5, 0.5 + 0.1 * at, 5.0), (10, 0.7 + 0.1 * at, 8.0), (30, None, None)]
+              for at, seed in enumerate(seeds)}
+
+    def nec(of_seeds, **depends):
+        """nec.json as accuracy_at_nec.py writes it; of_seeds: {seed: [(nec, top1, used), …]}."""
+        (place / "plain" / "nec.json").write_text(json.dumps({
+            seed: {"depends": {"train_hash": "t", "val_hash": "v", **depends},
+                   "levels": [dict(zip(("nec", "top1", "used"), level, strict=True)) for level in mine]}
+            for seed, mine in of_seeds.items()}))
+        return lines_of_nec(found)
+
+    lines, middle = nec(levels), 10 * (len(seeds) - 1) / 2
+    # NEC = 30 is more than M: no line, and no mean over all levels. NEC = 10 was not reached: a variant.
+    assert [[line[name] for name in ("method", "setting", "measure", "value", "variant")] for line in lines] == [
+        ["Prototype, elastic net", "NEC = 5", "top-1", pytest.approx(50 + middle), ""],
+        ["Prototype, elastic net", "NEC = 10", "top-1", pytest.approx(70 + middle), "8.0 weights a class"]]
+    assert lines[0]["seeds"] == len(seeds) > 1 and lines[0]["protocol"] == "paper, M = 20"
+    *_, mean = nec({seed: kept[:2] for seed, kept in levels.items()})
+    assert (mean["setting"], mean["measure"], mean["value"]) == ("NEC = 5 to 30", "ANEC", pytest.approx(60 + middle))
+    assert not nec({seeds[0]: levels[seeds[0]][:1]})  # a seed lacks
+    assert not nec(levels, train_hash="of other features")
 
 
 def test_bad_files_and_flags_are_one_sentence(place):
@@ -169,15 +175,51 @@ def test_bad_files_and_flags_are_one_sentence(place):
         write(place / "ours.csv", OURS)
         with pytest.raises(UserError, match=sentence):
             run(place, *flags)
-    write(place / "bad.csv", PUBLISHED[:-1])
-    with pytest.raises(UserError, match="lacks the column source"):
-        run(place, "--published", place / "bad.csv")
-    (place / "bad.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="is no CSV"):
-        run(place, "--published", place / "bad.csv")
-    write(place / "bad.csv", PUBLISHED, {"value": "0,5"})
-    with pytest.raises(UserError, match=r"line 2: value = '0,5' is not a number"):
-        run(place, "--published", place / "bad.csv")
-    write(place / "bad.csv", PUBLISHED, {"method": "m", "value": "0.5"})
-    with pytest.raises(UserError, match="has no tolerance"):
-        run(place, "--published", place / "bad.csv")
+    bad = place / "bad.csv"
+    for columns, line, sentence in ((PUBLISHED[:-1], {}, "lacks the column source"),
+                                    (PUBLISHED, {"value": "0,5"}, r"line 2: value = '0,5' is not a number"),
+                                    (PUBLISHED, {"method": "m", "value": "0.5"}, "has no tolerance"),
+                                    (None, None, "is no CSV")):
+        write(bad, columns, line) if columns else bad.write_bytes(b"\xff\xfe\x00")
+        with pytest.raises(UserError, match=sentence):
+            run(place, "--published", bad)
+
+
+# ---- published.csv ----
+
+LINES = read_lines(ROOT / "reproduction" / "published.csv", ("value", "tolerance"), PUBLISHED)
+
+
+def test_every_value_has_a_source_and_a_tolerance_and_nothing_is_quoted_from_the_paper():
+    assert LINES["source"].all() and LINES["unit"].isin(["%", "area"]).all() and (LINES["tolerance"] > 0).all()
+    assert not LINES.duplicated(list(KEY)).any()
+    paper = LINES[LINES["source"].str.contains("2510.24105")]
+    assert len(paper) == 14 * 4 + 14 * 3 + 4
+    assert paper["value"].isna().all() and paper["source"].str.contains("not at hand").all()
+
+
+def test_own_heads_are_torchvision_s_and_those_that_check_backbone_expects():
+    configs = [yaml.safe_load(file.read_text()) for file in (ROOT / "model_configs").glob("*_IMAGENET1K_*.yaml")]
+    own = LINES[LINES["method"] == "original head"]
+    ours = own[own["dataset"] == "imagenet"].set_index(["model", "setting"])
+    assert len(configs) == 14 and set(ours.index) == {(config["model"], config["weights"]) for config in configs}
+    for (model, tag), line in ours.iterrows():
+        weights = models.get_model_weights(model)[tag]
+        assert line["value"] == weights.meta["_metrics"]["ImageNet-1K"]["acc@1"]
+        assert line["tolerance"] == pytest.approx(tolerance(line["value"], 50_000), abs=0.006)
+        assert f"{type(weights).__name__}.{tag}" in line["source"]
+    for _, line in own[own["dataset"] == "cifar10"].iterrows():
+        config = (ROOT / "model_configs" / f"{line['model']}.yaml").read_text()
+        assert f"published_top1: {line['value']:.2f}" in config and line["setting"] in config
+        assert f"{100 - line['value']:.2f} %" in line["source"]
+
+
+@pytest.mark.parametrize(("method", "setting", "values"), [
+    ("LF-CBM", "elastic net", (86.37, 65.27, 74.59, 43.71, 71.98)),
+    ("LF-CBM", "NEC = 5", (84.05, 56.52, 53.51, 37.65, 60.30)),
+    ("random concepts", "NEC = 5", (67.55, 29.52, 68.91, 17.57, 41.49)),
+    ("VLG-CBM", "NEC = 5", (88.55, 65.73, 75.79, 41.92, 73.15))])
+def test_concept_bottlenecks_as_their_readmes_say(method, setting, values):
+    """The READMEs' columns: CIFAR-10, CIFAR-100, CUB-200, Places365, ImageNet."""
+    found = LINES[(LINES["method"] == method) & (LINES["setting"] == setting)].set_index("dataset")["value"]
+    assert found.to_dict() == dict(zip(("cifar10", "cifar100", "cub", "places365", "imagenet"), values, strict=True))

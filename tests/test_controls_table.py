@@ -1,23 +1,18 @@
 """Controls: choices against their base by hand, on synthetic ledgers with uneven classes, through the script."""
 
-import csv
-
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from made_sweep import call, rows_of
 from sklearn.metrics import balanced_accuracy_score
 
-from iis.cli import write_settings
 from iis.embedding_file import Embeddings, save_embeddings
 from iis.grid import DENSE, RATIOS
 from iis.results import add_rows, pack_correct
-from iis.runtime import UserError, write_json
-from IP_training import IP_Prototype_training
+from iis.runtime import UserError, write_json, write_text
 from reproduction import controls_table
 from reproduction.controls_table import ranking
 from reproduction.lib.class_balance import balanced_accuracy
-from reproduction.lib.paired import paired_difference
 
 LABELS = torch.tensor([0] * 80 + [1] * 20)  # 100 images; always naming class 0 is right 80 times
 
@@ -40,8 +35,7 @@ def make_ledger(folder, model, right, bank="Prototype", dense=96, **identity):
                          "last_top5": 1.0, "select_top1": top1, "last_select_top1": top1, "loss": 0.1, "note": None,
                          "hits": pack_correct(correct), **identity})
     add_rows(folder / "results.jsonl", rows)
-    script = IP_Prototype_training.parser()
-    write_settings(script.settings(["--val_pt", str(val), "--model_name", model]), folder / "settings.yaml")
+    write_text(folder / "settings.yaml", f"{{val_pt: {val}, model_name: {model}, dataset: toy}}")
     return str(folder)
 
 
@@ -55,15 +49,13 @@ def sweep(tmp_path, *cells):
 
 
 def table(tmp_path, *flags):
-    script = controls_table.parser()
-    folder = controls_table.main(script.settings([*map(str, flags), "--save_dir", str(tmp_path / "table")]))
-    with open(folder / "controls.csv") as file:
-        return list(csv.DictReader(file)), (folder / "controls.md").read_text()
+    folder = call(controls_table, *flags, "--save_dir", tmp_path / "table")
+    return rows_of(folder / "controls.csv"), (folder / "controls.md").read_text()
 
 
 def test_choices_by_hand(tmp_path):
     ledger = lambda name, *args, **changes: make_ledger(tmp_path / name, *args, **changes)  # noqa: E731
-    lines, shown = sweep(
+    lines, text = sweep(
         tmp_path,
         (ledger("weak", "weak", (84, 86, 85)), "weak", "Prototype", "", None),
         (ledger("strong", "strong", (90, 91, 92)), "strong", "Prototype", "", None),
@@ -85,41 +77,42 @@ def test_choices_by_hand(tmp_path):
     assert float(random["difference"]) == pytest.approx(-0.98 * 10 / 96)
     assert float(random["difference_low"]) == pytest.approx(0.98 / 96 * (-10 - 4.30265 / 3 ** 0.5))
     assert float(random["kendall_tau"]) == -1  # the weak net leads under Random
-    assert random["above ceiling"] == "False" and "predictors above their dense head" not in shown
+    assert random["marks"] == "" and "above the dense head" not in text
     raw = by_choice["no weights", "strong"]
-    assert raw["near chance"] == "True" and raw["kendall_tau"] == ""  # one model has no ranking
+    assert "close to chance" in raw["marks"] and raw["kendall_tau"] == ""  # one model has no ranking
     # Means over models of each seed: (-2-10)/2, (-3-9)/2, (-1-11)/2 are all -6: -0.06125, without spread.
-    assert "| -0.061" in shown and " [-0.061" in shown and ", -0.061" in shown
-    assert "strong < weak" in shown and "dense balanced, %" in shown and "near chance: strong" in shown
+    assert "| -0.061" in text and " [-0.061" in text and ", -0.061" in text
+    assert "strong < weak" in text and "dense balanced, %" in text and "strong: close to chance" in text
 
 
 def test_without_a_sweep_the_choice_is_read_off_the_ledger(tmp_path):
     for name, right, changes in (("base", 90, {}), ("shrunk", 88, {"sparsifier": "shrink"}),
                                  ("held", 87, {"holdout": 0.1}), ("patches", 86, {"elements": {"kind": "patches"}}),
-                                 ("release", 85, {"protocol": "release", "sparsifier": "strict"}),
+                                 ("release", 85, {"protocol": "release", "sparsifier": "strict",
+                                                  "prototypes": "first"}),
                                  ("first", 84, {"prototypes": "first"}),
                                  ("foreign", 82, {"elements": {"kind": "segments", "dataset": "other"}}),
-                                 ("fixed", 83, {"bank_seed": 2})):
+                                 ("fixed", 83, {"bank_seed": 2}), ("short", 81, {"epochs": 5})):
         make_ledger(tmp_path / "all" / name, "net", (right, right), **changes)
-    lines, shown = table(tmp_path, "--model_root", tmp_path / "all")
+    lines, _ = table(tmp_path, "--model_root", tmp_path / "all")
     assert {line["choice"]: round(float(line["top-1 at s=0.9"]), 2) for line in lines} == {
-        "base": 0.9, "shrink": 0.88, "held-out selection": 0.87, "patches": 0.86, "release protocol": 0.85,
-        "first prototypes": 0.84, "bank of another data set": 0.82, "bank of seed 2": 0.83}
+        "base": 0.9, "sparsifier shrink": 0.88, "holdout 0.1": 0.87, "patches": 0.86, "release protocol": 0.85,
+        "prototypes first": 0.84, "segments of other": 0.82, "bank seed 2": 0.83, "5 epochs": 0.81}
 
 
 def test_even_classes_need_no_second_accuracy(tmp_path):
     cells = [(make_ledger(tmp_path / name, "net", (right, right), chance=0.5), "net", "Prototype", variant, None)
              for name, variant, right in (("base", "", 60), ("other", "other choice", 98))]
-    shown = sweep(tmp_path, *cells)[1]
-    assert "balanced" not in shown and "predictors above their dense head: net" in shown  # 98 right against 96
+    text = sweep(tmp_path, *cells)[1]
+    assert "balanced" not in text and "net: saturated, above the dense head" in text  # 98 right against 96
 
 
 def test_labels_that_changed_since_leave_only_top1(tmp_path):
     cells = [(make_ledger(tmp_path / "base", "net", (90, 91)), "net", "Prototype", "", None)]
     save_embeddings(tmp_path / "net_val.pt", Embeddings(torch.randn(100, 3), 1 - LABELS, ["a", "b"],
                                                         [f"{row}.png" for row in range(100)]))
-    (line,), shown = sweep(tmp_path, *cells)
-    assert line["dense top-1"] == "0.96" and line["dense balanced"] == "" and "| - |" in shown
+    (line,), text = sweep(tmp_path, *cells)
+    assert line["dense top-1"] == "0.96" and line["dense balanced"] == "" and "| - |" in text
 
 
 def test_what_cannot_be_compared_is_one_sentence(tmp_path):
@@ -129,9 +122,9 @@ def test_what_cannot_be_compared_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="name either --sweep NAME or --model_root"):
         table(tmp_path)
     whole = make_ledger(tmp_path / "whole", "net", (90, 91))
-    for ratio, said in (("0.33", "no run here has the ratio 0.33; choose --ratio among 0, 0.1"),
+    for ratio, sentence in (("0.33", "no run here has the ratio 0.33; choose --ratio among 0, 0.1"),
                         ("-1", "the sparsity ratio -1 is outside")):  # -1 is how a ledger marks the dense head
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=sentence):
             table(tmp_path, "--model_root", whole, f"--ratio={ratio}")
 
 
@@ -140,14 +133,6 @@ def test_balanced_accuracy_against_scikit_learn():
     labels, predicted = rng.choice(4, 300, p=[0.7, 0.2, 0.06, 0.04]), rng.integers(0, 4, 300)
     assert balanced_accuracy(predicted == labels, labels) == pytest.approx(balanced_accuracy_score(labels, predicted))
     assert balanced_accuracy(np.array([True, False]), np.array([0, 2])) == 0.5  # class 1 does not occur
-
-
-def test_paired_interval_against_scipy():
-    first, second = [0.91, 0.94, 0.90, 0.95], [0.90, 0.92, 0.91, 0.90]
-    found, oracle = paired_difference(first, second), stats.ttest_rel(first, second).confidence_interval()
-    assert found.interval == pytest.approx((oracle.low, oracle.high)) and found.mean == pytest.approx(0.0175)
-    assert paired_difference([0.5], [0.25]) == paired_difference([0.25], [0.0]) and str(found)[0] == "+"
-    assert paired_difference([0.5], [0.25]).interval is None
 
 
 def test_ranking_by_hand():

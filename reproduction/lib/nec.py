@@ -4,9 +4,8 @@
 
 Of an elastic-net path the sparsest solution with at least NEC · C non-zero weights is pruned to exactly that many, the
 largest |W|. The bias stays as it was fitted (as in VLG-CBM's own evaluation): the solutions lie close together on the
-path, so pruning removes little. Validation images choose no layer here. The banks are those of the ledger, and two
-kinds were chosen with them, unless stage 3 had --holdout: End2End's is that of the head they selected, and a Text bank
-holds the words that they kept.
+path, so pruning removes little. Validation images choose no layer here. They chose two kinds of banks, unless stage 3
+had --holdout: End2End's is that of the selected head, and a Text bank holds the words that passed on them.
 """
 
 from __future__ import annotations
@@ -17,10 +16,8 @@ from typing import Any, NamedTuple
 import torch
 
 from iis.statistics import mean_std
-from IP_training.elastic_gram import gram_path
-from IP_training.elastic_net import Fit, largest_lam
-from IP_training.predictor import fit_normaliser
-from IP_training.predictor import interpret
+from IP_training.elastic_net import Fit, elastic_net_path, largest_lam
+from IP_training.predictor import fit_normaliser, interpret
 
 CACHE = "nec.json"  # beside a ledger, written by reproduction/accuracy_at_nec.py: {seed: {"depends", "levels"}}
 LEVELS = (5, 10, 15, 20, 25, 30)
@@ -63,11 +60,9 @@ def at_levels(path: Iterable[tuple[float, Fit]], levels: Sequence[int] = LEVELS)
             if found[level] is None and level <= concepts and nonzero >= level * classes:
                 found[level] = Layer(prune(fit.W_CM, level * classes), fit.b_C, lam, nonzero)
         if all(found[level] for level in levels if level <= concepts):
-            return found
-    for level in levels:
-        if found[level] is None and fit is not None and level <= fit.W_CM.shape[1]:
-            found[level] = Layer(fit.W_CM, fit.b_C, lam, nonzero)
-    return found
+            break
+    return {level: layer or (Layer(fit.W_CM, fit.b_C, lam, nonzero) if fit and level <= fit.W_CM.shape[1] else None)
+            for level, layer in found.items()}
 
 
 def lams_from(largest: float, lams: int = PATH["lams"], floor: float = PATH["floor"]) -> list[float]:
@@ -78,45 +73,43 @@ def lams_from(largest: float, lams: int = PATH["lams"], floor: float = PATH["flo
 def accuracy_at_levels(train: tuple[torch.Tensor, torch.Tensor], val: tuple[torch.Tensor, torch.Tensor],
                        bank_MD: torch.Tensor, num_classes: int,
                        levels: Sequence[int] = LEVELS) -> list[dict[str, Any]]:
-    """Fit on train = (features (N, D), labels (N,)), measure on val; one line per level.
+    """Fit on train = (features (N, D), labels (N,)), measure on val; one line per level: {"nec", "top1" (fraction; None
+    where nec > M), "used": ‖W‖₀ / C of the layer, "lam", "nonzero": before pruning}.
 
-    {"nec", "top1" (fraction; None where nec > M), "used": ‖W‖₀ / C of the layer, "lam", "nonzero": before pruning}.
-    The activations h · bankᵀ of every bank are standardised by the moments of train, because one lam treats all
-    concepts alike (as IP_training/elastic_run.py does); a LayerNorm that the bank's predictors have is left out.
+    Activations h · bankᵀ of every bank are standardised on train, because one lam treats all concepts alike.
     """
     device = bank_MD.device
     normaliser = fit_normaliser([("standard", len(bank_MD))], train[0], bank_MD)
     x_NM, x_VM = (interpret(split[0], bank_MD, normaliser) for split in (train, val))
     y_N, y_V = train[1].to(device), val[1].to(device)
     lams = lams_from(largest_lam(x_NM, y_N, num_classes, PATH["alpha"]))
-    path = gram_path(x_NM, y_N, num_classes, lams, PATH["alpha"], PATH["passes"], PATH["tolerance"])
+    path = elastic_net_path(x_NM, y_N, num_classes, lams, PATH["alpha"], PATH["passes"], PATH["tolerance"])
     lines = []
     for level, layer in at_levels(path, levels).items():
-        if layer is None:
-            lines.append({"nec": level, "top1": None, "used": None, "lam": None, "nonzero": None})
-            continue
-        right = (x_VM @ layer.W_CM.T + layer.b_C).argmax(1) == y_V
-        lines.append({"nec": level, "top1": float(right.double().mean()),
-                      "used": int((layer.W_CM != 0).sum()) / num_classes, "lam": layer.lam, "nonzero": layer.nonzero})
+        line = {"nec": level, "top1": None, "used": None, "lam": None, "nonzero": None}
+        if layer is not None:
+            right = (x_VM @ layer.W_CM.T + layer.b_C).argmax(1) == y_V
+            line |= {"top1": float(right.double().mean()), "used": int((layer.W_CM != 0).sum()) / num_classes,
+                     "lam": layer.lam, "nonzero": layer.nonzero}
+        lines.append(line)
     return lines
-
-
-def anec(lines: Sequence[dict[str, Any]]) -> float | None:
-    """Mean accuracy over the levels; None where one is empty."""
-    values = [line["top1"] for line in lines]
-    return None if None in values else sum(values) / len(values)
 
 
 def over_seeds(seeds: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
     """A line per level and one for ANEC: {"nec", "top1", "top1_std": mean and std over seeds, fractions; "used": mean}.
 
-    seeds: for each the lines of `accuracy_at_levels`. None where a seed has none.
+    seeds: for each the lines of `accuracy_at_levels`. None where a seed, or for ANEC a level, has none.
     """
     levels = [{"nec": at[0]["nec"], **_spread([line["top1"] for line in at]),
                "used": _spread([line["used"] for line in at])["top1"]} for at in zip(*seeds, strict=True)]
-    return [*levels, {"nec": "ANEC", **_spread([anec(lines) for lines in seeds]), "used": None}]
+    means = [_spread([line["top1"] for line in lines])["top1"] for lines in seeds]
+    return [*levels, {"nec": "ANEC", **_spread(means), "used": None}]
+
+
+def short(line: dict[str, Any]) -> bool:
+    """Whether the path ended before it reached a level, so that the layer has fewer weights."""
+    return line["used"] is not None and line["used"] < line["nec"] - 1e-9
 
 
 def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
-    mean, std = (None, None) if None in values else mean_std(values)
-    return {"top1": mean, "top1_std": std}
+    return dict(zip(("top1", "top1_std"), (None, None) if None in values else mean_std(values), strict=True))

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from iis.runtime import write_text, write_whole
-from reproduction.lib.tables import as_csv, as_latex, as_markdown
+from iis.runtime import write_json, write_text, write_whole
+from reproduction.lib.tables import Table, as_csv, as_latex, as_markdown, texts
+
+HANDED_OVER = ".table.json"  # what the report reads
 
 
-def write_table(folder: Path, name: str, lines: Sequence[dict[str, Any]],
-                shown: Sequence[dict[str, Any]] | None = None, caption: str = "") -> str:
-    """NAME.csv of `lines` (numbers as they are), NAME.md and NAME.tex of `shown` (as people read them; by default the
-    same). The Markdown, which is also returned, ends with the caption."""
-    shown = lines if shown is None else shown
+def write_table(folder: Path, name: str, lines: Table, shown: Table | None = None, caption: str = "") -> str:
+    """NAME.csv of `lines` (numbers as they are); NAME.md, NAME.tex and, for the report, NAME.table.json of `shown` (as
+    people read them; by default the same). The Markdown, which is also returned, ends with the caption."""
+    shown = texts(lines if shown is None else shown)
     markdown = as_markdown(shown) + (f"\n\n*{caption}*" if caption else "")
     write_text(folder / f"{name}.csv", as_csv(lines))
     write_text(folder / f"{name}.md", markdown + "\n")
     write_text(folder / f"{name}.tex", as_latex(shown, caption, f"tab:{name}"))
+    write_json(folder / f"{name}{HANDED_OVER}", {"caption": caption, "rows": shown.to_dict("records")})
     return markdown
 
 

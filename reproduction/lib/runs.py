@@ -1,83 +1,110 @@
-"""The ledgers a table or figure is made of, summarised: those of a sweep, or any folders.
-
-Every script here takes `--sweep NAME` (cells.json, written by reproduction/sweep.py) or `--model_root FOLDER …`, and
-writes into `--save_dir`.
-"""
+"""The ledgers a table or figure is made of, summarised: those of a sweep, or any folders."""
 
 from __future__ import annotations
 
-import argparse
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from iis.cli import ScriptParser, path
+import numpy as np
+
+from iis.cli import path, setting
+from iis.equations import area
 from iis.results import LEDGER, read_ledger
 from iis.runtime import ROOT, UserError, each, read_json
 from iis.summary import summarise
 
+if TYPE_CHECKING:
+    from IP_training.banks import Bank
+
 SWEEPS = ROOT / "results" / "sweeps"
+REPRODUCED = ROOT / "results" / "reproduction"
+_EITHER = "name either --sweep NAME or --model_root FOLDER"
 
 
-@dataclass(frozen=True)
+@dataclass(kw_only=True)
+class Source:
+    """Ledgers that are read, and the output."""
+
+    sweep: str | None = setting(None, "name of a sweep that reproduction/sweep.py has run, or its cells.json")
+    model_root: list[Path] | None = setting(None, "instead: folders with ledgers", type=path, metavar="FOLDER")
+    save_dir: Path | None = setting(None, "output folder (default: results/reproduction/SWEEP, or the first "
+                                          "--model_root)")
+
+
+@dataclass
 class Run:
-    """One ledger. identity: what its rows share (iis/ledger.py); summary: `iis.summary.summarise` of it; cell: what
-    the sweep says of it ({} for a folder named by hand)."""
+    """One ledger. identity: what its rows share; summary: `iis.summary.summarise` of it; cell: its entry in the sweep's
+    index ({} for a folder named by hand). The other fields are taken from these:
+
+    epoch is 4 and net `shapes_large` for the checkpoint `shapes_large_epoch4`; None and the model itself for others.
+    family: models of one family are joined by a line: the sweep's word, else the start of the name (`resnet50` →
+    resnet); a checkpoint belongs to its net. elements: `segments`, `patches`, or "-" for a bank of neither. variant:
+    the sweep's name for how the cell differs from the plain one, else "". method: the bank, with its parts: "Combined
+    (Prototype + Text)". iis, corrected (IIS with chance taken off), dense (top-1, a fraction): means over seeds. area:
+    ∫ acc(s) ds, the IIS without its division by dense. marks: warnings that stand beside every number of the run.
+    """
 
     folder: Path
     identity: dict[str, Any]
     summary: dict[str, Any]
     cell: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def model(self) -> str:
-        """Name of the backbone."""
-        return self.summary["model"]
+    def __post_init__(self) -> None:
+        summary, parts = self.summary, self.identity.get("parts")
+        self.model: str = summary["model"]
+        self.dataset: str = summary["dataset"]
+        self.epoch, self.net = epoch_of(self.model), re.sub(r"_epoch\d+$", "", self.model)
+        start = re.split(r"[\d_:]", self.model.removeprefix("timm:"), maxsplit=1)[0]
+        self.family: str = self.cell.get("family") or (start if self.epoch is None else self.net) or self.model
+        self.elements: str = (self.identity["elements"] or {}).get("kind", "-")
+        self.variant: str = self.cell.get("variant", "")
+        self.method: str = summary["bank"] + (f" ({' + '.join(parts)})" if parts else "")
+        self.iis, self.corrected, self.dense = (summary[name]["mean"] for name in (
+            "iis", "iis_chance_corrected", "dense"))
+        self.area = float(np.mean(area(summary["ratios"], summary["curves"]["best"]["accuracy"])))
+        self.marks: list[str] = summary["marks"]
+        self.meaningful = "close to chance" not in self.marks  # else ARR and IIS mean nothing
 
-    @property
-    def family(self) -> str:
-        """Models of one family are joined by a line: the sweep's word, else that of the name."""
-        return self.cell.get("family") or family_of(self.model)
+    def banks(self, seed: int) -> dict[str, Bank]:
+        """The banks that a seed's predictors use: {"all": bank}, or one per ratio, {"0": …, "0.1": …}.
 
-    @property
-    def elements(self) -> str:
-        """`segments` or `patches`; "-" for a bank that is made of neither."""
-        return (self.identity["elements"] or {}).get("kind", "-")
+        Raises `UserError` where the predictors are gone.
+        """
+        from safetensors.torch import load_file
 
-    @property
-    def variant(self) -> str:
-        """What the sweep calls this cell beside its model, data set and bank; "" for a plain one."""
-        return self.cell.get("variant", "")
+        from IP_training.banks import Bank
 
-    @property
-    def iis(self) -> float:
-        """Mean IIS over seeds."""
-        return self.summary["iis"]["mean"]
+        file = self.folder / "predictors" / f"seed_{seed}.safetensors"
+        if not file.is_file():
+            raise UserError(f"there is no file {file} with the bank: run stage 3 again")
+        tensors, described = load_file(file), read_json(file.with_suffix(".json"))
+        names = {"all": "bank"} if "bank" in tensors else {
+            name.removesuffix("/bank"): name for name in sorted(tensors) if name.endswith("/bank")}
+        if not names:
+            raise UserError(f"{file} holds no bank; run stage 3 again")
+        return {ratio: Bank(self.summary["bank"], tensors[name].float(), described["concepts"][ratio],
+                            tuple((kind, columns) for kind, columns in described["blocks"][ratio]))
+                for ratio, name in sorted(names.items())}
 
-
-def family_of(model: str) -> str:
-    """`resnet50` → resnet, `vit_b_16` → vit, `shapes_large_epoch4` → shapes_large (a checkpoint belongs to its net)."""
-    checkpoint = re.match(r"(.+)_epoch\d+$", model)
-    return checkpoint[1] if checkpoint else re.split(r"[\d_:]", model.removeprefix("timm:"), maxsplit=1)[0] or model
-
-
-def add_source_flags(script: ScriptParser) -> ScriptParser:
-    """`--sweep` or `--model_root`, and `--save_dir`."""
-    script.add_argument("--sweep", help="name of a sweep that reproduction/sweep.py has run, or its cells.json")
-    script.add_argument("--model_root", nargs="+", type=path, metavar="FOLDER", help="instead: folders with ledgers")
-    script.add_argument("--save_dir", type=path, help="output folder (default: results/reproduction/SWEEP)")
-    return script
+    def bank(self, seed: int) -> Bank:
+        """The bank of a seed's predictors, of the smallest ratio where each has its own."""
+        return next(iter(self.banks(seed).values()))
 
 
-def output_folder(args: argparse.Namespace) -> Path:
-    """--save_dir, else results/reproduction/SWEEP. Raises `UserError` where neither says."""
-    if args.save_dir is None and args.sweep is None:
-        raise UserError("--save_dir says where the output goes; it can be left out with --sweep only")
-    if args.save_dir is not None:
-        return args.save_dir
-    name = cells_file(args.sweep).parent.name
-    return ROOT / "results" / "reproduction" / name
+def epoch_of(model: str) -> int | None:
+    """4 of `shapes_large_epoch4`; None for a model that is no checkpoint."""
+    match = re.search(r"_epoch(\d+)$", model)
+    return int(match[1]) if match else None
+
+
+def output_folder(source: Source) -> Path:
+    """--save_dir, else results/reproduction/SWEEP, else the first --model_root."""
+    if source.save_dir is None and bool(source.sweep) == bool(source.model_root):
+        raise UserError(_EITHER + ", not both" * bool(source.sweep))
+    return source.save_dir or (REPRODUCED / cells_file(source.sweep).parent.name if source.sweep
+                               else source.model_root[0])
 
 
 def cells_file(sweep: str) -> Path:
@@ -85,15 +112,15 @@ def cells_file(sweep: str) -> Path:
     return path(sweep) if sweep.endswith(".json") else SWEEPS / sweep / "cells.json"
 
 
-def find_runs(args: argparse.Namespace, draws: int = 1000) -> list[Run]:
+def find_runs(source: Source, draws: int = 1000) -> list[Run]:
     """All runs of --sweep or --model_root that can be summarised. Prints a sentence for each one that cannot.
 
     Raises `UserError` where none can.
     """
-    if bool(args.sweep) == bool(args.model_root):
-        raise UserError("name either --sweep NAME or --model_root FOLDER" + ", not both" * bool(args.sweep))
-    if args.sweep:
-        file = cells_file(args.sweep)
+    if bool(source.sweep) == bool(source.model_root):
+        raise UserError(_EITHER + ", not both" * bool(source.sweep))
+    if source.sweep:
+        file = cells_file(source.sweep)
         if not file.is_file():
             raise UserError(f"there is no sweep {file}; run python reproduction/sweep.py first")
         found = read_json(file)
@@ -102,17 +129,20 @@ def find_runs(args: argparse.Namespace, draws: int = 1000) -> list[Run]:
                             "again")
         cells = [(ROOT / cell["folder"], cell) for cell in found if cell.get("folder")]
     else:
-        cells = [(file.parent, {}) for root in args.model_root for file in sorted(root.rglob(LEDGER))]
-    runs, failed = each(lambda cell: _run(*cell, draws), cells)
+        cells = [(file.parent, {}) for root in source.model_root for file in sorted(root.rglob(LEDGER))]
+    runs, failed = each(lambda cell: read_run(*cell, draws), cells)
     for sentence in failed:
         print(f"left out: {sentence}")
     if not runs:
-        raise UserError(f"there is no ledger to read in {args.sweep or ', '.join(map(str, args.model_root))}; run "
+        raise UserError(f"there is no ledger to read in {source.sweep or ', '.join(map(str, source.model_root))}; run "
                         "stage 3 or reproduction/sweep.py first")
     return runs
 
 
-def _run(folder: Path, cell: dict[str, Any], draws: int) -> Run:
+def read_run(folder: Path, cell: dict[str, Any] | None = None, draws: int = 1000) -> Run:
+    """The run of one ledger; draws: bootstrap resamples. Raises `UserError` where the ledger is damaged."""
     rows = read_ledger(folder / LEDGER)
-    return Run(folder, {key: rows[0].get(key) for key in ("elements", *rows[0])} if rows else {},
-               summarise(rows, draws, str(folder / LEDGER)), cell)
+    summary = summarise(rows, draws, str(folder / LEDGER))
+    grid = {"learning_rates": sorted({row["learning_rate"] for row in rows}), "ratios": summary["ratios"]}
+    return Run(folder, {"elements": None, **rows[0], **grid}, summary, cell or {})
+

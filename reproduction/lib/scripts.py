@@ -1,22 +1,30 @@
-"""A script run in this process, with flags as a mapping."""
+"""A script called from this process, with its settings as a mapping."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
-from iis.cli import ScriptParser
+from iis.cli import from_mapping
 
 
-def call_script(script: Any, flags: dict[str, Any]) -> Any:
-    """What `main` of a script (its module) returns for these flags, taken as its command line would be.
+def call_script(script: Any, settings: Mapping[str, Any]) -> Any:
+    """What `main` of a script (its module) returns for these settings; None leaves one at its default."""
+    if not hasattr(script, "Settings"):  # TRANSITION: delete with words_of, once every script has Settings
+        words = [word for key, value in settings.items() for word in words_of(key, value)]
+        return script.main(script.parser().settings(words))
+    return script.main(from_mapping(script.Settings, settings, f"a call of {script.__name__}"))
 
-    None and False leave a flag out, True sets a switch, a list becomes a comma-separated value.
-    """
-    settings: ScriptParser = script.parser()
-    return script.main(settings.settings([word for key, value in flags.items() for word in words_of(key, value)]))
+
+def setting_names(script: Any) -> set[str]:
+    """The settings that a script knows."""
+    if not hasattr(script, "Settings"):  # TRANSITION
+        return set(script.parser().flags())
+    return {field.name for field in dataclasses.fields(script.Settings)}
 
 
-def words_of(key: str, value: Any) -> list[str]:
+def words_of(key: str, value: Any) -> list[str]:  # TRANSITION
     """A flag as words of a command line."""
     if value is None or value is False:
         return []

@@ -1,127 +1,80 @@
-"""A sweep's YAML → its cells: models × data sets × banks, each with the flags of its training script.
+"""A sweep's YAML → its cells: models × data sets × banks, each with the settings of its training script.
 
-    settings: {seeds: 3, num_concepts: 64}      # flags of the training scripts; a script takes those it knows
-    stage1: {format: png}                       # flags of the scripts of stage 1 and stage 2
+    settings: {seeds: 3, num_concepts: 64}      # of the training scripts; a script takes those it knows
+    stage1: {format: png}                       # settings of the scripts of stage 1 and stage 2
     stage2: {batch_size: 256}
     datasets: [shapes]
     models: [shapes_small, {model_name: mine, config_yaml: shapes_small, weights: mine.pth, family: shapes}]
     banks: [Prototype, {bank: Prototype, variant: "shrink (Eq. 4)", sparsifier: shrink}]
     blocks: [{datasets: …, models: …, banks: …, settings: …}]       # more of the same, with the settings above
 
-A model is a name of model_configs/, or a mapping of stage-2 flags; `checkpoints: "demo/weights/NAME_epoch*.pth"` stands
-for one model per file. A bank is a kind, or a mapping with the flags of its script; `variant` names what differs from the
-plain cell, `elements_of` takes the elements of another data set.
+A model is a name of model_configs/, or a mapping of stage-2 settings; `checkpoints: "demo/weights/NAME_epoch*.pth"`
+stands for one model per file. A bank is a kind, or a mapping with the settings of its script; `variant` names what
+differs from the plain cell, `elements_of` takes the elements of another data set.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from iis.cli import read_yaml
 from iis.runtime import ROOT, UserError, nearest
+from reproduction.lib.cells import checked
 
-DOORS = {"Prototype": "IP_Prototype_training", "Cluster": "IP_Cluster_training", "End2End": "IP_End2End_training",
-         "Text": "IP_Text_training", "Combined": "IP_Bank_training", "Random": "IP_Bank_training",
-         "Own": "IP_Bank_training"}
+SCRIPTS = {"Prototype": "IP_Prototype_training", "Cluster": "IP_Cluster_training", "End2End": "IP_End2End_training",
+           "Text": "IP_Text_training", "Combined": "IP_Bank_training", "Random": "IP_Bank_training",
+           "Own": "IP_Bank_training"}
 BLOCK = ("datasets", "models", "banks", "settings")
-OF_MODEL = ("family", "base_model")  # said of a model to tables, not to stage 2
+OF_TABLES = ("family", "base_model")  # of a model: for tables, not for stage 2
+KEY = ("model", "stage2", "dataset", "bank", "elements_of", "flags")  # what decides a cell's ledger
 
 
-@dataclass(frozen=True)
-class SweepCell:
-    """One ledger to make. model: flags of stage 2; flags: flags of the training script, without model and data set."""
+def read_sweep(file: Path) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
+    """The cells in the order of the file, as plain values for cells.json, and the settings of stage 1 and of stage 2.
 
-    model_name: str
-    model: dict[str, Any]
-    dataset: str
-    bank: str
-    variant: str = ""
-    elements_of: str | None = None
-    flags: dict[str, Any] = field(default_factory=dict)
-    said: dict[str, Any] = field(default_factory=dict)  # family, base_model
-
-    @property
-    def name(self) -> str:
-        """What messages call it."""
-        size = f", M = {self.flags['num_concepts']}" if "num_concepts" in self.flags else ""
-        return f"{self.model_name}, {self.dataset}, {self.bank}{size}" + (f", {self.variant}" if self.variant else "")
-
-    @property
-    def key(self) -> dict[str, Any]:
-        """Everything that decides the ledger, as plain values: an entry of cells.json with another key is another
-        cell."""
-        return {"model": self.model_name, "stage2": self.model, "dataset": self.dataset, "bank": self.bank,
-                "elements_of": self.elements_of, "flags": self.flags}
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """cells: in the order of the file; stage1, stage2: flags of the scripts that prepare them."""
-
-    name: str
-    cells: list[SweepCell]
-    stage1: dict[str, Any]
-    stage2: dict[str, Any]
-
-
-def read_sweep(file: Path) -> Sweep:
-    """Expand the YAML. Raises `UserError` for an unknown key or bank, and for two cells that are the same."""
-    data = read_yaml(file)
-    for key in data:
-        if key not in (*BLOCK, "blocks", "stage1", "stage2"):
-            raise UserError(f"{file}: unknown key {key!r}{nearest(key, [*BLOCK, 'blocks', 'stage1', 'stage2'])}")
-    for key in ("settings", "stage1", "stage2"):
-        _check_mapping(data.get(key), key, file)
-    first = {key: data[key] for key in BLOCK if key in data and key != "settings"}
-    cells: list[SweepCell] = []
+    A cell has a name, the keys of KEY (stage2: settings of stage 2 for its model; flags: settings of the training
+    script), variant, and family and base_model where the model has them. Raises `UserError` for an unknown key or bank,
+    and for two cells that are the same.
+    """
+    data = checked(read_yaml(file), str(file), (*BLOCK, "blocks", "stage1", "stage2"))
+    stage1, stage2, settings = (checked(data.get(key), f"{file}: {key}") for key in ("stage1", "stage2", "settings"))
+    first = {key: data[key] for key in BLOCK[:3] if key in data}
+    cells: list[dict[str, Any]] = []
     for block in ([first] if first else []) + list(data.get("blocks") or []):
-        cells += _cells(block, data.get("settings") or {}, file)
+        block = checked(block, f"{file}: a block", BLOCK)
+        own = {**settings, **checked(block.get("settings"), f"{file}: settings")}
+        for key in BLOCK[:3]:
+            if not isinstance(block.get(key), list) or not block[key]:
+                raise UserError(f"{file}: a block needs a list of {key}")
+        models = [model for entry in block["models"] for model in _models(entry, file)]
+        cells += [_cell(*parts, own, file) for parts in product(block["datasets"], models, block["banks"])]
     if not cells:
         raise UserError(f"{file} names no cell: it needs datasets, models and banks")
-    seen: set[str] = set()
-    for cell in cells:
-        if str(cell.key) in seen:
-            raise UserError(f"{file} holds the cell ({cell.name}) twice; leave one out")
-        seen.add(str(cell.key))
-    return Sweep(file.stem, cells, data.get("stage1") or {}, data.get("stage2") or {})
+    for place, cell in enumerate(cells):
+        if any(all(cell[key] == other[key] for key in KEY) for other in cells[:place]):
+            raise UserError(f"{file} holds the cell ({cell['name']}) twice; leave one out")
+    return json.loads(json.dumps(cells)), stage1, stage2
 
 
-def _check_mapping(value: Any, what: str, file: Path) -> None:
-    if not isinstance(value, dict | None):
-        raise UserError(f"{file}: {what} should hold `key: value` pairs, and is {value!r}")
-
-
-def _cells(block: dict[str, Any], settings: dict[str, Any], file: Path) -> list[SweepCell]:
-    _check_mapping(block, "a block", file)
-    _check_mapping(block.get("settings"), "settings", file)
-    for key in block:
-        if key not in BLOCK:
-            raise UserError(f"{file}: a block has the unknown key {key!r}{nearest(key, BLOCK)}")
-    for key in BLOCK[:3]:
-        if not isinstance(block.get(key), list) or not block[key]:
-            raise UserError(f"{file}: a block needs a list of {key}")
-    settings = {**settings, **(block.get("settings") or {})}
-    models = [model for entry in block["models"] for model in _models(entry, file)]
-    return [_cell(model, dataset, bank, settings, file)
-            for dataset in block["datasets"] for model in models for bank in block["banks"]]
-
-
-def _cell(model: dict[str, Any], dataset: str, bank: str | dict[str, Any], settings: dict[str, Any],
-          file: Path) -> SweepCell:
+def _cell(dataset: str, model: dict[str, Any], bank: str | dict[str, Any], settings: dict[str, Any], file: Path
+          ) -> dict[str, Any]:
     if not isinstance(dataset, str) or not isinstance(bank, str | dict):
         raise UserError(f"{file}: the data set {dataset!r} or the bank {bank!r} is no name (in quotes, where it looks "
                         "like a number)")
-    entry = {"bank": bank} if isinstance(bank, str) else dict(bank)
-    kind = entry.pop("bank", None)
-    if kind not in DOORS:
-        raise UserError(f"{file}: the bank {kind!r} is not known{nearest(str(kind), DOORS)}")
-    variant, elements_of = entry.pop("variant", ""), entry.pop("elements_of", None)
-    stage2 = {key: value for key, value in model.items() if key not in OF_MODEL}
-    return SweepCell(model["model_name"], stage2, dataset, kind, variant, elements_of, {**settings, **entry},
-                     {key: model[key] for key in OF_MODEL if key in model})
+    own = {"bank": bank} if isinstance(bank, str) else dict(bank)
+    kind, variant, elements_of = own.pop("bank", None), own.pop("variant", ""), own.pop("elements_of", None)
+    if kind not in SCRIPTS:
+        raise UserError(f"{file}: the bank {kind!r} is not known{nearest(str(kind), SCRIPTS)}")
+    flags, of_tables = {**settings, **own}, {key: model[key] for key in OF_TABLES if key in model}
+    size = f"M = {flags['num_concepts']}" if "num_concepts" in flags else ""
+    return {"name": ", ".join(filter(None, (model["model_name"], dataset, kind, size, variant))),
+            "model": model["model_name"], "stage2": {key: model[key] for key in model if key not in of_tables},
+            "dataset": dataset, "bank": kind, "elements_of": elements_of, "flags": flags, **of_tables,
+            "variant": variant}
 
 
 def _models(entry: str | dict[str, Any], file: Path) -> list[dict[str, Any]]:
@@ -130,14 +83,13 @@ def _models(entry: str | dict[str, Any], file: Path) -> list[dict[str, Any]]:
     if not isinstance(entry, dict):
         raise UserError(f"{file}: the model {entry!r} is neither a name (in quotes, where it looks like a number) nor "
                         "a mapping")
-    entry = dict(entry)
-    pattern = entry.pop("checkpoints", None)
+    pattern, model = entry.get("checkpoints"), {key: entry[key] for key in entry if key != "checkpoints"}
     if pattern is None:
         if "model_name" not in entry:
             raise UserError(f"{file}: a model given as a mapping needs a model_name")
-        return [entry]
+        return [model]
     found = sorted(ROOT.glob(pattern), key=lambda one: [int(part) if part.isdigit() else part
                                                         for part in re.split(r"(\d+)", one.name)])
     if not found:
         raise UserError(f"{file}: there is no checkpoint {ROOT / pattern}; train the backbone first")
-    return [{**entry, "model_name": one.stem, "weights": str(one.relative_to(ROOT))} for one in found]
+    return [{**model, "model_name": one.stem, "weights": str(one.relative_to(ROOT))} for one in found]

@@ -1,123 +1,100 @@
-"""What a cell of a sweep runs, in this process: the scripts of stages 1 and 2 for what is missing, then its own script."""
+"""What a cell of a sweep runs, in this process: the scripts of stages 1 and 2 for what is missing, then stage 3's."""
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from iis.names import elements_file, elements_folder, slug
-from iis.runtime import ROOT, UserError, nearest
-from reproduction.lib.scripts import call_script
-from reproduction.lib.sweep_cells import DOORS, Sweep, SweepCell
+from iis.runtime import ROOT, UserError, each, nearest
+from reproduction.lib.scripts import call_script, setting_names
+from reproduction.lib.sweep_cells import SCRIPTS
 
 WITH_WORDS = ("Text", "Combined")
 WITHOUT_ELEMENTS = ("Text", "Random", "Own")
+OF_WORDS = ("concept_set", "clip_name", "clip_weights", "activation_dir")
 STAGE1 = {"segments": "segment_extractor", "patches": "patch_extractor"}
-STAGE2 = ("visual_element_emb_extractor", "textual_emb_extractor")
+VISUAL, TEXTUAL = "extractor.visual_element_emb_extractor", "extractor.textual_emb_extractor"
 
 
 class Steps:
     """Runs cells one after another and remembers which preparations are done, or failed, in this process."""
 
-    def __init__(self, sweep: Sweep, device: str | None) -> None:
-        self.sweep, self.device = sweep, {"device": device} if device else {}
+    def __init__(self, stage1: dict[str, Any], stage2: dict[str, Any], device: str | None) -> None:
+        self.stage1, self.stage2, self.device = stage1, stage2, {"device": device} if device else {}
         self.prepared: dict[str, str | None] = {}  # preparation → the message it failed with
-        check_settings(sweep)
 
-    def run(self, cell: SweepCell) -> Path:
+    def run(self, cell: dict[str, Any]) -> Path:
         """Prepare and train one cell; the folder of its ledger. Raises `UserError` as the scripts do."""
-        kind, protocol = cell.flags.get("element_kind", "segments"), cell.flags.get("protocol", "paper")
-        own_elements = cell.elements_of is None and cell.bank not in WITHOUT_ELEMENTS
-        folders = [elements_folder(cell.dataset, kind, protocol)] if own_elements else []
-        self._once(self._representations, cell, cell.dataset, folders)
-        extra: dict[str, Any] = {}
-        if cell.elements_of:
-            self._once(self._elements, cell, cell.elements_of, kind, protocol)
-            source = elements_file(cell.model_name, cell.elements_of, kind, protocol)
-            place = f"{cell.dataset}_{kind}_of_{cell.elements_of}_M{cell.flags.get('num_concepts', 'default')}"
-            extra = {"concept_path": source, "other_dataset": True,
-                     "save_dir": ROOT / "IP_training" / f"IP_{cell.bank}" / slug(cell.model_name) / slug(place)}
-        if cell.bank in WITH_WORDS:
-            self._once(self._words, cell, cell.dataset)
-        return self._train(cell, extra)
+        (kind, protocol), bank, other = kind_of(cell), cell["bank"], cell["elements_of"]
+        self._once(self._visual, cell, cell["dataset"], "train,val", other is None and bank not in WITHOUT_ELEMENTS)
+        settings: dict[str, Any] = {"sparsity_ratio": True} if bank == "Text" else {}
+        if other:
+            self._once(self._visual, cell, other, None, True)
+            place = f"{cell['dataset']}_{kind}_of_{other}_M{cell['flags'].get('num_concepts', 'default')}"
+            settings |= {"concept_path": elements_file(cell["model"], other, kind, protocol), "other_dataset": True,
+                         "save_dir": ROOT / "IP_training" / f"IP_{bank}" / slug(cell["model"]) / slug(place)}
+        if bank in WITH_WORDS:
+            self._once(self._words, cell)
+        script = import_module(f"IP_training.{SCRIPTS[bank]}")
+        if SCRIPTS[bank] == "IP_Bank_training":
+            settings["kind"] = bank
+        return call_script(script, {"model_name": cell["model"], "dataset": cell["dataset"], **self.device,
+                                    **_known(cell["flags"], script), **settings})
 
-    def _train(self, cell: SweepCell, extra: dict[str, Any]) -> Path:
-        script = _script("IP_training", DOORS[cell.bank])
-        if cell.bank == "Text":
-            extra = {**extra, "sparsity_ratio": True}
-        if DOORS[cell.bank] == "IP_Bank_training":
-            extra = {**extra, "kind": cell.bank}
-        known = script.parser().flags()
-        flags = {key: value for key, value in cell.flags.items() if key in known}
-        whose = {"model_name": cell.model_name, "dataset": cell.dataset}
-        return call_script(script, {**whose, **self.device, **flags, **extra})
-
-    def _once(self, prepare: Any, cell: SweepCell, *what: Any) -> None:
+    def _once(self, prepare: Callable[..., None], cell: dict[str, Any], *what: Any) -> None:
         """Run a preparation once per model in this process; one that failed fails every cell that needs it."""
-        key = str((prepare.__name__, cell.model, *what))
+        key = str((prepare.__name__, cell["stage2"], kind_of(cell), *what))
         if key not in self.prepared:
-            try:
-                prepare(cell, *what)
-                self.prepared[key] = None
-            except UserError as error:
-                self.prepared[key] = str(error)
+            _, failed = each(lambda one: prepare(one, *what), [cell])
+            self.prepared[key] = failed[0] if failed else None
         if self.prepared[key]:
             raise UserError(self.prepared[key])
 
-    def _representations(self, cell: SweepCell, dataset: str, folders: list[Path]) -> None:
-        """Stage 2: the data set's own images, and its elements (stage 1 first, where there are none)."""
-        for folder in folders:
-            self._stage1(folder, dataset, cell)
-        flags = {**self.sweep.stage2, **self.device, **cell.model, "dataset": dataset, "representations": "train,val"}
-        if folders:
-            flags["data_path"] = folders[0]
-        call_script(_script("extractor", "visual_element_emb_extractor"), flags)
+    def _visual(self, cell: dict[str, Any], dataset: str, representations: str | None, with_elements: bool) -> None:
+        """Stage 2: a data set's own images, its elements, or both (stage 1 first, where there are no elements)."""
+        kind, protocol = kind_of(cell)
+        folder = elements_folder(dataset, kind, protocol) if with_elements else None
+        if folder and not folder.is_dir():
+            call_script(import_module(f"extractor.{STAGE1[kind]}"),
+                        {**self.stage1, "dataset": dataset, "protocol": protocol})
+        call_script(import_module(VISUAL), {**self.stage2, **self.device, **cell["stage2"], "dataset": dataset,
+                                            "representations": representations, "data_path": folder})
 
-    def _elements(self, cell: SweepCell, dataset: str, kind: str, protocol: str) -> None:
-        """Stage 2: another data set's elements."""
-        folder = elements_folder(dataset, kind, protocol)
-        self._stage1(folder, dataset, cell)
-        call_script(_script("extractor", "visual_element_emb_extractor"),
-                  {**self.sweep.stage2, **self.device, **cell.model, "dataset": dataset, "data_path": folder})
-
-    def _stage1(self, folder: Path, dataset: str, cell: SweepCell) -> None:
-        if folder.is_dir():
-            return
-        kind, protocol = cell.flags.get("element_kind", "segments"), cell.flags.get("protocol", "paper")
-        call_script(_script("extractor", STAGE1[kind]),
-                  {**self.sweep.stage1, "dataset": dataset, "protocol": protocol})
-
-    def _words(self, cell: SweepCell, dataset: str) -> None:
+    def _words(self, cell: dict[str, Any]) -> None:
         """Stage 2: CLIP's embeddings of words and images."""
-        script = _script("extractor", "textual_emb_extractor")
-        known = script.parser().flags()
-        words = {key: cell.flags[key] for key in ("concept_set", "clip_name", "clip_weights", "activation_dir")
-                 if key in cell.flags}
-        flags = {key: value for key, value in {**self.sweep.stage2, **cell.model}.items() if key in known}
-        call_script(script, {**flags, **self.device, "dataset": dataset, **words})
+        script = import_module(TEXTUAL)
+        words = {key: value for key, value in cell["flags"].items() if key in OF_WORDS}
+        call_script(script, {**_known({**self.stage2, **cell["stage2"]}, script), **self.device,
+                             "dataset": cell["dataset"], **words})
 
 
-def check_settings(sweep: Sweep) -> None:
-    """Raise `UserError` for a setting that no script of its stage knows: a typo must not be dropped silently, also where
-    the stage is done already."""
-    training, stage2 = _known("IP_training", *sorted(set(DOORS.values()))), _known("extractor", *STAGE2)
-    stages = [(sweep.stage1, _known("extractor", *STAGE1.values()), "stage 1"), (sweep.stage2, stage2, "stage 2")]
-    for cell in sweep.cells:
-        stages += [(cell.flags, training, "training"), (cell.model, stage2, "stage 2")]
-        kind = cell.flags.get("element_kind", "segments")
+def kind_of(cell: dict[str, Any]) -> tuple[str, str]:
+    """Kind of elements, and protocol."""
+    return cell["flags"].get("element_kind", "segments"), cell["flags"].get("protocol", "paper")
+
+
+def check_settings(name: str, cells: Sequence[dict[str, Any]], stage1: dict[str, Any], stage2: dict[str, Any]) -> None:
+    """Raise `UserError` for a setting that no script of its stage knows: a typo must not be dropped silently, also
+    where the stage is done already."""
+    def known(*names: str) -> set[str]:
+        return set.union(*(setting_names(import_module(name)) for name in names))
+
+    of_stage1, of_stage2 = known(*(f"extractor.{one}" for one in STAGE1.values())), known(VISUAL, TEXTUAL)
+    training = known(*(f"IP_training.{one}" for one in set(SCRIPTS.values())))
+    given = [(stage1, of_stage1, "stage 1"), (stage2, of_stage2, "stage 2")]
+    for cell in cells:
+        given += [(cell["flags"], training, "training"), (cell["stage2"], of_stage2, "stage 2")]
+        kind, _ = kind_of(cell)
         if kind not in STAGE1:
-            raise UserError(f"the sweep {sweep.name} has the element_kind {kind!r}{nearest(str(kind), STAGE1)}")
-    for flags, known, stage in stages:
-        for key in flags:
-            if key not in known:
-                raise UserError(f"the sweep {sweep.name} sets {key!r}, which no {stage} script knows"
-                                f"{nearest(key, known)}")
+            raise UserError(f"the sweep {name} has the element_kind {kind!r}{nearest(str(kind), STAGE1)}")
+    for settings, names, stage in given:
+        for key in settings:
+            if key not in names:
+                raise UserError(f"the sweep {name} sets {key!r}, which no {stage} script knows{nearest(key, names)}")
 
 
-def _known(folder: str, *names: str) -> set[str]:
-    return {flag for name in names for flag in _script(folder, name).parser().flags()}
-
-
-def _script(folder: str, name: str) -> Any:
-    return importlib.import_module(f"{folder}.{name}")
+def _known(settings: dict[str, Any], script: Any) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key in setting_names(script)}

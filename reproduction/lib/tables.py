@@ -1,30 +1,13 @@
-"""Tables as people and programs want them: CSV, Markdown, LaTeX, and numbers with their spread."""
+"""What pandas lacks for a paper's tables: lists in cells, Markdown, LaTeX's escapes, and numbers with their spread."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import pandas as pd
 
-def as_csv(lines: Sequence[dict[str, Any]]) -> str:
-    """A table as CSV; lists are joined by blanks."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    for line in lines:
-        writer.writerow({key: " ".join(map(str, value)) if isinstance(value, list) else value
-                         for key, value in line.items()})
-    return out.getvalue()
-
-
-def as_markdown(lines: Sequence[dict[str, Any]]) -> str:
-    """A table as Markdown."""
-    names = list(lines[0])
-    rows = [names, ["---"] * len(names), *([str(line[name]) for name in names] for line in lines)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
+Table = pd.DataFrame | Sequence[dict[str, Any]]
 
 LATEX = str.maketrans({"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
                        "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
@@ -32,16 +15,43 @@ LATEX = str.maketrans({"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r
                        "≤": r"$\le$", "−": "$-$", "×": r"$\times$", "→": r"$\to$", "Δ": r"$\Delta$"})
 
 
-def as_latex(lines: Sequence[dict[str, Any]], caption: str = "", label: str = "") -> str:
+def frame(table: Table) -> pd.DataFrame:
+    """Rows as a DataFrame whose values stay as they are (3 is not 3.0 beside an empty cell); lists are joined by
+    blanks. `frame(rows).to_csv(index=False)` is the CSV of every script."""
+    given = table.astype(object) if isinstance(table, pd.DataFrame) else pd.DataFrame(list(table), dtype=object)
+    return _each_cell(given, lambda value: " ".join(map(str, value)) if isinstance(value, list) else value)
+
+
+def _each_cell(table: pd.DataFrame, function: Callable[[Any], Any]) -> pd.DataFrame:
+    """`DataFrame.map` without its guess at the type of a column (it makes floats of integers beside None)."""
+    rows = [[function(value) for value in row] for row in table.values]
+    return pd.DataFrame(rows, columns=table.columns, dtype=object)
+
+
+def as_csv(table: Table) -> str:
+    """A table as CSV."""
+    return frame(table).to_csv(index=False)
+
+
+def texts(table: Table) -> pd.DataFrame:
+    """The cells as text; a missing value is empty."""
+    return _each_cell(frame(table), lambda value: "" if pd.isna(value) else str(value))
+
+
+def as_markdown(table: Table) -> str:
+    """A table as Markdown."""
+    shown = texts(table)
+    rows = [list(shown), ["---"] * len(shown.columns), *shown.values.tolist()]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def as_latex(table: Table, caption: str = "", label: str = "") -> str:
     """A table as LaTeX (package booktabs); signs that LaTeX keeps for itself are escaped."""
-    names = list(lines[0])
-    rows = [" & ".join(str(value).translate(LATEX) for value in row) + r" \\"
-            for row in (names, *([line[name] for name in names] for line in lines))]
-    body = ["\\begin{tabular}{l" + "r" * (len(names) - 1) + "}", r"\toprule", rows[0], r"\midrule", *rows[1:],
-            r"\bottomrule", r"\end{tabular}"]
-    notes = [f"\\caption{{{caption.translate(LATEX)}}}"] if caption else []
-    notes += [f"\\label{{{label}}}"] if label else []
-    return "\n".join([r"\begin{table}", r"\centering", *body, *notes, r"\end{table}", ""])
+    shown = _each_cell(texts(table), lambda text: text.translate(LATEX))
+    shown.columns = [name.translate(LATEX) for name in shown]
+    return shown.style.hide(axis="index").to_latex(
+        hrules=True, position_float="centering", column_format="l" + "r" * (len(shown.columns) - 1),
+        caption=caption.translate(LATEX) or None, label=label or None)
 
 
 def plus_minus(mean: float, std: float | None, digits: int = 4) -> str:
