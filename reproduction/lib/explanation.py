@@ -60,35 +60,49 @@ class Predictor:
         """Logits (N, C) of sparsified interpretations (N, M)."""
         return x_NM @ self.weight_CM.T + self.bias_C
 
+    def contributions(self, x_NM: torch.Tensor) -> torch.Tensor:
+        """activation · weight, (N, C, M): over M they sum, with the bias, to the logits (N, C)."""
+        return x_NM[:, None, :] * self.weight_CM
+
+
+def stored_seeds(folder: Path) -> list[int]:
+    """The seeds with a stored predictor."""
+    return sorted(int(file.stem.removeprefix("seed_")) for file in Path(folder).glob("predictors/seed_*.safetensors"))
+
 
 def load_predictor(folder: Path, seed: int = 0, ratio: float | None = None) -> Predictor:
     """The predictor of a ledger's folder at a ratio; without one, the sparsest that keeps at least `ENOUGH` concepts.
 
     Raises `UserError` for a seed or ratio that is not there (naming those that are), and for damaged files.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     file = Path(folder) / "predictors" / f"seed_{seed}.safetensors"
     if not file.is_file() or not file.with_suffix(".json").is_file():
-        seeds = sorted(int(one.stem.rpartition("_")[2]) for one in file.parent.glob("seed_*.safetensors"))
-        there = f"; --seed can be {', '.join(map(str, seeds))}" if seeds else \
-            "; give a folder that a training script wrote (it holds results.jsonl and predictors/)"
-        raise UserError(f"there is no stored predictor {file}{there}")
-    described, tensors = read_json(file.with_suffix(".json")), _tensors(file)
-    ratios = sorted(float(name) for name in described["selected"] if name != "dense")
-    kept = {one: described["selected"][f"{one:g}"]["kept"] for one in ratios}
+        seeds = ", ".join(map(str, stored_seeds(folder)))
+        raise UserError(f"there is no stored predictor {file}; " + (
+            f"--seed can be {seeds}" if seeds else
+            "give a folder that a training script wrote (it holds results.jsonl and predictors/)"))
+    described = read_json(file.with_suffix(".json"))
+    try:
+        tensors = load_file(file)
+    except SafetensorError:
+        raise UserError(f"{file} is damaged; delete it and train that seed again") from None
+    kept = {float(name): row["kept"] for name, row in described["selected"].items() if name != "dense"}
     if ratio is None:
         ratio = default_ratio(kept, folder)
-    if ratio not in ratios:
-        raise UserError(f"{file} has no predictor at --ratio {ratio:g}{nearest(f'{ratio:g}', described['selected'])} "
-                        f"(there are {', '.join(f'{one:g}' for one in ratios)})")
+    name = f"{ratio:g}"
+    if ratio not in kept:
+        raise UserError(f"{file} has no predictor at --ratio {name}{nearest(name, described['selected'])} "
+                        f"(there are {', '.join(f'{one:g}' for one in sorted(kept))})")
     if len(described["class_names"]) < 2:
         raise UserError(f"{file} knows one class only: there is no decision to explain")
-    name = f"{ratio:g}"
-    own = f"{name}/" if f"{name}/bank" in tensors else ""  # a learned bank belongs to its cell
-    bank = own.rstrip("/") or "all"
-    blocks = tuple((kind, columns) for kind, columns in described["blocks"][bank])
+    bank = name if f"{name}/bank" in tensors else "all"  # a learned bank belongs to its ratio
+    own = "" if bank == "all" else f"{name}/"
+    normaliser = Normaliser(tuple(map(tuple, described["blocks"][bank])), tensors[f"{own}mean"], tensors[f"{own}std"])
     head = (tensors[f"{name}/{part}"].float() for part in ("scale", "shift", "weight", "bias"))
-    return Predictor(ratio, described["identity"]["sparsifier"], tensors[f"{own}bank"],
-                     Normaliser(blocks, tensors[f"{own}mean"], tensors[f"{own}std"]), *head,
+    return Predictor(ratio, described["identity"]["sparsifier"], tensors[f"{own}bank"], normaliser, *head,
                      described["concepts"][bank], described["class_names"], described["identity"],
                      described["selected"][name]["top1"], seed)
 
@@ -98,21 +112,6 @@ def default_ratio(kept: dict[float, int], folder: Path | str = "", least: int = 
     if not kept:
         raise UserError(f"{folder} holds no interpretation predictor; run its training script again")
     return max((ratio for ratio, count in kept.items() if count >= least), default=min(kept))
-
-
-def _tensors(file: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(file)
-    except SafetensorError:
-        raise UserError(f"{file} is damaged; delete it and train that seed again") from None
-
-
-def contributions(predictor: Predictor, x_NM: torch.Tensor) -> torch.Tensor:
-    """activation · weight, (N, C, M): over M they sum, with the bias, to the logits (N, C)."""
-    return x_NM[:, None, :] * predictor.weight_CM
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,6 @@ class Explanation:
     x_NM: torch.Tensor
     logits_NC: torch.Tensor
     classes_NC: torch.Tensor
-    probability_NC: torch.Tensor
     to_predicted_NM: torch.Tensor
     to_runner_up_NM: torch.Tensor
     without_class_NM: torch.Tensor
@@ -142,25 +140,20 @@ class Explanation:
         return self.to_predicted_NM - self.to_runner_up_NM
 
 
-def explain(predictor: Predictor, features_ND: torch.Tensor) -> Explanation:
-    """Explain the predictions of representations (N, D)."""
+def explain(predictor: Predictor, features_ND: torch.Tensor, rows: int = 64) -> Explanation:
+    """Explain the predictions of representations (N, D), `rows` at a time: (rows, M, C) numbers in memory."""
     x_NM = predictor.interpretations(features_ND)
     logits_NC = predictor.logits(x_NM)
     classes_NC = logits_NC.argsort(dim=1, descending=True, stable=True)
     first_N, second_N = classes_NC[:, 0], classes_NC[:, 1]
-    removed = [_without(predictor, *part) for part in zip(x_NM.split(64), logits_NC.split(64), first_N.split(64),
-                                                          strict=True)]
-    return Explanation(x_NM, logits_NC, classes_NC, logits_NC.softmax(1), x_NM * predictor.weight_CM[first_N],
-                       x_NM * predictor.weight_CM[second_N], *map(torch.cat, zip(*removed, strict=True)))
-
-
-def _without(predictor: Predictor, x_NM: torch.Tensor, logits_NC: torch.Tensor,
-             first_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """For every concept: the class predicted without it, its probability, and that of class first_N; each (N, M)."""
-    probability_NMC = (logits_NC[:, None, :] - contributions(predictor, x_NM).mT).softmax(2)
-    best = probability_NMC.max(2)
-    still_NM = probability_NMC.gather(2, first_N[:, None, None].expand(*x_NM.shape, 1))[..., 0]  # (N, M)
-    return best.indices, best.values, still_NM
+    without = []
+    for x_BM, logits_BC, first_B in zip(x_NM.split(rows), logits_NC.split(rows), first_N.split(rows), strict=True):
+        probability_BMC = (logits_BC[:, None, :] - predictor.contributions(x_BM).mT).softmax(2)
+        best = probability_BMC.max(2)
+        still_BM = probability_BMC.gather(2, first_B[:, None, None].expand(*x_BM.shape, 1))[..., 0]  # (B, M)
+        without.append((best.indices, best.values, still_BM))
+    return Explanation(x_NM, logits_NC, classes_NC, x_NM * predictor.weight_CM[first_N],
+                       x_NM * predictor.weight_CM[second_N], *map(torch.cat, zip(*without, strict=True)))
 
 
 def explain_class(predictor: Predictor, features_ND: torch.Tensor, label: int) -> list[dict[str, Any]]:
@@ -170,15 +163,13 @@ def explain_class(predictor: Predictor, features_ND: torch.Tensor, label: int) -
     kept: share of images whose interpretation has the concept; activation: its mean over those; recall: share of
     images predicted as this class; without: the same when the concept is removed from all of them.
     """
-    x_NM = predictor.interpretations(features_ND)
-    weight_CM = predictor.weight_CM
+    weight_CM, found = predictor.weight_CM, explain(predictor, features_ND)
     others_M = (weight_CM.sum(0) - weight_CM[label]) / (len(weight_CM) - 1)
-    mean_M = x_NM.mean(0) * (weight_CM[label] - others_M)
-    explanation = explain(predictor, features_ND)
-    recall = float((explanation.classes_NC[:, 0] == label).double().mean())
-    without_M = (explanation.without_class_NM == label).double().mean(0)
-    kept_M = (x_NM != 0).double().mean(0)
-    activation_M = x_NM.double().mean(0) / kept_M
+    mean_M = found.x_NM.mean(0) * (weight_CM[label] - others_M)
+    recall = float((found.classes_NC[:, 0] == label).double().mean())
+    without_M = (found.without_class_NM == label).double().mean(0)
+    kept_M = (found.x_NM != 0).double().mean(0)
+    activation_M = found.x_NM.double().mean(0) / kept_M
     return [{"concept": m, "mean": float(mean_M[m]), "kept": float(kept_M[m]), "activation": float(activation_M[m]),
              "recall": recall, "without": float(without_M[m])} for m in strongest(mean_M)]
 
