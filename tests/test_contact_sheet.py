@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from extractor import patch_extractor
+from iis.cli import parse
 from iis.runtime import UserError
 from reproduction import contact_sheet
 
@@ -18,7 +19,7 @@ def test_rows_over_the_classes_source_first(tmp_path):
     patch_extractor.main(patch_extractor.parser().settings(
         [*flags, "--save_root", str(elements), "--format", "png", "--workers", "1"]))
     out = tmp_path / "sheet.png"
-    contact_sheet.main(contact_sheet.parser().settings(
+    contact_sheet.main(parse(contact_sheet.Settings, 
         [*flags, "--elements", str(elements), "--out", str(out), "--rows", "2", "--tile", "20"]))
     sheet = Image.open(out)
     assert sheet.size == (17 * 24 + 16, 2 * 24 + 4)
@@ -29,4 +30,4 @@ def test_rows_over_the_classes_source_first(tmp_path):
 
 def test_a_folder_made_elsewhere_is_refused(tmp_path):
     with pytest.raises(UserError, match="was not made by stage 1"):
-        contact_sheet.main(contact_sheet.parser().settings(["--elements", str(tmp_path), "--data_root", str(tmp_path)]))
+        contact_sheet.main(parse(contact_sheet.Settings, ["--elements", str(tmp_path), "--data_root", str(tmp_path)]))

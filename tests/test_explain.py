@@ -13,20 +13,21 @@ from PIL import Image
 from iis.backbones import load_backbone
 from iis.datasets import Dataset
 from iis.embedding_file import Embeddings
+from iis.cli import parse
 from iis.runtime import UserError, write_text
 from reproduction import explain
-from reproduction.lib import subjects
-from reproduction.lib.concept_images import concept_of
+from reproduction.lib import explained_images as subjects
+from reproduction.lib.explained_images import concept_of
 from reproduction.lib.explanation import explain as explain_all
 from reproduction.lib.explanation import load_predictor
-from reproduction.lib.explanation_page import explanation_page
+from reproduction.lib.page import render
 from reproduction.lib.run_files import embeddings_of
-from reproduction.lib.stories import if_removed, stories, the_rest
-from reproduction.lib.subjects import Subject, embed_images, spread
+from reproduction.lib.explanation_shown import card_of, class_card, if_removed, stories, the_rest
+from reproduction.lib.explained_images import Subject, embed_images, spread
 
 
 def script(run, out, *words):
-    return explain.main(explain.parser().settings(["--run", str(run), "--out", str(out), *map(str, words)]))
+    return explain.main(parse(explain.Settings, ["--run", str(run), "--out", str(out), *map(str, words)]))
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_rows_and_files_of_the_data_set_are_the_same_images(run, toy):
     out = script(run, toy / "out", "--rows", "5,0", "--top", 1)
     told = json.loads((out / "explanation.json").read_text())["pictures"]
     assert [story["picture"] for story in told] == names
-    args = explain.parser().settings(["--run", str(run), "--images", names[0], str(toy / "images/val" / names[1])])
+    args = parse(explain.Settings, ["--run", str(run), "--images", names[0], str(toy / "images/val" / names[1])])
     predictor = load_predictor(run)
     found, of_class = explain.chosen(args, predictor, *embeddings_of(run, predictor.identity, "val"))
     assert of_class is None and [one.name for one in found] == names and [one.label for one in found] == [1, 0]
@@ -76,7 +77,7 @@ def test_rows_and_files_of_the_data_set_are_the_same_images(run, toy):
 def test_bad_input_is_one_sentence(run, toy):
     for words, said in ((["--class", "class 9"], "there is no class 'class 9'; did you mean"),
                         (["--rows", "200"], "rows 0 to 199"), (["--rows", "x"], "comma-separated list of row numbers"),
-                        (["--rows", "1", "--class", "class 1"], "not allowed with argument"),
+                        (["--rows", "1", "--class", "class 1"], "do not go together"),
                         (["--images", toy / "none.png"], "there is no image"),
                         (["--images", toy / "val.pt"], "cannot be read as an image"),
                         (["--elements", toy / "nowhere"], "name their folder with --elements"),
@@ -103,7 +104,8 @@ def test_names_and_words_are_escaped():
     told = stories(predictor, explain_all(predictor, features(1)), [subject])
     concepts = {m: concept_of(m, predictor.evidence[m], "Text", None) for m in range(8)}
     lines = [{"concept": 0, "mean": 1.0, "kept": 1.0, "activation": 1.0, "recall": 1.0, "without": 0.5}]
-    page = explanation_page(evil, [evil], told, [subject], concepts, 5, {"name": evil, "count": 1, "lines": lines})
+    page = render("explanation.html", title=evil, about=[evil], warnings=[evil], of_class=class_card(
+        {"name": evil, "count": 1, "lines": lines}, concepts, 5), cards=[card_of(told[0], subject, concepts, 5)])
     assert "<script" not in page and page.count("&lt;script&gt;") >= 5 + 4 + 3  # concepts, card, class and title
 
 

@@ -8,7 +8,7 @@ from explained_runs import explained_run, features, predictor_of
 
 from iis.runtime import UserError, write_json
 from reproduction.lib.explanation import (
-    contributions,
+
     default_ratio,
     explain,
     explain_class,
@@ -22,7 +22,7 @@ def test_contributions_and_bias_sum_to_the_logits():
     x_NM = predictor.interpretations(features(20))
     logits_NC = predictor.logits(x_NM)
     assert ((x_NM != 0).sum(1) == 4).all() and predictor.kept == 4
-    torch.testing.assert_close(contributions(predictor, x_NM).sum(2) + predictor.bias_C, logits_NC)
+    torch.testing.assert_close(predictor.contributions(x_NM).sum(2) + predictor.bias_C, logits_NC)
     for n in range(20):  # one image at a time, by the definition
         for c in range(3):
             by_hand = sum(float(x_NM[n, m] * predictor.weight_CM[c, m]) for m in range(8)) + float(predictor.bias_C[c])

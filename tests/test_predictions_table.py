@@ -7,9 +7,10 @@ import pytest
 from made_sweep import made_ledger, made_sweep
 from scipy import stats
 
+from iis.cli import parse
 from iis.runtime import UserError
 from reproduction import predictions_table as script
-from reproduction.lib.paired_images import accuracy_difference, mcnemar_p
+from reproduction.predictions_table import accuracy_difference, mcnemar_p
 
 
 def test_accuracy_difference_by_hand():
@@ -37,7 +38,7 @@ def test_mcnemar_by_hand():
 
 
 def table(folder, *flags):
-    script.main(script.parser().settings([*map(str, flags), "--save_dir", str(folder)]))
+    script.main(parse(script.Settings, [*map(str, flags), "--save_dir", str(folder)]))
     return list(csv.DictReader((folder / "predictions.csv").open()))
 
 

@@ -8,6 +8,7 @@ import torch
 from bank_runs import own_caches  # noqa: F401 - a fixture that every test here takes
 from explained_runs import explained_run, features, predictor_of
 
+from iis.cli import parse
 from iis.runtime import UserError
 from reproduction import faithfulness
 from reproduction.lib.removal import ORDERS, bootstrap_means, order_curves
@@ -98,7 +99,7 @@ def test_bootstrap_of_means():
 def test_the_script(toy, capsys):
     run, _ = explained_run(toy, "0,0.1,0.3,0.5,0.7,0.9,0.95,0.98")
     words = ["--model_root", str(run), "--save_dir", str(toy / "out"), "--draws", "50"]
-    out = faithfulness.main(faithfulness.parser().settings(words))
+    out = faithfulness.main(parse(faithfulness.Settings, words))
     with open(out / "faithfulness.csv", encoding="utf-8") as handle:
         (line,) = csv.DictReader(handle)
     assert (line["kept"], line["seeds"], line["pictures"], line["s"]) == ("6", "2", "200", "0.7")
@@ -114,5 +115,5 @@ def test_the_script(toy, capsys):
     assert len(lines) == 3 * 7  # orders x (6 concepts + 1)
     (run / "predictors").rename(run / "away")
     with pytest.raises(UserError, match="no run has predictors"):
-        faithfulness.main(faithfulness.parser().settings(words))
+        faithfulness.main(parse(faithfulness.Settings, words))
     assert "left out" in capsys.readouterr().out

@@ -11,16 +11,17 @@ from test_iis_computing import hand_made
 from test_page import Closed
 
 from iis.results import add_rows
+from iis.cli import parse
 from iis.runtime import ROOT, UserError
 from IP_training import IP_Prototype_training
 from reproduction.lib import report_tables
-from reproduction.lib.report_made import from_markdown, made_before
+from reproduction.lib.report_images import made_before
 from reproduction.lib.runs import find_runs
-from reproduction.report import main, parser
+from reproduction.report import Settings, main
 
 
 def flags(*words):
-    return parser().settings([str(word) for word in words])
+    return parse(Settings, [str(word) for word in words])
 
 
 def whole(text):

@@ -17,7 +17,6 @@ from iis.runtime import numpy_rng, torch_rng
 from reproduction.lib.explanation import Predictor
 
 ORDERS = ("most", "random", "least")
-REFERENCES = ("runner_up", "mean")  # the predicted class against its runner-up, or against the other classes' mean
 STEPS = 20
 
 
@@ -46,26 +45,24 @@ def order_curves(predictor: Predictor, features_ND: torch.Tensor, labels_N: torc
     share_F = np.arange(min(kept, STEPS) + 1) / max(min(kept, STEPS), 1)
     drawn = [torch_rng(predictor.seed, "removal order", number) for number in range(random_orders)]
     parts, changed = [], []
-    for start in range(0, len(x_NM), rows):
-        some = slice(start, start + rows)
-        score_BM = scores(predictor, x_NM[some], reference)
+    for x_BM, labels_B in zip(x_NM.split(rows), labels_N.split(rows), strict=True):
+        score_BM = scores(predictor, x_BM, reference)
         shuffled = [torch.rand(score_BM.shape, generator=one) for one in drawn]
-        curves = [[_remove(predictor, x_NM[some], one, labels_N[some], share_F) for one in group]
-                  for group in ([score_BM], shuffled, [-score_BM])]
-        parts.append(np.stack([np.mean(group, axis=0) for group in curves]))  # (O, 2, F, B)
-        changed.append(_changed(predictor, x_NM[some], score_BM))
+        parts.append(np.stack([np.mean([_remove(predictor, x_BM, one, labels_B, share_F) for one in group], axis=0)
+                               for group in ([score_BM], shuffled, [-score_BM])]))  # (O, 2, F, B)
+        first_B1 = score_BM.masked_fill(x_BM == 0, -torch.inf).argmax(1, keepdim=True)
+        without_B = predictor.logits(x_BM.scatter(1, first_B1, 0.0)).argmax(1)
+        changed.append((without_B != predictor.logits(x_BM).argmax(1)).double().numpy())
     both = np.concatenate(parts, axis=3)
     return Curves(share_F, both[:, 0], both[:, 1], np.concatenate(changed))
 
 
 def scores(predictor: Predictor, x_NM: torch.Tensor, reference: str) -> torch.Tensor:
-    """How much each concept speaks for the predicted class rather than the reference, (N, M) in logits."""
+    """How much each concept speaks for the predicted class and not for the reference, (N, M) in logits."""
     weight_CM = predictor.weight_CM
-    top_N2 = predictor.logits(x_NM).topk(2, dim=1).indices
-    predicted_NM = weight_CM[top_N2[:, 0]]
-    if reference == "runner_up":
-        return x_NM * (predicted_NM - weight_CM[top_N2[:, 1]])
-    return x_NM * (predicted_NM - (weight_CM.sum(0) - predicted_NM) / (len(weight_CM) - 1))
+    first_N, second_N = predictor.logits(x_NM).topk(2, dim=1).indices.T
+    others_NM = (weight_CM.sum(0) - weight_CM[first_N]) / (len(weight_CM) - 1)
+    return x_NM * (weight_CM[first_N] - (weight_CM[second_N] if reference == "runner_up" else others_NM))
 
 
 def _remove(predictor: Predictor, x_BM: torch.Tensor, score_BM: torch.Tensor, labels_B: torch.Tensor,
@@ -77,20 +74,11 @@ def _remove(predictor: Predictor, x_BM: torch.Tensor, score_BM: torch.Tensor, la
     rank_BM = score_BM.masked_fill(~kept_BM, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     count_B1 = kept_BM.sum(1, keepdim=True)
     first_B1 = predictor.logits(x_BM).argmax(1, keepdim=True)
-    probability, right = [], []
+    steps = []
     for share in share_F:
-        gone_BM = rank_BM < (share * count_B1).round()
-        logits_BC = predictor.logits(x_BM.masked_fill(gone_BM, 0.0))
-        probability.append(logits_BC.softmax(1).gather(1, first_B1)[:, 0])
-        right.append((logits_BC.argmax(1) == labels_B).to(x_BM.dtype))
-    return np.stack([torch.stack(one).double().numpy() for one in (probability, right)])
-
-
-def _changed(predictor: Predictor, x_BM: torch.Tensor, score_BM: torch.Tensor) -> np.ndarray:
-    """(B,): 1 where the prediction is another one without the concept of the highest score."""
-    first_B1 = score_BM.masked_fill(x_BM == 0, -torch.inf).argmax(1, keepdim=True)
-    without_B = predictor.logits(x_BM.scatter(1, first_B1, 0.0)).argmax(1)
-    return (without_B != predictor.logits(x_BM).argmax(1)).double().numpy()
+        logits_BC = predictor.logits(x_BM.masked_fill(rank_BM < (share * count_B1).round(), 0.0))
+        steps.append(torch.stack([logits_BC.softmax(1).gather(1, first_B1)[:, 0], logits_BC.argmax(1) == labels_B]))
+    return torch.stack(steps, dim=1).double().numpy()
 
 
 def bootstrap_means(values_KN: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:

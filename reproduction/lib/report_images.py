@@ -1,76 +1,99 @@
-"""What a report shows: curves and scatter plots of all runs, and concepts and explained predictions of a few."""
+"""The images of a report: figures of all runs, what other scripts have made, and concepts and predictions of a few."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from iis.plots import arr_figure
-from iis.runtime import UserError
+from iis.runtime import UserError, read_json
 from reproduction.arr_curves import curve
 from reproduction.iis_against_accuracy import scatter
-from reproduction.lib.concept_images import Concept, concept_of, elements_root
+from reproduction.lib.explained_images import concept_of, elements_root, from_rows, spread
 from reproduction.lib.explanation import Predictor, explain, load_predictor
-from reproduction.lib.explanation_page import card
-from reproduction.lib.page import data_uri, escape, html_figure, section
-from reproduction.lib.points import epoch_of, groups, plain
+from reproduction.lib.explanation_shown import card_of, stories
+from reproduction.lib.outputs import HANDED_OVER
+from reproduction.lib.points import groups, plain
 from reproduction.lib.run_files import images_of
 from reproduction.lib.runs import Run
-from reproduction.lib.stories import stories
-from reproduction.lib.subjects import from_rows, spread
 
 INCHES = (4.7, 4.2)  # of a panel: drawn small, so that its words can be read at the width of a phone
+WIDEST = 1400  # pixels of a figure, however tall it is
+OWN = ("arr", "iis_points", "iis_against_accuracy", "report")  # what a report makes itself
+
+# ---- figures of all runs ----
 
 
 def comparable(runs: Sequence[Run]) -> list[Run]:
     """The plain runs of finished models; all plain ones where there are only checkpoints along pre-training."""
     kept = plain(runs)
-    return [run for run in kept if epoch_of(run.model) is None] or kept
+    return [run for run in kept if run.epoch is None] or kept
 
 
-def curves(runs: Sequence[Run]) -> str:
-    """The ARR curves of finished models: a figure per data set and bank. runs: of `comparable`."""
-    found = groups(runs)
-    return _panels({(dataset, bank): arr_figure({bank: [curve(run) for run in mine]})
-                    for (dataset, bank), mine in found.items()}, "Accuracy retention rate against the sparsity ratio")
+def curves(runs: Sequence[Run]) -> dict[str, list[tuple[Image.Image, str]]]:
+    """{data set: [(figure, its description)]}: the ARR curves of each bank. runs: of `comparable`."""
+    return _panels({key: arr_figure({key[1]: [curve(run) for run in mine]}) for key, mine in groups(runs).items()},
+                   "Accuracy retention rate against the sparsity ratio")
 
 
-def scatters(runs: Sequence[Run]) -> str:
-    """IIS against dense top-1: a figure per data set and bank with two models or more. runs: of `comparable`."""
-    found = {key: mine for key, mine in groups(runs).items() if len({run.model for run in mine}) > 1}
-    return _panels({(dataset, bank): scatter({bank: mine}) for (dataset, bank), mine in found.items()},
-                   "IIS against dense top-1")
+def scatters(runs: Sequence[Run]) -> dict[str, list[tuple[Image.Image, str]]]:
+    """The same of IIS against dense top-1, for each bank with two models or more."""
+    return _panels({key: scatter({key[1]: mine}) for key, mine in groups(runs).items()
+                    if len({run.model for run in mine}) > 1}, "IIS against dense top-1")
 
 
-def _panels(figures: dict[tuple[str, str], Any], what: str) -> str:
-    """Figures side by side, under the name of their data set."""
-    parts = []
-    for dataset in dict.fromkeys(dataset for dataset, _ in figures):
-        _share_scale([figure for (where, _), figure in figures.items() if where == dataset])
-        shown = "".join(html_figure(_image(figure), f"{what}, {dataset}, {bank}; the scores table has the numbers")
-                        for (where, bank), figure in figures.items() if where == dataset)
-        parts.append(f'<h3>{escape(dataset)}</h3><div class="panels">{shown}</div>')
-    return "".join(parts)
-
-
-def _share_scale(figures: Sequence[Any]) -> None:
-    """One range of values for all figures of a data set, so that they can be compared by eye."""
-    limits = [figure.axes[0].get_ylim() for figure in figures]
-    for figure in figures:
-        figure.axes[0].set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
-
-
-def _image(figure: Any) -> Image.Image:
+def _panels(figures: dict[tuple[str, str], Any], what: str) -> dict[str, list[tuple[Image.Image, str]]]:
+    """Images of the figures; those of a data set share one range of values, so that they can be compared by eye."""
     import matplotlib.pyplot as plt
 
-    figure.set_size_inches(*INCHES)
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=150)
-    plt.close(figure)
-    return Image.open(out)
+    found: dict[str, list[tuple[Image.Image, str]]] = {}
+    for (dataset, bank), figure in figures.items():
+        limits = [other.axes[0].get_ylim() for (where, _), other in figures.items() if where == dataset]
+        figure.axes[0].set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+        figure.set_size_inches(*INCHES)
+        out = io.BytesIO()
+        figure.savefig(out, format="png", dpi=150)
+        alt = f"{what}, {dataset}, {bank}; the scores table has the numbers"
+        found.setdefault(dataset, []).append((Image.open(out), alt))
+    for figure in figures.values():
+        plt.close(figure)
+    return found
+
+
+# ---- what other scripts have made ----
+
+
+def made_before(folder: Path) -> list[dict[str, Any]]:
+    """Tables (NAME.table.json of `write_table`) and figures (NAME.png) in `folder`, but those of the report itself.
+
+    A figure stands with the table whose name begins its own: controls_shapes.png with controls. Each part has `title`,
+    `figures` (dictionaries for the template), `rows` and `caption`.
+    """
+    tables = {file.name.removesuffix(HANDED_OVER): read_json(file) for file in folder.glob(f"*{HANDED_OVER}")}
+    parts: dict[str, dict[str, Any]] = {}
+    for name in sorted({*tables, *(file.stem for file in folder.glob("*.png"))}):
+        if re.match(rf"({'|'.join(OWN)})(_|$)", name):
+            continue
+        owner = max((table for table in tables if f"{name}_".startswith(f"{table}_")), key=len, default=name)
+        part = parts.setdefault(owner, {"title": owner.replace("_", " ").capitalize(), "figures": [],
+                                        **tables.get(owner, {"rows": [], "caption": ""})})
+        if (folder / f"{name}.png").is_file():
+            with Image.open(folder / f"{name}.png") as image:
+                width, side = image.width, max(image.size)
+            # 150 dots an inch, as `write_figure` draws, at about their own size on the screen.
+            part["figures"].append({"file": folder / f"{name}.png", "width": round(width / 1.5),
+                                    "max_side": round(side * min(1, WIDEST / width)), "alt":
+                                    f"Figure {name.replace('_', ' ')}" + "; the table below has its numbers" * (
+                                        owner in tables)})
+    return list(parts.values())
+
+
+# ---- concepts and predictions of a few runs ----
 
 
 def chosen(runs: Sequence[Run]) -> list[Run]:
@@ -78,64 +101,55 @@ def chosen(runs: Sequence[Run]) -> list[Run]:
     sizes the smallest). runs: of `comparable`."""
     best: dict[tuple[str, str], tuple[Any, Run]] = {}
     for run in (run for run in runs if run.summary["bank"] != "Random"):  # a random direction looks like nothing
-        key = run.summary["dataset"], run.summary["bank"]
-        place = (run.summary["dense"]["mean"], -(run.identity["num_concepts"] or 0),
-                 run.elements == "segments", run.summary["protocol"] == "paper")
-        if key not in best or place > best[key][0]:
-            best[key] = place, run
+        place = (run.dense, -(run.identity["num_concepts"] or 0), run.elements == "segments",
+                 run.summary["protocol"] == "paper")
+        key = run.dataset, run.summary["bank"]
+        best[key] = max(best.get(key, (place, run)), (place, run), key=lambda pair: pair[0])
     return [run for _, run in best.values()]
 
 
-def concepts_of(run: Run, count: int) -> str:
-    """The `count` concepts with the largest weights, with their images or words and the classes they speak for.
-
-    A sentence instead where predictors or images are not at hand.
-    """
-    title = f"{run.summary['dataset']}: {run.summary['bank']}, {run.model}"
+def example_of(run: Run, title: str, make: Callable[[Run, Predictor], dict[str, Any]]) -> dict[str, Any]:
+    """`make` of the run and its predictor, with a title; `missing`, a sentence, where the files are not at hand."""
     try:
-        predictor, seed = _predictor(run)
+        return {"title": title, "marks": run.marks, "missing": None,
+                **make(run, load_predictor(run.folder, run.summary["seeds"][0]))}
+    except UserError as error:
+        return {"title": title, "marks": run.marks, "missing": str(error)}
+
+
+def concepts_of(run: Run, count: int) -> dict[str, Any]:
+    """The `count` concepts with the largest weights, with their images or words and the classes they speak for."""
+    def make(run: Run, predictor: Predictor) -> dict[str, Any]:
         root = elements_root(run.folder, run.identity)
         strongest = predictor.weight_CM.abs().amax(0).argsort(descending=True, stable=True)[:count].tolist()
-        tiles = "".join(_tile(concept_of(m, predictor.evidence[m], run.summary["bank"], root), predictor, m)
-                        for m in strongest)
-    except UserError as error:
-        return section(title, f"<p>Not shown: {escape(error)}</p>", level=3)
-    about = (f"{len(strongest)} of {len(predictor.bank_MD)} concepts, those with the largest weights at s = "
-             f"{predictor.ratio:g}, seed {seed}; behind each, the classes it speaks for and against most (weight).")
-    return section(title, f'<p class="caption">{escape(about)}</p><div class="concepts">{tiles}</div>', level=3)
+        tiles = []
+        for m in strongest:
+            weight_C = predictor.weight_CM[:, m]
+            speaks = ", ".join(f"{predictor.class_names[c]} {weight_C[c]:+.2f}"
+                               for c in (int(weight_C.argmax()), int(weight_C.argmin())))
+            tiles.append({"concept": concept_of(m, predictor.evidence[m], run.summary["bank"], root),
+                          "speaks": speaks})
+        about = (f"{len(strongest)} of {len(predictor.bank_MD)} concepts, those with the largest weights at s = "
+                 f"{predictor.ratio:g}, seed {predictor.seed}; behind each, the classes it speaks for and against most "
+                 "(weight).")
+        return {"about": about, "tiles": tiles}
+
+    return example_of(run, f"{run.dataset}: {run.summary['bank']}, {run.model}", make)
 
 
-def _predictor(run: Run) -> tuple[Predictor, int]:
-    seed = run.summary["seeds"][0]
-    return load_predictor(run.folder, seed), seed
+def predictions_of(run: Run, count: int, top: int = 4) -> dict[str, Any]:
+    """`count` validation images with the concepts that made their prediction."""
+    def make(run: Run, predictor: Predictor) -> dict[str, Any]:
+        val, root = images_of(run, "val"), elements_root(run.folder, run.identity)
+        rows = spread(range(len(val)), count)
+        subjects = from_rows(rows, val, run.dataset)
+        told = stories(predictor, explain(predictor, val.features_ND[rows].float()), subjects)
+        known = {m: concept_of(m, predictor.evidence[m], run.summary["bank"], root)
+                 for m in {one["concept"] for story in told for one in story["concepts"][:top]}}
+        about = (f"Sparsity ratio {predictor.ratio:g}, {predictor.kept} of {len(predictor.bank_MD)} concepts kept, "
+                 f"seed {predictor.seed}; top-1 {100 * predictor.top1:.2f} %. Bars in logits: for the predicted class "
+                 "(blue) or for the runner-up (orange). reproduction/explain.py tells more, for any image.")
+        return {"about": about, "cards": [card_of(story, subject, known, top)
+                                          for story, subject in zip(told, subjects, strict=True)]}
 
-
-def _tile(concept: Concept, predictor: Predictor, m: int) -> str:
-    weight_C = predictor.weight_CM[:, m]
-    most, least = int(weight_C.argmax()), int(weight_C.argmin())
-    images = "".join(f'<img src="{data_uri(one, 128)}" alt="element of {escape(concept.label)}">'
-                       for one in concept.images)
-    speaks = ", ".join(f"{predictor.class_names[c]} {weight_C[c]:+.2f}" for c in (most, least))
-    return (f'<figure><div class="evidence">{images}</div><figcaption><strong>{escape(concept.label)}</strong><br>'
-            f"{escape(speaks)}</figcaption></figure>")
-
-
-def predictions_of(run: Run, count: int, top: int = 4) -> str:
-    """`count` validation images with the concepts that made their prediction; "" or a sentence as above."""
-    title = f"{run.summary['dataset']} with {run.summary['bank']}, {run.model}"
-    try:
-        predictor, seed = _predictor(run)
-        val = images_of(run, "val")
-        root = elements_root(run.folder, run.identity)
-        subjects = from_rows(spread(range(len(val)), count), val, run.summary["dataset"])
-        features_ND = val.features_ND[spread(range(len(val)), count)].float()
-        told = stories(predictor, explain(predictor, features_ND), subjects)
-        wanted = {one["concept"] for story in told for one in story["concepts"][:top]}
-        known = {m: concept_of(m, predictor.evidence[m], run.summary["bank"], root) for m in sorted(wanted)}
-    except UserError as error:
-        return section(title, f"<p>Not shown: {escape(error)}</p>", level=3)
-    about = (f"Sparsity ratio {predictor.ratio:g}, {predictor.kept} of {len(predictor.bank_MD)} concepts kept, seed "
-             f"{seed}; top-1 {100 * predictor.top1:.2f} %. Bars in logits: for the predicted class (blue) or for the "
-             "runner-up (orange). reproduction/explain.py tells more, for any image.")
-    cards = "".join(card(story, subject, known, top) for story, subject in zip(told, subjects, strict=True))
-    return section(title, f'<p class="caption">{escape(about)}</p>{cards}', level=3)
+    return example_of(run, f"{run.dataset} with {run.summary['bank']}, {run.model}", make)
