@@ -15,8 +15,28 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
+
 from iis.cli import positive, run_script, setting
+from iis.embedding_file import Embeddings
+from iis.names import slug
 from iis.runtime import ROOT, UserError, make_output_folder, write_json, write_text
+from reproduction.lib.explained_images import (
+    Subject,
+    class_label,
+    concepts_of,
+    elements_root,
+    from_files,
+    from_rows,
+    spread,
+)
+from reproduction.lib.explanation import Predictor, explain, explain_class, load_predictor
+from reproduction.lib.explanation_shown import csv_lines, explanation_figure, stories
+from reproduction.lib.outputs import write_figure
+from reproduction.lib.page import render
+from reproduction.lib.run_files import embeddings_of
+from reproduction.lib.runs import read_run
+from reproduction.lib.tables import as_csv
 
 MOST = 100  # images of one explanation: a page to be read, and a figure that can be drawn
 
@@ -53,54 +73,41 @@ class Settings:
 
 def main(settings: Settings) -> Path:
     """Explain, write explanation.html, .png, .pdf, .json and .csv; returns their folder."""
-    import torch
-
-    from reproduction.lib.explained_images import concept_of, elements_root
-    from reproduction.lib.explanation import explain, load_predictor
-    from reproduction.lib.explanation_shown import card_of, class_card, csv_lines, explanation_figure, stories
-    from reproduction.lib.outputs import write_figure
-    from reproduction.lib.page import render
-    from reproduction.lib.run_files import embeddings_of
-    from reproduction.lib.tables import as_csv
-
     if sum(value is not None for value in (settings.images, settings.class_name, settings.rows)) > 1:
         raise UserError("--images, --class and --rows do not go together; name one of them")
     wanted = len(settings.images or settings.rows or range(settings.num_images))
     if wanted > MOST:
         raise UserError(f"{wanted} images do not fit on one page; name at most {MOST}")
     predictor = load_predictor(settings.run, settings.seed, settings.ratio)
-    identity = predictor.identity
+    identity, top = predictor.identity, settings.top
     val, val_file = embeddings_of(settings.run, identity, "val", settings.val_pt)
     root = elements_root(settings.run, identity, settings.elements)
     folder = make_output_folder(settings.out or default_folder(settings, predictor))
     subjects, of_class = chosen(settings, predictor, val, val_file)
     found = explain(predictor, torch.stack([one.features_D for one in subjects]).float())
-    told, top = stories(predictor, found, subjects), settings.top
-    shown = {one["concept"] for story in told for one in story["concepts"][:top]}
-    shown |= {line["concept"] for line in of_class["lines"][:top]} if of_class else set()
-    concepts = {m: concept_of(m, predictor.evidence[m], identity["bank"], root) for m in sorted(shown)}
-    title = (f"Why {identity['model']} says so: {len(predictor.bank_MD)} {identity['bank']} concepts, "
-             f"{identity['dataset']}, s = {predictor.ratio:g}, seed {predictor.seed}")
-    about, warnings = described(predictor, settings.ratio, found.x_NM), warnings_of(settings.run)
-    write_json(folder / "explanation.json", {"run": str(settings.run), "seed": settings.seed, "ratio": predictor.ratio,
-                                             "kept": predictor.kept, "top1": predictor.top1, "identity": identity,
-                                             "warnings": warnings, "class": of_class, "pictures": told})
+    told = stories(predictor, found, subjects)
+    concepts = concepts_of([one for lines in (*(story["concepts"] for story in told), (of_class or {}).get("lines", []))
+                            for one in lines[:top]], identity["bank"], root)
+    about = {"ratio": predictor.ratio, "kept": predictor.kept, "top1": predictor.top1, "seed": predictor.seed,
+             "identity": identity, "warnings": warnings_of(settings.run)}
+    size = len(predictor.bank_MD)
+    title = (f"Why {identity['model']} says so: {size} {identity['bank']} concepts, {identity['dataset']}, "
+             f"s = {predictor.ratio:g}, seed {predictor.seed}")
+    write_json(folder / "explanation.json", {"run": str(settings.run), **about, "class": of_class, "pictures": told})
     write_text(folder / "explanation.csv", as_csv(csv_lines(told)))
     write_text(folder / "explanation.html", render(
-        "explanation.html", title=title, about=about, warnings=warnings,
-        of_class=class_card(of_class, concepts, top) if of_class else None,
-        cards=[card_of(story, subject, concepts, top) for story, subject in zip(told, subjects, strict=True)]))
+        "explanation.html", title=title, size=size, asked=settings.ratio is not None, told=told, of_class=of_class,
+        images=[one.image for one in subjects], concepts=concepts, top=top,
+        negative=float((found.x_NM < 0).sum() / max(int((found.x_NM != 0).sum()), 1)), **about))
     write_figure(folder, "explanation", explanation_figure(title, told, subjects, concepts, top))
-    print("\n".join([*about, *warnings]))
+    print("\n".join([f"{title}: {predictor.kept} concepts kept, top-1 {100 * predictor.top1:.2f} %", *about["warnings"]]))
     print(f"written: {folder}/explanation.html, .png, .pdf, .json, .csv ({len(told)} images)")
     return folder
 
 
-def chosen(settings: Settings, predictor: Any, val: Any, val_file: Path) -> tuple[list[Any], dict[str, Any] | None]:
+def chosen(settings: Settings, predictor: Predictor, val: Embeddings,
+           val_file: Path) -> tuple[list[Subject], dict[str, Any] | None]:
     """The subjects that the settings name, and, with --class, the explanation of the class."""
-    from reproduction.lib.explained_images import class_label, from_files, from_rows, spread
-    from reproduction.lib.explanation import explain_class
-
     dataset = predictor.identity["dataset"]
     if settings.images:
         return from_files(settings.images, val, val_file, dataset, settings.config, settings.device), None
@@ -110,40 +117,21 @@ def chosen(settings: Settings, predictor: Any, val: Any, val_file: Path) -> tupl
     rows = (val.labels_N == label).nonzero().flatten().tolist()
     if not rows:
         raise UserError(f"the validation split has no image of the class {settings.class_name!r}; choose another one")
-    lines = [line | {"evidence": predictor.evidence[line["concept"]]}
-             for line in explain_class(predictor, val.features_ND[rows].float(), label)]
-    return (from_rows(spread(rows, settings.num_images), val, dataset),
-            {"name": predictor.class_names[label], "count": len(rows), "lines": lines})
-
-
-def described(predictor: Any, asked: float | None, x_NM: Any) -> list[str]:
-    """What was explained, in sentences."""
-    identity, total = predictor.identity, len(predictor.bank_MD)
-    negative = float((x_NM < 0).sum() / max(int((x_NM != 0).sum()), 1))
-    why = "" if asked is not None else " (chosen: the sparsest that keeps at least 5 concepts)"
-    return [f"Backbone {identity['model']}, data set {identity['dataset']}, bank {identity['bank']} of {total} "
-            f"concepts, seed {predictor.seed}.",
-            f"Sparsity ratio {predictor.ratio:g}{why}: {predictor.kept} of {total} concepts stay in each prediction; "
-            f"top-1 {100 * predictor.top1:.2f} % on the validation split.",
-            f"Of the activations kept in these predictions {100 * negative:.0f} % are negative: less of a concept than "
-            "usual, not more."]
+    return (from_rows(spread(rows, settings.num_images), val, dataset), {
+        "name": predictor.class_names[label], "count": len(rows),
+        "lines": explain_class(predictor, val.features_ND[rows].float(), label)})
 
 
 def warnings_of(run: Path) -> list[str]:
     """The warnings of the run's summary; none where its ledger cannot be summarised (it lacks a ratio)."""
-    from reproduction.lib.runs import read_run
-
     try:
-        remarks = read_run(run, draws=2).summary["remarks"]
+        return [remark for remark in read_run(run, draws=2).summary["remarks"] if remark.startswith("warning: ")]
     except UserError:
         return []
-    return [remark[0].upper() + remark[1:] for remark in remarks if remark.startswith("warning: ")]
 
 
-def default_folder(settings: Settings, predictor: Any) -> Path:
+def default_folder(settings: Settings, predictor: Predictor) -> Path:
     """results/explanations/IP_BANK_MODEL_SETTING_seedR_sS[_what]."""
-    from iis.names import slug
-
     what = [settings.class_name, settings.images and "images", settings.rows and "rows"]
     parts = [f"IP_{predictor.identity['bank']}", predictor.identity["model"], settings.run.name,
              f"seed{settings.seed}", f"s{predictor.ratio:g}", *filter(None, what)]

@@ -8,7 +8,7 @@ trained. About a minute for sixty ledgers on two cores.
 """
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,31 +48,15 @@ def main(settings: Settings) -> Path:
 def report(title: str, runs: Sequence[Run], folder: Path, concepts: int, images: int) -> str:
     """The page. folder: where other scripts have put their tables and figures."""
     compared = report_images.comparable(runs)
-    chosen = report_images.chosen(compared)
     warnings, notes = report_tables.remarks(runs)
     trained, seconds = report_tables.training(runs)
     return render(
-        "report.html", title=title, summary=summary(runs), scores=report_tables.score_tables(runs), warnings=warnings,
-        notes=notes, curves=report_images.curves(compared), scatters=report_images.scatters(compared),
-        made=report_images.made_before(folder),
-        concepts=[report_images.concepts_of(run, concepts) for run in chosen if concepts],
-        predictions=[report_images.predictions_of(run, images) for run in chosen if images],
+        "report.html", title=title, runs=runs, scores=report_tables.score_tables(runs), warnings=warnings, notes=notes,
+        curves=report_images.curves(compared), scatters=report_images.scatters(compared),
+        made=report_images.made_before(folder), concepts=concepts, images=images,
+        examples=[report_images.examples_of(run, concepts, images) for run in report_images.chosen(compared)],
         provenance=report_tables.provenance(runs), elements=report_tables.element_settings(runs), trained=trained,
         minutes=sum(line.pop("seconds") for line in seconds) / 60, seconds=seconds)
-
-
-def summary(runs: Sequence[Run]) -> str:
-    """What the page is made of, in a sentence."""
-    def names(values: Iterable[str]) -> str:
-        found = sorted(set(values))
-        return ", ".join(found[:20]) + (f" and {len(found) - 20} more" if len(found) > 20 else "")
-
-    seeds, checkpoints = sum(len(run.summary["seeds"]) for run in runs), {
-        run.model for run in runs if run.epoch is not None}
-    also = f" and {counted(len(checkpoints), 'checkpoint')} along pre-training" if checkpoints else ""
-    return (f"{counted(len(runs), 'ledger')} ({counted(seeds, 'seed')} in all). Models: "
-            f"{names({run.model for run in runs} - checkpoints)}{also}. Data sets: "
-            f"{names(run.dataset for run in runs)}. Banks: {names(run.summary['bank'] for run in runs)}.")
 
 
 if __name__ == "__main__":

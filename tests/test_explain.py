@@ -17,12 +17,12 @@ from iis.cli import parse
 from iis.runtime import UserError, write_text
 from reproduction import explain
 from reproduction.lib import explained_images as subjects
-from reproduction.lib.explained_images import concept_of
+from reproduction.lib.explained_images import concept_of, concepts_of
 from reproduction.lib.explanation import explain as explain_all
 from reproduction.lib.explanation import load_predictor
 from reproduction.lib.page import render
 from reproduction.lib.run_files import embeddings_of
-from reproduction.lib.explanation_shown import card_of, class_card, if_removed, stories, the_rest
+from reproduction.lib.explanation_shown import if_removed, stories
 from reproduction.lib.explained_images import Subject, embed_images, spread
 
 
@@ -102,11 +102,14 @@ def test_names_and_words_are_escaped():
     predictor.evidence[:] = [[evil]] * 8
     subject = Subject(evil, Image.new("RGB", (4, 4)), 0, features(1)[0])
     told = stories(predictor, explain_all(predictor, features(1)), [subject])
-    concepts = {m: concept_of(m, predictor.evidence[m], "Text", None) for m in range(8)}
-    lines = [{"concept": 0, "mean": 1.0, "kept": 1.0, "activation": 1.0, "recall": 1.0, "without": 0.5}]
-    page = render("explanation.html", title=evil, about=[evil], warnings=[evil], of_class=class_card(
-        {"name": evil, "count": 1, "lines": lines}, concepts, 5), cards=[card_of(told[0], subject, concepts, 5)])
-    assert "<script" not in page and page.count("&lt;script&gt;") >= 5 + 4 + 3  # concepts, card, class and title
+    lines = [{"concept": 0, "evidence": [evil], "mean": 1.0, "kept": 1.0, "activation": 1.0, "recall": 1.0,
+              "without": 0.5}]
+    concepts = concepts_of(told[0]["concepts"] + lines, "Text", None)
+    identity = {"model": evil, "dataset": evil, "bank": evil}
+    page = render("explanation.html", title=evil, identity=identity, size=8, kept=4, ratio=0.5, asked=False, seed=0,
+                  top1=0.5, negative=0.5, warnings=[evil], told=told, images=[subject.image], concepts=concepts, top=5,
+                  of_class={"name": evil, "count": 1, "lines": lines})
+    assert "<script" not in page and page.count("&lt;script&gt;") >= 5 + 4 + 3 + 4  # concepts, card, class and head
 
 
 def test_what_is_said_of_a_removal():
@@ -115,9 +118,6 @@ def test_what_is_said_of_a_removal():
     other = {"without_class": "circle", "without_probability": 0.551, "predicted_without": 0.3}
     assert if_removed(story, still).replace("\xa0", " ") == "still star, 91.2 % → 74.0 %"
     assert if_removed(story, other).replace("\xa0", " ") == "becomes circle, 55.1 %; star 91.2 % → 30.0 %"
-    story |= {"concepts": [{"margin": 1.5}, {"margin": -0.5}, {"margin": 0.25}], "bias_predicted": 0.5,
-              "bias_runner_up": 1.0, "margin": 0.75}
-    assert the_rest(story, 2) == "the 2 concepts above +1.00, 1 more +0.25, biases -0.50: a margin of +0.75 logits"
 
 
 def test_evidence_is_images_or_words(tmp_path):

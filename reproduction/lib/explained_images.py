@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,6 @@ def open_image(file: Path, remedy: str) -> Image.Image:
 class Concept:
     """label: its words, or what its images are; images: RGB, the nearest to the concept first."""
 
-    number: int
     label: str
     images: list[Image.Image]
 
@@ -75,12 +74,18 @@ def concept_of(number: int, evidence: list[str], bank: str, root: Path | None, m
         kind = lines[0].partition(": ")[0]
         lines = [line.partition(": ")[2] for line in lines]
     if not lines:
-        return Concept(number, f"concept {number}: an empty slot, no element joined it", [])
+        return Concept(f"concept {number}: an empty slot, no element joined it", [])
     if kind not in SHOWN_AS_IMAGES or root is None:
-        return Concept(number, ", ".join(lines), [])
+        return Concept(", ".join(lines), [])
     images = [open_image(root / line, "name the folder of the elements with --elements") for line in lines[:most]]
     classes = list(dict.fromkeys(line.rpartition("/")[0] for line in lines[:most] if "/" in line))
-    return Concept(number, f"concept {number}" + (f", cut from {', '.join(classes)}" if classes else ""), images)
+    return Concept(f"concept {number}" + (f", cut from {', '.join(classes)}" if classes else ""), images)
+
+
+def concepts_of(lines: Iterable[dict[str, Any]], bank: str, root: Path | None) -> dict[int, Concept]:
+    """{number: concept} of lines with `concept` and `evidence`."""
+    evidence = {line["concept"]: line["evidence"] for line in lines}
+    return {number: concept_of(number, evidence[number], bank, root) for number in sorted(evidence)}
 
 
 # ---- images that are explained ----

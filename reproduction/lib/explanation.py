@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -114,29 +114,22 @@ def default_ratio(kept: dict[float, int], folder: Path | str = "", least: int = 
     return max((ratio for ratio, count in kept.items() if count >= least), default=min(kept))
 
 
-@dataclass(frozen=True)
-class Explanation:
-    """N predictions and what they are made of.
-
-    classes_NC: classes from the likeliest to the least likely; to_predicted_NM, to_runner_up_NM: contributions to
-    the logits of the first two. Their difference is what concept m gave to the decision between these two
-    (`margin_NM`): it stays the same when one number is added to all logits, and a single logit's contribution does
-    not. without_class_NM, without_probability_NM: the prediction without concept m and its probability;
-    predicted_without_NM: what is then left of the first prediction's probability.
-    """
+class Explanation(NamedTuple):
+    """N predictions and what they are made of."""
 
     x_NM: torch.Tensor
     logits_NC: torch.Tensor
-    classes_NC: torch.Tensor
-    to_predicted_NM: torch.Tensor
-    to_runner_up_NM: torch.Tensor
-    without_class_NM: torch.Tensor
-    without_probability_NM: torch.Tensor
-    predicted_without_NM: torch.Tensor
+    classes_NC: torch.Tensor  # from the likeliest to the least likely
+    to_predicted_NM: torch.Tensor  # contributions to the logit of the first class …
+    to_runner_up_NM: torch.Tensor  # … and of the second
+    without_class_NM: torch.Tensor  # the prediction without concept m …
+    without_probability_NM: torch.Tensor  # … its probability …
+    predicted_without_NM: torch.Tensor  # … and what is then left of the first class's probability
 
     @property
     def margin_NM(self) -> torch.Tensor:
-        """Contributions to predicted minus runner-up; with the difference of the biases they sum to the margin."""
+        """What concept m gave to the decision between these two classes; with the biases it sums to the margin. Adding
+        one number to all logits leaves it as it is, unlike the contribution to a single logit."""
         return self.to_predicted_NM - self.to_runner_up_NM
 
 
@@ -170,8 +163,9 @@ def explain_class(predictor: Predictor, features_ND: torch.Tensor, label: int) -
     without_M = (found.without_class_NM == label).double().mean(0)
     kept_M = (found.x_NM != 0).double().mean(0)
     activation_M = found.x_NM.double().mean(0) / kept_M
-    return [{"concept": m, "mean": float(mean_M[m]), "kept": float(kept_M[m]), "activation": float(activation_M[m]),
-             "recall": recall, "without": float(without_M[m])} for m in strongest(mean_M)]
+    return [{"concept": m, "evidence": predictor.evidence[m], "mean": float(mean_M[m]), "kept": float(kept_M[m]),
+             "activation": float(activation_M[m]), "recall": recall, "without": float(without_M[m])}
+            for m in strongest(mean_M)]
 
 
 def strongest(values_M: torch.Tensor | Sequence[float]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Explanations as people see them: plain values for JSON and CSV, cards of a page, and a figure."""
+"""Explanations as people see them: plain values for JSON, CSV and a page, and a figure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import ImageOps
 from reproduction.lib.explained_images import Concept, Subject
 from reproduction.lib.explanation import Explanation, Predictor, strongest
 from reproduction.lib.outputs import new_figure
-from reproduction.lib.page import percent
+from reproduction.lib.page import PAGES, percent
 
 FOR, AGAINST = "#1f6fb4", "#c4622d"
 TILE = 44  # points: side of a concept's image in the figure
@@ -64,50 +64,7 @@ def verdict(story: dict[str, Any]) -> str:
     return "" if story["true"] is None else "right" if story["true"] == story["predicted"] else "wrong"
 
 
-def the_rest(story: dict[str, Any], top: int) -> str:
-    """What the concepts that are not shown and the biases add, so that the sum is complete."""
-    shown, rest = story["concepts"][:top], story["concepts"][top:]
-    parts = [f"the {len(shown)} concepts above {sum(one['margin'] for one in shown):+.2f}"]
-    if rest:
-        parts.append(f"{len(rest)} more {sum(one['margin'] for one in rest):+.2f}")
-    parts.append(f"biases {story['bias_predicted'] - story['bias_runner_up']:+.2f}")
-    return f"{', '.join(parts)}: a margin of {story['margin']:+.2f} logits"
-
-
-# ---- a page ----
-
-
-def card_of(story: dict[str, Any], subject: Subject, concepts: Mapping[int, Concept], top: int) -> dict[str, Any]:
-    """One prediction as the template's `card` takes it, with at most `top` concepts."""
-    rows = [{"concept": concepts[one["concept"]], "value": one["margin"], "removed": if_removed(story, one), "numbers":
-             f"{one['margin']:+.2f} ({story['predicted']} {one['to_predicted']:+.2f}, {story['runner_up']} "
-             f"{one['to_runner_up']:+.2f}); activation {one['activation']:+.2f}"} for one in story["concepts"][:top]]
-    heads = ["Concept", f"Gives to {story['predicted']} rather than {story['runner_up']}, logits", "Without it"]
-    return {**story, "image": subject.image, "verdict": verdict(story), "rest": the_rest(story, top), "heads": heads,
-            "rows": _one_scale(rows)}
-
-
-def class_card(of_class: dict[str, Any], concepts: Mapping[int, Concept], top: int) -> dict[str, Any]:
-    """A whole class as the template takes it. of_class: `name`, `count`, and `lines` of `explain_class`."""
-    lines, name = of_class["lines"], of_class["name"]
-    recall = lines[0]["recall"] if lines else 0.0
-    rows = [{"concept": concepts[line["concept"]], "value": line["mean"], "numbers":
-             f"{line['mean']:+.2f} on average; in {percent(line['kept'])} of the images, with a mean activation of "
-             f"{line['activation']:+.2f}", "removed": f"{percent(recall)} → {percent(line['without'])} of the images "
-             f"are predicted as {name}"} for line in lines[:top]]
-    heads = ["Concept", f"Gives to {name} rather than the other classes, logits", "Without it"]
-    return {"name": name, "count": of_class["count"], "recall": recall, "heads": heads, "rows": _one_scale(rows)}
-
-
-def _one_scale(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows with `left` and `width` of their bars, in percent: 0 is at 50, the longest bar takes a half."""
-    longest = max((abs(row["value"]) for row in rows), default=0.0) or 1.0
-    widths = [50 * abs(row["value"]) / longest for row in rows]
-    return [{**row, "width": width, "left": 50 if row["value"] >= 0 else 50 - width}
-            for row, width in zip(rows, widths, strict=True)]
-
-
-# ---- a figure ----
+PAGES.filters |= {"if_removed": if_removed, "verdict": verdict}
 
 
 def explanation_figure(title: str, told: Sequence[dict[str, Any]], subjects: Sequence[Subject],

@@ -12,6 +12,8 @@ from typing import Any
 import jinja2
 from PIL import Image, ImageOps
 
+from reproduction.lib.points import counted
+
 
 def render(template: str, **values: Any) -> str:
     """A template with its values."""
@@ -74,4 +76,4 @@ def percent(share: float) -> str:
 
 PAGES = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parents[1] / "templates"), autoescape=True,
                            undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-PAGES.filters |= {one.__name__: one for one in (data_uri, kind, numeric, anchor, percent)}
+PAGES.filters |= {one.__name__: one for one in (data_uri, kind, numeric, anchor, percent, counted)}

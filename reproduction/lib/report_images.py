@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from iis.plots import arr_figure
 from iis.runtime import UserError, read_json
 from reproduction.arr_curves import curve
 from reproduction.iis_against_accuracy import scatter
-from reproduction.lib.explained_images import concept_of, elements_root, from_rows, spread
-from reproduction.lib.explanation import Predictor, explain, load_predictor
-from reproduction.lib.explanation_shown import card_of, stories
+from reproduction.lib.explained_images import concept_of, concepts_of, elements_root, from_rows, spread
+from reproduction.lib.explanation import explain, load_predictor
+from reproduction.lib.explanation_shown import stories
 from reproduction.lib.outputs import HANDED_OVER
 from reproduction.lib.points import groups, plain
 from reproduction.lib.run_files import images_of
@@ -108,48 +108,26 @@ def chosen(runs: Sequence[Run]) -> list[Run]:
     return [run for _, run in best.values()]
 
 
-def example_of(run: Run, title: str, make: Callable[[Run, Predictor], dict[str, Any]]) -> dict[str, Any]:
-    """`make` of the run and its predictor, with a title; `missing`, a sentence, where the files are not at hand."""
+def examples_of(run: Run, concepts: int, images: int, top: int = 4) -> dict[str, Any]:
+    """For the template: the `concepts` concepts with the largest weights (`tiles`), and `images` validation images with
+    the `top` concepts that made their predictions. `no_concepts`, `no_images`: why there are none."""
+    found: dict[str, Any] = {"run": run, "top": top, "tiles": [], "told": [], "no_concepts": "", "no_images": ""}
     try:
-        return {"title": title, "marks": run.marks, "missing": None,
-                **make(run, load_predictor(run.folder, run.summary["seeds"][0]))}
-    except UserError as error:
-        return {"title": title, "marks": run.marks, "missing": str(error)}
-
-
-def concepts_of(run: Run, count: int) -> dict[str, Any]:
-    """The `count` concepts with the largest weights, with their images or words and the classes they speak for."""
-    def make(run: Run, predictor: Predictor) -> dict[str, Any]:
+        predictor = found["predictor"] = load_predictor(run.folder, run.summary["seeds"][0])
         root = elements_root(run.folder, run.identity)
-        strongest = predictor.weight_CM.abs().amax(0).argsort(descending=True, stable=True)[:count].tolist()
-        tiles = []
-        for m in strongest:
+        for m in predictor.weight_CM.abs().amax(0).argsort(descending=True, stable=True)[:concepts].tolist():
             weight_C = predictor.weight_CM[:, m]
             speaks = ", ".join(f"{predictor.class_names[c]} {weight_C[c]:+.2f}"
                                for c in (int(weight_C.argmax()), int(weight_C.argmin())))
-            tiles.append({"concept": concept_of(m, predictor.evidence[m], run.summary["bank"], root),
-                          "speaks": speaks})
-        about = (f"{len(strongest)} of {len(predictor.bank_MD)} concepts, those with the largest weights at s = "
-                 f"{predictor.ratio:g}, seed {predictor.seed}; behind each, the classes it speaks for and against most "
-                 "(weight).")
-        return {"about": about, "tiles": tiles}
-
-    return example_of(run, f"{run.dataset}: {run.summary['bank']}, {run.model}", make)
-
-
-def predictions_of(run: Run, count: int, top: int = 4) -> dict[str, Any]:
-    """`count` validation images with the concepts that made their prediction."""
-    def make(run: Run, predictor: Predictor) -> dict[str, Any]:
-        val, root = images_of(run, "val"), elements_root(run.folder, run.identity)
-        rows = spread(range(len(val)), count)
+            found["tiles"].append((concept_of(m, predictor.evidence[m], run.summary["bank"], root), speaks))
+    except UserError as error:
+        return found | {"no_concepts": str(error), "no_images": str(error), "tiles": []}
+    try:
+        val = images_of(run, "val")
+        rows = spread(range(len(val)), images)
         subjects = from_rows(rows, val, run.dataset)
         told = stories(predictor, explain(predictor, val.features_ND[rows].float()), subjects)
-        known = {m: concept_of(m, predictor.evidence[m], run.summary["bank"], root)
-                 for m in {one["concept"] for story in told for one in story["concepts"][:top]}}
-        about = (f"Sparsity ratio {predictor.ratio:g}, {predictor.kept} of {len(predictor.bank_MD)} concepts kept, "
-                 f"seed {predictor.seed}; top-1 {100 * predictor.top1:.2f} %. Bars in logits: for the predicted class "
-                 "(blue) or for the runner-up (orange). reproduction/explain.py tells more, for any image.")
-        return {"about": about, "cards": [card_of(story, subject, known, top)
-                                          for story, subject in zip(told, subjects, strict=True)]}
-
-    return example_of(run, f"{run.dataset} with {run.summary['bank']}, {run.model}", make)
+        concepts_shown = concepts_of((one for story in told for one in story["concepts"][:top]), run.summary["bank"], root)
+    except UserError as error:
+        return found | {"no_images": str(error)}
+    return found | {"told": told, "images": [one.image for one in subjects], "concepts": concepts_shown}
