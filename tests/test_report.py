@@ -123,7 +123,7 @@ def test_a_page_of_a_real_run(toy, tmp_path, capsys):
     assert "x &amp; y" in text and '<td class="number">0.5</td>' in text and "What it is." in text
     assert re.search(r"Not shown: .*toy", text)  # its validation images are no data set: said, not raised
     assert "80 elements of 20 images" in text and "3.0 min" in text
-    assert "3 dense heads" not in text and "6 dense heads" in text and "48 heads in 1 runs" in text
+    assert "3 dense heads" not in text and "6 dense heads" in text and "48 heads in 1 run<" in text
 
 
 def test_scores_marks_warnings_and_notes_of_hand_made_ledgers(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,10 +13,10 @@ from iis.grid import DENSE
 from iis.results import LEDGER, read_ledger
 from iis.runtime import UserError, read_json
 from reproduction.lib.explained_images import elements_root
-from reproduction.lib.points import percent, variant_of
+from reproduction.lib.points import counted, percent, variant_of
 from reproduction.lib.run_files import images_of
 from reproduction.lib.runs import Run
-from reproduction.lib.tables import plus_minus
+from reproduction.lib.tables import plus_minus, texts
 
 Lines = list[dict[str, Any]]
 
@@ -75,18 +76,17 @@ def remarks(runs: Sequence[Run]) -> tuple[list[str], Lines]:
 
 def provenance(runs: Sequence[Run]) -> Lines:
     """A line per model and data set: weights, node, preprocessing, images, and when and where stage 2 ran."""
-    lines = {}
+    lines: dict[Any, dict[str, Any]] = {}
     for run in runs:
         identity = run.identity
         key = run.model, run.dataset, str(identity.get("weights_hash"))
         if key in lines:
             continue
-        try:
+        record, made, pixels = {}, {}, "not at hand"
+        with contextlib.suppress(UserError):
             val = images_of(run, "val")
             record, made = val.record, val.provenance.get("preprocessing") or {}
-            pixels = f"resize {made.get('resize')}, crop {made.get('crop')}, {made.get('interpolation')}" if made else ""
-        except UserError:
-            record, pixels = {}, "not at hand"
+            pixels = f"resize {made['resize']}, crop {made['crop']}, {made['interpolation']}" if made else ""
         lines[key] = {"model": key[0], "data set": key[1], "weights": identity.get("weights"),
                       "their hash": key[2][:12], "node": identity.get("node"), "D": identity.get("width"),
                       "precision": identity.get("precision"), "preprocessing": pixels,
@@ -99,30 +99,26 @@ def provenance(runs: Sequence[Run]) -> Lines:
 def element_settings(runs: Sequence[Run]) -> Lines:
     """Stage 1's settings: a line for each setting, a column for each way in which elements were made."""
     ways = list({str(way): way for way in (run.identity["elements"] for run in runs) if way}.values())
-
-    def text(value: Any) -> Any:
-        return " ".join(map(str, value)) if isinstance(value, list) else value
-
-    return [{"setting": name.replace("_", " "),
-             **{f"elements {number}": text(way.get(name, "")) for number, way in enumerate(ways, start=1)}}
-            for name in dict.fromkeys(name for way in ways for name in way)]
+    return texts([{"setting": name.replace("_", " "),
+                   **{f"elements {number}": way.get(name) for number, way in enumerate(ways, start=1)}}
+                  for name in dict.fromkeys(name for way in ways for name in way)]).to_dict("records")
 
 
 def training(runs: Sequence[Run]) -> tuple[Lines, Lines]:
     """(stage 3 and its settings, a line per data set and bank; seconds of every stage)."""
     heads = pd.DataFrame([
         {"run": number, "data set": run.dataset, "bank": run.summary["bank"], "dense": row["ratio"] == DENSE,
-         **{key: run.identity.get(key) for key in ("train_hash", "holdout", "epochs", "batch_size")},
-         **{key: row.get(key) for key in ("seed", "learning_rate", "host")}, "date": (row.get("date") or "")[:10],
-         "seconds": row.get("seconds", 0)} for number, run in enumerate(runs) for row in read_ledger(run.folder / LEDGER)])
+         "date": (row.get("date") or "")[:10], "seconds": row.get("seconds", 0), **{key: row.get(key) for key in (
+             "train_hash", "holdout", "epochs", "batch_size", "seed", "learning_rate", "host")}}
+        for number, run in enumerate(runs) for row in read_ledger(run.folder / LEDGER)])
     made, seconds = [], []
     for (dataset, bank), mine in heads.groupby(["data set", "bank"], sort=False):
         own, dates = mine[~mine.dense], sorted(set(mine.date) - {""})
         count = mine.run.nunique()
-        made.append({"data set": dataset, "bank": bank, "runs": count, "heads": len(own), "epochs": _joined(mine.epochs),
-                     "batch": _joined(mine.batch_size), "dates": " to ".join(dict.fromkeys(dates[:1] + dates[-1:])),
-                     "hosts": _joined(mine.host)})
-        seconds.append(_took("3", f"{dataset}: {bank}, {len(own)} heads in {count} runs", own.seconds.sum()))
+        made.append({"data set": dataset, "bank": bank, "runs": count, "heads": len(own),
+                     "epochs": _joined(mine.epochs), "batch": _joined(mine.batch_size),
+                     "dates": " to ".join(dict.fromkeys(dates[:1] + dates[-1:])), "hosts": _joined(mine.host)})
+        seconds.append(_took("3", f"{dataset}: {bank}, {len(own)} heads in {counted(count, 'run')}", own.seconds.sum()))
     # A dense head is trained once and found by all banks.
     dense = heads[heads.dense].drop_duplicates(["data set", "train_hash", "seed", "learning_rate", "holdout"],
                                                keep="last")
@@ -133,25 +129,22 @@ def training(runs: Sequence[Run]) -> tuple[Lines, Lines]:
 
 def _before(runs: Sequence[Run]) -> Lines:
     """Seconds of stages 1 and 2, from their own files; what is no longer at hand is left out."""
-    folders, files = {}, {}
+    cut, embedded = {}, {}
     for run in runs:
-        try:
+        with contextlib.suppress(UserError):
             root = elements_root(run.folder, run.identity)
             if root and (root / "complete.json").is_file():
-                folders[root] = read_json(root / "complete.json")
-        except UserError:
-            pass
+                cut[root] = read_json(root / "complete.json")
         for split in ("train", "val"):
-            try:
-                mine = files.setdefault((run.model, run.dataset), {})
-                mine[split] = mine.get(split) or images_of(run, split)
-            except UserError:
-                continue
-    cut = [_took("1", f"{'/'.join(root.parts[-2:])}: {done['elements']:,} elements of {done['pictures']:,} images",
-                 done.get("seconds", 0)) for root, done in folders.items()]
-    return cut + [_took("2", f"{model}: {sum(map(len, found.values())):,} images of {dataset}",
-                        sum(one.record.get("seconds", 0) for one in found.values()))
-                  for (model, dataset), found in files.items() if found]
+            if (run.model, run.dataset, split) not in embedded:
+                with contextlib.suppress(UserError):
+                    embedded[run.model, run.dataset, split] = images_of(run, split)
+    stage2 = pd.DataFrame([(model, dataset, len(found), found.record.get("seconds", 0))
+                           for (model, dataset, _), found in embedded.items()], columns=["model", "data", "n", "seconds"])
+    return [_took("1", f"{'/'.join(root.parts[-2:])}: {done['elements']:,} elements of {done['pictures']:,} images",
+                  done.get("seconds", 0)) for root, done in cut.items()] + [
+        _took("2", f"{model}: {mine.n.sum():,} images of {dataset}", mine.seconds.sum())
+        for (model, dataset), mine in stage2.groupby(["model", "data"], sort=False)]
 
 
 def _took(stage: str, what: str, seconds: float) -> dict[str, Any]:
