@@ -18,7 +18,7 @@ from iis.cli import count, run_script, setting
 from iis.runtime import make_output_folder, write_text
 from reproduction.lib import report_images, report_tables
 from reproduction.lib.page import render
-from reproduction.lib.points import counted
+from reproduction.lib.points import counted, finished
 from reproduction.lib.runs import Run, Source, find_runs, output_folder
 
 
@@ -47,7 +47,7 @@ def main(settings: Settings) -> Path:
 
 def report(title: str, runs: Sequence[Run], folder: Path, concepts: int, images: int) -> str:
     """The page. folder: where other scripts have put their tables and figures."""
-    compared = report_images.comparable(runs)
+    compared = finished(runs)
     warnings, notes = report_tables.remarks(runs)
     trained, seconds = report_tables.training(runs)
     return render(

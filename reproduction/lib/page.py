@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from PIL import Image, ImageOps
+from PIL import Image
 
 from reproduction.lib.points import counted
 
@@ -25,29 +25,27 @@ def macro(name: str, *values: Any) -> str:
     return getattr(PAGES.get_template("macros.html").module, name)(*values)
 
 
-def data_uri(image: Path | Image.Image, max_side: int = 1200) -> str:
-    """An image, shrunk to `max_side` pixels, as a data URI: PNG, or JPEG where that takes less than half.
+def data_uri(image: Path | Image.Image, width: int = 1200) -> str:
+    """An image, at most `width` pixels wide, as a data URI: PNG, or JPEG where that takes less than half.
 
     Charts stay sharp this way and photographs small. Raises `OSError` for what is no image.
     """
-    if not isinstance(image, Image.Image):
-        with Image.open(image) as opened:
-            return data_uri(opened.copy(), max_side)
-    if image.mode in ("RGBA", "LA", "P", "PA"):  # on white, because JPEG knows no transparency
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    image = image.convert("RGB")
-    if max(image.size) > max_side:
-        image = ImageOps.contain(image, (max_side, max_side), Image.Resampling.LANCZOS)
-    png, jpeg = _encoded(image, "PNG", optimize=True), _encoded(image, "JPEG", quality=85)
-    kind, data = ("jpeg", jpeg) if 2 * len(jpeg) < len(png) else ("png", png)
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    image = (image if isinstance(image, Image.Image) else Image.open(image)).convert("RGBA")
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")  # JPEG is opaque
+    if image.width > width:
+        image = image.resize((width, max(1, round(image.height * width / image.width))), Image.Resampling.LANCZOS)
+    files = {}
+    for name, options in (("png", {"optimize": True}), ("jpeg", {"quality": 85})):
+        image.save(out := io.BytesIO(), name, **options)
+        files[name] = out.getvalue()
+    name = "jpeg" if 2 * len(files["jpeg"]) < len(files["png"]) else "png"
+    return f"data:image/{name};base64,{base64.b64encode(files[name]).decode()}"
 
 
-def _encoded(image: Image.Image, kind: str, **settings: Any) -> bytes:
-    out = io.BytesIO()
-    image.save(out, format=kind, **settings)
-    return out.getvalue()
+def screen_width(file: Path) -> int:
+    """The width in CSS pixels at which a figure of `write_figure` (150 dots an inch) has about its own size."""
+    with Image.open(file) as image:
+        return round(image.width / 1.5)
 
 
 def kind(value: Any) -> str:
@@ -76,4 +74,4 @@ def percent(share: float) -> str:
 
 PAGES = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parents[1] / "templates"), autoescape=True,
                            undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-PAGES.filters |= {one.__name__: one for one in (data_uri, kind, numeric, anchor, percent, counted)}
+PAGES.filters |= {one.__name__: one for one in (data_uri, screen_width, kind, numeric, anchor, percent, counted)}

@@ -18,25 +18,18 @@ from reproduction.lib.explained_images import concept_of, concepts_of, elements_
 from reproduction.lib.explanation import explain, load_predictor
 from reproduction.lib.explanation_shown import stories
 from reproduction.lib.outputs import HANDED_OVER
-from reproduction.lib.points import groups, plain
+from reproduction.lib.points import groups
 from reproduction.lib.run_files import images_of
 from reproduction.lib.runs import Run
 
 INCHES = (4.7, 4.2)  # of a panel: drawn small, so that its words can be read at the width of a phone
-WIDEST = 1400  # pixels of a figure, however tall it is
 OWN = ("arr", "iis_points", "iis_against_accuracy", "report")  # what a report makes itself
 
 # ---- figures of all runs ----
 
 
-def comparable(runs: Sequence[Run]) -> list[Run]:
-    """The plain runs of finished models; all plain ones where there are only checkpoints along pre-training."""
-    kept = plain(runs)
-    return [run for run in kept if run.epoch is None] or kept
-
-
 def curves(runs: Sequence[Run]) -> dict[str, list[tuple[Image.Image, str]]]:
-    """{data set: [(figure, its description)]}: the ARR curves of each bank. runs: of `comparable`."""
+    """{data set: [(figure, its description)]}: the ARR curves of each bank. runs: of `finished`."""
     return _panels({key: arr_figure({key[1]: [curve(run) for run in mine]}) for key, mine in groups(runs).items()},
                    "Accuracy retention rate against the sparsity ratio")
 
@@ -72,24 +65,16 @@ def made_before(folder: Path) -> list[dict[str, Any]]:
     """Tables (NAME.table.json of `write_table`) and figures (NAME.png) in `folder`, but those of the report itself.
 
     A figure stands with the table whose name begins its own: controls_shapes.png with controls. Each part has `title`,
-    `figures` (dictionaries for the template), `rows` and `caption`.
+    `figures` (files), `rows` and `caption`.
     """
     tables = {file.name.removesuffix(HANDED_OVER): read_json(file) for file in folder.glob(f"*{HANDED_OVER}")}
     parts: dict[str, dict[str, Any]] = {}
     for name in sorted({*tables, *(file.stem for file in folder.glob("*.png"))}):
-        if re.match(rf"({'|'.join(OWN)})(_|$)", name):
-            continue
-        owner = max((table for table in tables if f"{name}_".startswith(f"{table}_")), key=len, default=name)
-        part = parts.setdefault(owner, {"title": owner.replace("_", " ").capitalize(), "figures": [],
-                                        **tables.get(owner, {"rows": [], "caption": ""})})
-        if (folder / f"{name}.png").is_file():
-            with Image.open(folder / f"{name}.png") as image:
-                width, side = image.width, max(image.size)
-            # 150 dots an inch, as `write_figure` draws, at about their own size on the screen.
-            part["figures"].append({"file": folder / f"{name}.png", "width": round(width / 1.5),
-                                    "max_side": round(side * min(1, WIDEST / width)), "alt":
-                                    f"Figure {name.replace('_', ' ')}" + "; the table below has its numbers" * (
-                                        owner in tables)})
+        if not re.match(rf"({'|'.join(OWN)})(_|$)", name):
+            owner = max((table for table in tables if f"{name}_".startswith(f"{table}_")), key=len, default=name)
+            part = parts.setdefault(owner, {"title": owner.replace("_", " ").capitalize(), "figures": [],
+                                            **tables.get(owner, {"rows": [], "caption": ""})})
+            part["figures"] += folder.glob(f"{name}.png")
     return list(parts.values())
 
 
@@ -98,14 +83,12 @@ def made_before(folder: Path) -> list[dict[str, Any]]:
 
 def chosen(runs: Sequence[Run]) -> list[Run]:
     """Of every data set and kind of bank but Random, the run of the strongest model (highest dense top-1; of several
-    sizes the smallest). runs: of `comparable`."""
-    best: dict[tuple[str, str], tuple[Any, Run]] = {}
+    sizes the smallest). runs: of `finished`."""
+    found: dict[tuple[str, str], list[Run]] = {}
     for run in (run for run in runs if run.summary["bank"] != "Random"):  # a random direction looks like nothing
-        place = (run.dense, -(run.identity["num_concepts"] or 0), run.elements == "segments",
-                 run.summary["protocol"] == "paper")
-        key = run.dataset, run.summary["bank"]
-        best[key] = max(best.get(key, (place, run)), (place, run), key=lambda pair: pair[0])
-    return [run for _, run in best.values()]
+        found.setdefault((run.dataset, run.summary["bank"]), []).append(run)
+    return [max(mine, key=lambda run: (run.dense, -(run.identity["num_concepts"] or 0), run.elements == "segments",
+                                       run.summary["protocol"] == "paper")) for mine in found.values()]
 
 
 def examples_of(run: Run, concepts: int, images: int, top: int = 4) -> dict[str, Any]:
@@ -127,7 +110,8 @@ def examples_of(run: Run, concepts: int, images: int, top: int = 4) -> dict[str,
         rows = spread(range(len(val)), images)
         subjects = from_rows(rows, val, run.dataset)
         told = stories(predictor, explain(predictor, val.features_ND[rows].float()), subjects)
-        concepts_shown = concepts_of((one for story in told for one in story["concepts"][:top]), run.summary["bank"], root)
+        shown = (one for story in told for one in story["concepts"][:top])
+        concepts_shown = concepts_of(shown, run.summary["bank"], root)
     except UserError as error:
         return found | {"no_images": str(error)}
     return found | {"told": told, "images": [one.image for one in subjects], "concepts": concepts_shown}
