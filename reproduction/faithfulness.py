@@ -7,10 +7,9 @@ Kept concepts are set to 0 one after another: those that speak most for the pred
 most against it first, or in random order. Writes faithfulness.csv, .md, .tex (areas under the curves),
 faithfulness_curves.csv and faithfulness.png, .pdf. About a second a seed on 2,000 images.
 
-What it shows: how much faster a prediction falls when it loses the concepts its explanation names first, and so on how
-few concepts it rests. What it cannot show: the head is linear, so contributions are exact by construction and the order
-`most` beats `random` unless something is broken; nothing here says that a concept means what its image or word
-suggests, or what the backbone would make of an image without it.
+It shows how much faster a prediction falls when it loses the concepts its explanation names first, and so on how few
+concepts it rests. The head is linear, so contributions are exact by construction and `most` beats `random` unless
+something is broken; nothing here says that a concept means what its image or word suggests.
 """
 
 import sys
@@ -26,15 +25,18 @@ from iis.cli import count, positive, run_script, setting
 from iis.plots import COLOURS
 from iis.runtime import UserError, each, make_output_folder, numpy_rng, write_text
 from iis.statistics import interval, mean_std
+from reproduction.lib.explanation import load_predictor, stored_seeds
+from reproduction.lib.figures import legend_below, panels
+from reproduction.lib.outputs import write_figure, write_table
 from reproduction.lib.points import finished
+from reproduction.lib.removal import CHANGED, ORDERS, bootstrap_means, order_curves
+from reproduction.lib.run_files import images_of
 from reproduction.lib.runs import Run, Source, find_runs, output_folder
 from reproduction.lib.tables import as_csv, plus_minus
 
 PANELS = 18  # of the figure
-ORDERS = {"most": (COLOURS[1], "most important first"), "random": ("0.5", "random order"),
+STYLES = {"most": (COLOURS[1], "most important first"), "random": ("0.5", "random order"),
           "least": (COLOURS[0], "least important first")}
-CHANGED = "changed by one removal"
-WITH_INTERVAL = (CHANGED, "probability, random − most", "top-1, random − most")
 CAPTION = ("Area under the probability of the predicted class (and under top-1), from none to all of the kept concepts "
            "removed: first those that speak most for the predicted class against the {reference}, first those that "
            "speak least for it, and the mean of {orders} random orders. Changed by one removal: share of the "
@@ -59,8 +61,6 @@ class Settings(Source):
 
 def main(settings: Settings) -> Path:
     """Measure every run that has predictors and features; returns the output folder."""
-    from reproduction.lib.outputs import write_figure, write_table
-
     folder = make_output_folder(output_folder(settings))
     results, failed = each(lambda run: measure(run, settings), finished(find_runs(settings, draws=2)))
     for sentence in failed:
@@ -68,9 +68,10 @@ def main(settings: Settings) -> Path:
     if not results:
         raise UserError(f"no run has predictors and features to remove concepts from; the first said: {failed[0]}")
     reference = {"runner_up": "runner-up", "mean": "mean of the other classes"}[settings.reference]
-    print(write_table(folder, "faithfulness", *([result["line"] | result[kind] | {"marks": result["marks"]}
-                                                 for result in results] for kind in ("areas", "shown")),
-                      CAPTION.format(reference=reference, orders=settings.random_orders)))
+    lines, shown = ([result["line"] | result[kind] | {"marks": result["marks"]} for result in results]
+                    for kind in ("areas", "shown"))
+    caption = CAPTION.format(reference=reference, orders=settings.random_orders)
+    print(write_table(folder, "faithfulness", lines, shown, caption))
     write_text(folder / "faithfulness_curves.csv", as_csv([line for result in results for line in result["curves"]]))
     if len(results) > PANELS:
         print(f"faithfulness.png shows the first {PANELS} of {len(results)} runs; the tables hold all")
@@ -82,10 +83,6 @@ def main(settings: Settings) -> Path:
 def measure(run: Run, settings: Settings) -> dict[str, Any]:
     """One run, all its seeds: `line` (which run), `areas` (numbers), `shown` (as read), `marks`, and `curves`: a line
     for every order and step, means over seeds and images."""
-    from reproduction.lib.explanation import load_predictor, stored_seeds
-    from reproduction.lib.removal import bootstrap_means, order_curves
-    from reproduction.lib.run_files import images_of
-
     seeds = stored_seeds(run.folder)
     if not seeds:
         raise UserError(f"{run.folder} has no predictors/; run its training script again")
@@ -99,14 +96,15 @@ def measure(run: Run, settings: Settings) -> dict[str, Any]:
     line = {"model": run.model, "data set": run.dataset, "bank": run.identity["bank"], "elements": run.elements,
             "setting": run.variant or run.folder.name, "M": len(first.bank_MD), "s": first.ratio, "kept": first.kept,
             "seeds": len(seeds), "pictures": len(rows)}
-    of_seeds = [quantities(one) for one in curves]
+    of_seeds = [one.quantities() for one in curves]
     drawn = bootstrap_means(np.mean([list(one.values()) for one in of_seeds], axis=0), settings.draws)
     areas, shown = {}, {}
     for k, name in enumerate(of_seeds[0]):
         mean, std = mean_std([one[name].mean() for one in of_seeds])
         low, high = interval(drawn[:, k])
         areas |= {name: mean, f"{name}, std": std, f"{name}, low": low, f"{name}, high": high}
-        shown[name] = plus_minus(mean, std, 3) + (f" [{low:.3f}, {high:.3f}]" if name in WITH_INTERVAL else "")
+        shown[name] = plus_minus(mean, std, 3) + (
+            f" [{low:.3f}, {high:.3f}]" if name == CHANGED or "−" in name else "")
     # Banks of different size over seeds (Text) have different steps: all curves are read at those of the first.
     steps_F = curves[0].share_F
     probability_OF, right_OF = (
@@ -118,23 +116,12 @@ def measure(run: Run, settings: Settings) -> dict[str, Any]:
     return {"line": line, "areas": areas, "shown": shown, "marks": "; ".join(run.marks), "curves": points}
 
 
-def quantities(curves: Any) -> dict[str, np.ndarray]:
-    """What is averaged over images, each (N,): areas, their gaps, and whether one removal changes the prediction."""
-    found = {CHANGED: curves.changed_N}
-    for what, area_ON in zip(("probability", "top-1"), curves.areas(), strict=True):
-        found |= {f"{what}, {order}": area_N for order, area_N in zip(ORDERS, area_ON, strict=True)}
-        found[f"{what}, random − most"] = found[f"{what}, random"] - found[f"{what}, most"]
-    return found
-
-
 def figure(results: list[dict[str, Any]]) -> Any:
     """A panel a run: probability of the predicted class (solid) and top-1 (dashed) against the share removed."""
-    from reproduction.lib.figures import legend_below, panels
-
     drawing, axes = panels(len(results), "Predictions while concepts are removed", sharex=True, sharey=True)
     for axis, result in zip(axes, results, strict=True):
         line = result["line"]
-        for order, (colour, words) in ORDERS.items():
+        for order, (colour, words) in STYLES.items():
             points = [point for point in result["curves"] if point["order"] == order]
             for what, style, label in (("probability", "-", words), ("top-1", "--", None)):
                 axis.plot([100 * point["removed"] for point in points], [100 * point[what] for point in points], style,

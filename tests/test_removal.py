@@ -1,8 +1,7 @@
 """Order curves against a loop that removes one concept at a time, and the script that tabulates their areas."""
 
-import csv
-
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from bank_runs import own_caches  # noqa: F401 - a fixture that every test here takes
@@ -11,24 +10,8 @@ from explained_runs import explained_run, features, predictor_of
 from iis.cli import parse
 from iis.runtime import UserError
 from reproduction import faithfulness
-from reproduction.lib.removal import ORDERS, bootstrap_means, order_curves
-
-
-def plain_curve(predictor, x_M, label, reference, sign):
-    """(probability of the first prediction, rightness) after 0, 1, … removals, one at a time."""
-    weight, x_M = predictor.weight_CM, x_M.clone()
-    logits_C = weight @ x_M + predictor.bias_C
-    first = int(logits_C.argmax())
-    kept = [m for m in range(len(x_M)) if x_M[m] != 0]
-    queue = sorted(kept, key=lambda m: -sign * gain(predictor, x_M, m, logits_C, reference))
-    probability, right = [], []
-    for m in [None, *queue]:
-        if m is not None:
-            x_M[m] = 0
-        logits_C = weight @ x_M + predictor.bias_C
-        probability.append(float(logits_C.softmax(0)[first]))
-        right.append(float(int(logits_C.argmax()) == label))
-    return probability, right
+from reproduction.lib import runs
+from reproduction.lib.removal import CHANGED, ORDERS, bootstrap_means, order_curves
 
 
 def gain(predictor, x_M, m, logits_C, reference):
@@ -39,6 +22,15 @@ def gain(predictor, x_M, m, logits_C, reference):
     return float(x_M[m] * (column_C[first] - against))
 
 
+def removed(predictor, x_M, queue):
+    """Logits (C,) after 0, 1, … removals, one at a time."""
+    x_M = x_M.clone()
+    yield predictor.weight_CM @ x_M + predictor.bias_C
+    for m in queue:
+        x_M[m] = 0
+        yield predictor.weight_CM @ x_M + predictor.bias_C
+
+
 @pytest.mark.parametrize("reference", ["runner_up", "mean"])
 def test_curves_against_a_plain_loop(reference):
     predictor, h_ND = predictor_of(classes=4), features(12)
@@ -46,45 +38,39 @@ def test_curves_against_a_plain_loop(reference):
     x_NM = predictor.interpretations(h_ND)
     found = order_curves(predictor, h_ND, labels_N, reference, rows=5)
     assert found.share_F.tolist() == [0, 0.25, 0.5, 0.75, 1]  # 4 of 8 concepts are kept
-    for order, sign in (("most", 1), ("least", -1)):
-        o = ORDERS.index(order)
-        for n in range(12):
-            probability, right = plain_curve(predictor, x_NM[n], int(labels_N[n]), reference, sign)
-            assert found.probability_OFN[o, :, n] == pytest.approx(probability, abs=1e-5)
-            assert found.right_OFN[o, :, n].tolist() == right
     for n in range(12):
-        first = predictor.logits(x_NM[n:n + 1])[0]
-        left_M = x_NM[n].clone()
-        left_M[max(left_M.nonzero().flatten().tolist(), key=lambda m: gain(predictor, left_M, m, first, reference))] = 0
-        changed = int(predictor.logits(left_M[None])[0].argmax()) != int(first.argmax())
-        assert found.changed_N[n] == changed
+        first_C = predictor.logits(x_NM[n:n + 1])[0]
+        queue = sorted(x_NM[n].nonzero().flatten().tolist(),
+                       key=lambda m: -gain(predictor, x_NM[n], m, first_C, reference))  # noqa: B023
+        for o, order in ((ORDERS.index("most"), queue), (ORDERS.index("least"), queue[::-1])):
+            steps = list(removed(predictor, x_NM[n], order))
+            probability = [float(logits_C.softmax(0)[first_C.argmax()]) for logits_C in steps]
+            assert found.probability_OFN[o, :, n] == pytest.approx(probability, abs=1e-5)
+            assert found.right_OFN[o, :, n].tolist() == [int(logits_C.argmax()) == n % 4 for logits_C in steps]
+            if o == 0:
+                assert found.changed_N[n] == (int(steps[1].argmax()) != int(first_C.argmax()))
     assert 0 < found.changed_N.sum() < 12
-    # All orders begin and end alike; the random one lies where a mean of many orders does.
+    # All orders begin and end alike; the random one lies between the others.
     assert np.ptp(found.probability_OFN[:, [0, -1]], axis=0) == pytest.approx(0, abs=1e-6)
-    areas = dict(zip(ORDERS, found.areas()[0].mean(1), strict=True))
-    assert areas["most"] < areas["random"] < areas["least"]
-    by_hand = (found.probability_OFN[0, :-1] + found.probability_OFN[0, 1:]).sum(0) / 8
-    assert found.areas()[0][0] == pytest.approx(by_hand)
+    numbers = found.quantities()
+    most, random, least = (numbers[f"probability, {order}"] for order in ORDERS)
+    assert most.mean() < random.mean() < least.mean() and (numbers[CHANGED] == found.changed_N).all()
+    assert most == pytest.approx((found.probability_OFN[0, :-1] + found.probability_OFN[0, 1:]).sum(0) / 8)  # by hand
+    assert numbers["probability, random − most"] == pytest.approx(random - most)
 
 
 def test_random_orders_are_seeded_and_even():
     """After one of 4 removals the mean over many orders is that over the 4 concepts."""
-    predictor, h_ND = predictor_of(), features(3)
-    labels_N = torch.zeros(3, dtype=torch.int64)
-    found = order_curves(predictor, h_ND, labels_N, random_orders=400)
-    again = order_curves(predictor, h_ND, labels_N, random_orders=400)
+    predictor, h_ND, labels_N = predictor_of(), features(3), torch.zeros(3, dtype=torch.int64)
+    found, again = (order_curves(predictor, h_ND, labels_N, random_orders=400) for _ in range(2))
     assert (found.probability_OFN == again.probability_OFN).all()
-    x_NM = predictor.interpretations(h_ND)
-    for n in range(3):
-        first = int(predictor.logits(x_NM)[n].argmax())
+    for n, x_M in enumerate(predictor.interpretations(h_ND)):
         singles = []
-        for m in x_NM[n].nonzero().flatten().tolist():
-            left_M = x_NM[n].clone()
-            left_M[m] = 0
-            singles.append(float(predictor.logits(left_M[None])[0].softmax(0)[first]))
-        error = np.std(singles) / np.sqrt(400)
+        for m in x_M.nonzero().flatten().tolist():
+            before_C, after_C = removed(predictor, x_M, [m])
+            singles.append(float(after_C.softmax(0)[before_C.argmax()]))
         after_one = found.probability_OFN[ORDERS.index("random"), 1, n]
-        assert after_one == pytest.approx(np.mean(singles), abs=5 * error + 1e-6)
+        assert after_one == pytest.approx(np.mean(singles), abs=5 * np.std(singles) / 20 + 1e-6)
 
 
 def test_bootstrap_of_means():
@@ -96,24 +82,26 @@ def test_bootstrap_of_means():
     assert drawn[:, 0].std() == pytest.approx(values_KN[0].std() / 20, rel=0.1)
 
 
-def test_the_script(toy, capsys):
+def test_the_script(toy, capsys, monkeypatch):
     run, _ = explained_run(toy, "0,0.1,0.3,0.5,0.7,0.9,0.95,0.98")
-    words = ["--model_root", str(run), "--save_dir", str(toy / "out"), "--draws", "50"]
-    out = faithfulness.main(parse(faithfulness.Settings, words))
-    with open(out / "faithfulness.csv", encoding="utf-8") as handle:
-        (line,) = csv.DictReader(handle)
-    assert (line["kept"], line["seeds"], line["pictures"], line["s"]) == ("6", "2", "200", "0.7")
-    most, random = float(line["probability, most"]), float(line["probability, random"])
-    assert most < random < float(line["probability, least"])
-    assert float(line["probability, random − most"]) == pytest.approx(random - most)
-    assert float(line["probability, most, low"]) < most < float(line["probability, most, high"])
-    assert 0 < float(line["changed by one removal"]) <= 1
-    for name in ("faithfulness.md", "faithfulness.tex", "faithfulness.png", "faithfulness.pdf"):
-        assert (out / name).stat().st_size
-    with open(out / "faithfulness_curves.csv", encoding="utf-8") as handle:
-        lines = list(csv.DictReader(handle))
-    assert len(lines) == 3 * 7  # orders x (6 concepts + 1)
+    monkeypatch.setattr(runs.Run, "marks", ["saturated"])
+    settings = parse(faithfulness.Settings, ["--model_root", str(run), "--save_dir", str(toy / "out"), "--draws", "50"])
+    out = faithfulness.main(settings)
+    table, curves = (pd.read_csv(out / f"faithfulness{part}.csv") for part in ("", "_curves"))
+    line, = table.to_dict("records")
+    assert (line["kept"], line["seeds"], line["pictures"], line["s"], line["marks"]) == (6, 2, 200, 0.7, "saturated")
+    most, random = line["probability, most"], line["probability, random"]
+    assert line["probability, most, low"] < most < line["probability, most, high"]
+    assert most < random < line["probability, least"] and 0 < line[CHANGED] <= 1
+    assert line["probability, random − most"] == pytest.approx(random - most)
+    assert len(curves) == 3 * 7  # orders x (6 concepts + 1)
+    assert np.trapezoid(curves.query("order == 'most'")["probability"], dx=1 / 6) == pytest.approx(most)
+    assert all((out / f"faithfulness.{kind}").stat().st_size for kind in ("md", "tex", "png", "pdf"))
+    found, = runs.find_runs(settings)
+    drawing = faithfulness.figure(4 * [faithfulness.measure(found, settings)])
+    titles = [axis.get_title() for axis in drawing.axes]
+    assert len(titles) == 4 and all("toy, toy, Prototype" in title and "(saturated)" in title for title in titles)
     (run / "predictors").rename(run / "away")
     with pytest.raises(UserError, match="no run has predictors"):
-        faithfulness.main(parse(faithfulness.Settings, words))
+        faithfulness.main(settings)
     assert "left out" in capsys.readouterr().out

@@ -17,6 +17,7 @@ from iis.runtime import numpy_rng, torch_rng
 from reproduction.lib.explanation import Predictor
 
 ORDERS = ("most", "random", "least")
+CHANGED = "changed by one removal"
 STEPS = 20
 
 
@@ -32,9 +33,15 @@ class Curves:
     right_OFN: np.ndarray
     changed_N: np.ndarray
 
-    def areas(self) -> tuple[np.ndarray, np.ndarray]:
-        """Areas under each image's curves, (O, N) each, by the trapezoid rule over the share removed."""
-        return tuple(np.trapezoid(values, self.share_F, axis=1) for values in (self.probability_OFN, self.right_OFN))
+    def quantities(self) -> dict[str, np.ndarray]:
+        """What a table averages over images, each (N,): `changed_N`, the areas under both curves in each order (by the
+        trapezoid rule over the share removed), and random − most of them."""
+        found = {CHANGED: self.changed_N}
+        for what, values_OFN in (("probability", self.probability_OFN), ("top-1", self.right_OFN)):
+            area_ON = np.trapezoid(values_OFN, self.share_F, axis=1)
+            found |= {f"{what}, {order}": area_N for order, area_N in zip(ORDERS, area_ON, strict=True)}
+            found[f"{what}, random − most"] = found[f"{what}, random"] - found[f"{what}, most"]
+        return found
 
 
 def order_curves(predictor: Predictor, features_ND: torch.Tensor, labels_N: torch.Tensor, reference: str = "runner_up",
@@ -43,8 +50,7 @@ def order_curves(predictor: Predictor, features_ND: torch.Tensor, labels_N: torc
     x_NM = predictor.interpretations(features_ND)
     kept = int((x_NM != 0).sum(1).max())
     share_F = np.arange(min(kept, STEPS) + 1) / max(min(kept, STEPS), 1)
-    drawn = [torch_rng(predictor.seed, "removal order", number) for number in range(random_orders)]
-    parts, changed = [], []
+    drawn, parts, changed = [torch_rng(predictor.seed, "removal order", n) for n in range(random_orders)], [], []
     for x_BM, labels_B in zip(x_NM.split(rows), labels_N.split(rows), strict=True):
         score_BM = scores(predictor, x_BM, reference)
         shuffled = [torch.rand(score_BM.shape, generator=one) for one in drawn]
