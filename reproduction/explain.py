@@ -100,7 +100,7 @@ def main(settings: Settings) -> Path:
         images=[one.image for one in subjects], concepts=concepts, top=top,
         negative=float((found.x_NM < 0).sum() / max(int((found.x_NM != 0).sum()), 1)), **about))
     write_figure(folder, "explanation", explanation_figure(title, told, subjects, concepts, top))
-    print("\n".join([f"{title}: {predictor.kept} concepts kept, top-1 {100 * predictor.top1:.2f} %", *about["warnings"]]))
+    print(f"{title}: {predictor.kept} concepts kept, top-1 {100 * predictor.top1:.2f} %", *about["warnings"], sep="\n")
     print(f"written: {folder}/explanation.html, .png, .pdf, .json, .csv ({len(told)} images)")
     return folder
 

@@ -104,10 +104,10 @@ class Subject:
 
 def class_label(text: str, class_names: Sequence[str], folders: Sequence[str]) -> int:
     """The class called `text`, by its readable name or its folder. Raises `UserError` naming the nearest."""
-    for names in (class_names, folders):
-        if text in names:
-            return list(names).index(text)
-    raise UserError(f"there is no class {text!r}{nearest(text, {*class_names, *folders})}")
+    found = next((list(names).index(text) for names in (class_names, folders) if text in names), None)
+    if found is None:
+        raise UserError(f"there is no class {text!r}{nearest(text, {*class_names, *folders})}")
+    return found
 
 
 def spread(rows: Sequence[int], count: int) -> list[int]:
@@ -145,21 +145,19 @@ def from_files(words: Sequence[str], val: Embeddings, val_file: Path, dataset: s
         root = path(str(load_dataset(dataset).images("val").root))
     except UserError:  # the data set is not in place
         root = None
-    subjects: dict[int, Subject] = {}
-    others: dict[int, Image.Image] = {}
-    for place, word in enumerate(words):
+    found: list[Subject | Image.Image] = []
+    for word in words:
         file = path(word)
         name = file.relative_to(root).as_posix() if root and file.is_relative_to(root) else word
         if name in known and (name != word or not file.is_file()):
-            [subjects[place]] = from_rows([known[name]], val, dataset)
+            found += from_rows([known[name]], val, dataset)
         else:
-            others[place] = open_image(file, f"give an image file, or a name of the {dataset} validation split such "
-                                             f"as {val.image_paths[0]}")
-    if others:
-        features_ND = embed_images(list(others.values()), val, val_file, config, device)
-        for (place, image), features_D in zip(others.items(), features_ND, strict=True):
-            subjects[place] = Subject(path(words[place]).name, image, None, features_D)
-    return [subjects[place] for place in range(len(words))]
+            found.append(open_image(file, f"give an image file, or a name of the {dataset} validation split such as "
+                                          f"{val.image_paths[0]}"))
+    others = [one for one in found if isinstance(one, Image.Image)]
+    features = iter(embed_images(others, val, val_file, config, device) if others else ())
+    return [Subject(path(word).name, one, None, next(features)) if isinstance(one, Image.Image) else one
+            for word, one in zip(words, found, strict=True)]
 
 
 def embed_images(images: Sequence[Image.Image], val: Embeddings, val_file: Path, config: str | None = None,

@@ -26,7 +26,7 @@ ENOUGH = 5  # concepts that an explanation should have to choose from
 
 @dataclass(frozen=True)
 class Predictor:
-    """One interpretation predictor of a ledger's folder, as `IP_training/predictor_files.py` stores it.
+    """One interpretation predictor, as `IP_training/predictor_files.py` stores it.
 
     evidence[m]: what concept m looks like (image paths, or words). rule: of the sparsifier. top1: its stored
     validation accuracy, a fraction. identity: what its ledger's rows share.
@@ -60,10 +60,6 @@ class Predictor:
         """Logits (N, C) of sparsified interpretations (N, M)."""
         return x_NM @ self.weight_CM.T + self.bias_C
 
-    def contributions(self, x_NM: torch.Tensor) -> torch.Tensor:
-        """activation · weight, (N, C, M): over M they sum, with the bias, to the logits (N, C)."""
-        return x_NM[:, None, :] * self.weight_CM
-
 
 def stored_seeds(folder: Path) -> list[int]:
     """The seeds with a stored predictor."""
@@ -71,9 +67,8 @@ def stored_seeds(folder: Path) -> list[int]:
 
 
 def load_predictor(folder: Path, seed: int = 0, ratio: float | None = None) -> Predictor:
-    """The predictor of a ledger's folder at a ratio; without one, the sparsest that keeps at least `ENOUGH` concepts.
-
-    Raises `UserError` for a seed or ratio that is not there (naming those that are), and for damaged files.
+    """The predictor of a ledger's folder at a ratio; without one, the sparsest that keeps at least `ENOUGH` concepts
+    (or the densest). Raises `UserError` for a seed or ratio that is not there (naming those that are), and damaged files.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -90,14 +85,15 @@ def load_predictor(folder: Path, seed: int = 0, ratio: float | None = None) -> P
     except SafetensorError:
         raise UserError(f"{file} is damaged; delete it and train that seed again") from None
     kept = {float(name): row["kept"] for name, row in described["selected"].items() if name != "dense"}
+    if not kept or len(described["class_names"]) < 2:
+        raise UserError(f"{file} holds no interpretation predictor of two classes or more: there is no decision to "
+                        "explain; run its training script again")
     if ratio is None:
-        ratio = default_ratio(kept, folder)
+        ratio = max((one for one, count in kept.items() if count >= ENOUGH), default=min(kept))
     name = f"{ratio:g}"
     if ratio not in kept:
         raise UserError(f"{file} has no predictor at --ratio {name}{nearest(name, described['selected'])} "
                         f"(there are {', '.join(f'{one:g}' for one in sorted(kept))})")
-    if len(described["class_names"]) < 2:
-        raise UserError(f"{file} knows one class only: there is no decision to explain")
     bank = name if f"{name}/bank" in tensors else "all"  # a learned bank belongs to its ratio
     own = "" if bank == "all" else f"{name}/"
     normaliser = Normaliser(tuple(map(tuple, described["blocks"][bank])), tensors[f"{own}mean"], tensors[f"{own}std"])
@@ -107,15 +103,8 @@ def load_predictor(folder: Path, seed: int = 0, ratio: float | None = None) -> P
                      described["selected"][name]["top1"], seed)
 
 
-def default_ratio(kept: dict[float, int], folder: Path | str = "", least: int = ENOUGH) -> float:
-    """The sparsest ratio that keeps at least `least` concepts; the densest one where none does. kept: by ratio."""
-    if not kept:
-        raise UserError(f"{folder} holds no interpretation predictor; run its training script again")
-    return max((ratio for ratio, count in kept.items() if count >= least), default=min(kept))
-
-
 class Explanation(NamedTuple):
-    """N predictions and what they are made of."""
+    """N predictions and what they are made of. Contributions are in logits: activation · weight."""
 
     x_NM: torch.Tensor
     logits_NC: torch.Tensor
@@ -135,18 +124,18 @@ class Explanation(NamedTuple):
 
 def explain(predictor: Predictor, features_ND: torch.Tensor, rows: int = 64) -> Explanation:
     """Explain the predictions of representations (N, D), `rows` at a time: (rows, M, C) numbers in memory."""
-    x_NM = predictor.interpretations(features_ND)
+    x_NM, weight_CM = predictor.interpretations(features_ND), predictor.weight_CM
     logits_NC = predictor.logits(x_NM)
     classes_NC = logits_NC.argsort(dim=1, descending=True, stable=True)
     first_N, second_N = classes_NC[:, 0], classes_NC[:, 1]
     without = []
     for x_BM, logits_BC, first_B in zip(x_NM.split(rows), logits_NC.split(rows), first_N.split(rows), strict=True):
-        probability_BMC = (logits_BC[:, None, :] - predictor.contributions(x_BM).mT).softmax(2)
+        probability_BMC = (logits_BC[:, None, :] - x_BM[:, :, None] * weight_CM.T).softmax(2)
         best = probability_BMC.max(2)
         still_BM = probability_BMC.gather(2, first_B[:, None, None].expand(*x_BM.shape, 1))[..., 0]  # (B, M)
         without.append((best.indices, best.values, still_BM))
-    return Explanation(x_NM, logits_NC, classes_NC, x_NM * predictor.weight_CM[first_N],
-                       x_NM * predictor.weight_CM[second_N], *map(torch.cat, zip(*without, strict=True)))
+    return Explanation(x_NM, logits_NC, classes_NC, x_NM * weight_CM[first_N], x_NM * weight_CM[second_N],
+                       *map(torch.cat, zip(*without, strict=True)))
 
 
 def explain_class(predictor: Predictor, features_ND: torch.Tensor, label: int) -> list[dict[str, Any]]:
@@ -159,13 +148,12 @@ def explain_class(predictor: Predictor, features_ND: torch.Tensor, label: int) -
     weight_CM, found = predictor.weight_CM, explain(predictor, features_ND)
     others_M = (weight_CM.sum(0) - weight_CM[label]) / (len(weight_CM) - 1)
     mean_M = found.x_NM.mean(0) * (weight_CM[label] - others_M)
-    recall = float((found.classes_NC[:, 0] == label).double().mean())
-    without_M = (found.without_class_NM == label).double().mean(0)
     kept_M = (found.x_NM != 0).double().mean(0)
-    activation_M = found.x_NM.double().mean(0) / kept_M
-    return [{"concept": m, "evidence": predictor.evidence[m], "mean": float(mean_M[m]), "kept": float(kept_M[m]),
-             "activation": float(activation_M[m]), "recall": recall, "without": float(without_M[m])}
-            for m in strongest(mean_M)]
+    columns = {"mean": mean_M, "kept": kept_M, "activation": found.x_NM.double().mean(0) / kept_M,
+               "recall": (found.classes_NC[:, :1] == label).double().mean(0).expand_as(mean_M),
+               "without": (found.without_class_NM == label).double().mean(0)}
+    return [{"concept": m, "evidence": predictor.evidence[m],
+             **{name: float(column_M[m]) for name, column_M in columns.items()}} for m in strongest(mean_M)]
 
 
 def strongest(values_M: torch.Tensor | Sequence[float]) -> list[int]:
