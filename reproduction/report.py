@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from iis.cli import count, run_script, setting
 from iis.runtime import make_output_folder, write_text
-from reproduction.lib import report_images, report_tables
+from reproduction.lib import report_parts
 from reproduction.lib.page import render
 from reproduction.lib.points import counted, finished
 from reproduction.lib.runs import Run, Source, find_runs, output_folder
@@ -48,14 +48,14 @@ def main(settings: Settings) -> Path:
 def report(title: str, runs: Sequence[Run], folder: Path, concepts: int, images: int) -> str:
     """The page. folder: where other scripts have put their tables and figures."""
     compared = finished(runs)
-    warnings, notes = report_tables.remarks(runs)
-    trained, seconds = report_tables.training(runs)
+    warnings, notes = report_parts.remarks(runs)
+    trained, seconds = report_parts.training(runs)
     return render(
-        "report.html", title=title, runs=runs, scores=report_tables.score_tables(runs), warnings=warnings, notes=notes,
-        curves=report_images.curves(compared), scatters=report_images.scatters(compared),
-        made=report_images.made_before(folder), concepts=concepts, images=images,
-        examples=[report_images.examples_of(run, concepts, images) for run in report_images.chosen(compared)],
-        provenance=report_tables.provenance(runs), elements=report_tables.element_settings(runs), trained=trained,
+        "report.html", title=title, runs=runs, scores=report_parts.score_tables(runs), warnings=warnings, notes=notes,
+        curves=report_parts.curves(compared), scatters=report_parts.scatters(compared),
+        made=report_parts.made_before(folder), concepts=concepts, images=images,
+        examples=[report_parts.examples_of(run, concepts, images) for run in report_parts.chosen(compared)],
+        provenance=report_parts.provenance(runs), elements=report_parts.element_settings(runs), trained=trained,
         minutes=sum(line.pop("seconds") for line in seconds) / 60, seconds=seconds)
 
 

@@ -18,10 +18,10 @@ from iis.results import add_rows
 from iis.runtime import ROOT, UserError
 from IP_training import IP_Prototype_training
 from reproduction import report
-from reproduction.lib import report_tables
+from reproduction.lib import report_parts
 from reproduction.lib.outputs import write_table
 from reproduction.lib.page import anchor, data_uri, kind, macro, render
-from reproduction.lib.report_images import made_before
+from reproduction.lib.report_parts import made_before
 from reproduction.lib.runs import find_runs
 
 
@@ -133,17 +133,17 @@ def test_scores_marks_warnings_and_notes_of_hand_made_ledgers(tmp_path):
     for name, more, dense in (("a", {}, 0.8), ("b", {"model": "net_epoch3"}, 0.12), ("c", {"holdout": 0.1}, 0.8)):
         add_rows(tmp_path / name / "results.jsonl", [{**row, **common, **more} for row in hand_made(dense=dense)])
     runs = find_runs(flags("--model_root", tmp_path, "--save_dir", tmp_path), draws=20)
-    tables = report_tables.score_tables(runs)
+    tables = report_parts.score_tables(runs)
     assert list(tables) == ["toy", "toy, along pre-training", "toy, variants"]
     line, = tables["toy"]
     assert line["IIS"].startswith("0.4900 ± 0.0000") and line["dense top-1, %"] == "80.00 ± 0.00"
     assert "variant" not in line and "marks" not in line
     assert "close to chance" in tables["toy, along pre-training"][0]["marks"]
     assert tables["toy, variants"][0]["variant"] == "holdout 0.1"
-    warnings, notes = report_tables.remarks(runs)
+    warnings, notes = report_parts.remarks(runs)
     assert len(warnings) == 1 and warnings[0].startswith("net_epoch3, toy, Prototype, M = 20: the dense head")
     assert notes[0]["runs"] in ("2 of 3", "3 of 3")
-    made, seconds = report_tables.training(runs)
+    made, seconds = report_parts.training(runs)
     assert made == [{"data set": "toy", "bank": "Prototype", "runs": 3, "heads": 3 * 48, "epochs": "30", "batch": "",
                      "dates": "2026-01-02", "hosts": "box"}]
     # 2 seeds x 3 rates, with and without holdout (b finds a's): 12 dense heads; 144 others; 2 seconds each.

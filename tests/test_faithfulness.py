@@ -10,8 +10,8 @@ from explained_runs import explained_run, features, predictor_of
 from iis.cli import parse
 from iis.runtime import UserError
 from reproduction import faithfulness
+from reproduction.faithfulness import CHANGED, ORDERS, bootstrap_means, order_curves
 from reproduction.lib import runs
-from reproduction.lib.removal import CHANGED, ORDERS, bootstrap_means, order_curves
 
 
 def gain(predictor, x_M, m, logits_C, reference):
@@ -42,7 +42,7 @@ def test_curves_against_a_plain_loop(reference):
         first_C = predictor.logits(x_NM[n:n + 1])[0]
         queue = sorted(x_NM[n].nonzero().flatten().tolist(),
                        key=lambda m: -gain(predictor, x_NM[n], m, first_C, reference))  # noqa: B023
-        for o, order in ((ORDERS.index("most"), queue), (ORDERS.index("least"), queue[::-1])):
+        for o, order in ((list(ORDERS).index("most"), queue), (list(ORDERS).index("least"), queue[::-1])):
             steps = list(removed(predictor, x_NM[n], order))
             probability = [float(logits_C.softmax(0)[first_C.argmax()]) for logits_C in steps]
             assert found.probability_OFN[o, :, n] == pytest.approx(probability, abs=1e-5)
@@ -69,7 +69,7 @@ def test_random_orders_are_seeded_and_even():
         for m in x_M.nonzero().flatten().tolist():
             before_C, after_C = removed(predictor, x_M, [m])
             singles.append(float(after_C.softmax(0)[before_C.argmax()]))
-        after_one = found.probability_OFN[ORDERS.index("random"), 1, n]
+        after_one = found.probability_OFN[list(ORDERS).index("random"), 1, n]
         assert after_one == pytest.approx(np.mean(singles), abs=5 * np.std(singles) / 20 + 1e-6)
 
 
