@@ -15,23 +15,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
-
 from iis.cli import positive, run_script, setting
 from iis.embedding_file import Embeddings
 from iis.names import slug
 from iis.runtime import ROOT, UserError, make_output_folder, write_json, write_text
-from reproduction.lib.explained_images import (
-    Subject,
-    class_label,
-    concepts_of,
-    elements_root,
-    from_files,
-    from_rows,
-    spread,
-)
-from reproduction.lib.explanation import Predictor, explain, explain_class, load_predictor
-from reproduction.lib.explanation_shown import csv_lines, explanation_figure, stories
+from reproduction.lib.explained_images import Subject, class_label, elements_root, from_files, from_rows, spread
+from reproduction.lib.explanation import Predictor, explain_class, load_predictor
+from reproduction.lib.explanation_shown import csv_lines, explained, explanation_figure
 from reproduction.lib.outputs import write_figure
 from reproduction.lib.page import render
 from reproduction.lib.run_files import embeddings_of
@@ -79,15 +69,14 @@ def main(settings: Settings) -> Path:
     if wanted > MOST:
         raise UserError(f"{wanted} images do not fit on one page; name at most {MOST}")
     predictor = load_predictor(settings.run, settings.seed, settings.ratio)
-    identity, top = predictor.identity, settings.top
+    identity = predictor.identity
     val, val_file = embeddings_of(settings.run, identity, "val", settings.val_pt)
     root = elements_root(settings.run, identity, settings.elements)
     folder = make_output_folder(settings.out or default_folder(settings, predictor))
     subjects, of_class = chosen(settings, predictor, val, val_file)
-    found = explain(predictor, torch.stack([one.features_D for one in subjects]).float())
-    told = stories(predictor, found, subjects)
-    concepts = concepts_of([one for lines in (*(story["concepts"] for story in told), (of_class or {}).get("lines", []))
-                            for one in lines[:top]], identity["bank"], root)
+    cards = explained(predictor, subjects, root, settings.top, of_class["lines"] if of_class else ())
+    told = cards["told"]
+    activations = [one["activation"] for story in told for one in story["concepts"]]
     about = {"ratio": predictor.ratio, "kept": predictor.kept, "top1": predictor.top1, "seed": predictor.seed,
              "identity": identity, "warnings": warnings_of(settings.run)}
     size = len(predictor.bank_MD)
@@ -96,10 +85,9 @@ def main(settings: Settings) -> Path:
     write_json(folder / "explanation.json", {"run": str(settings.run), **about, "class": of_class, "pictures": told})
     write_text(folder / "explanation.csv", as_csv(csv_lines(told)))
     write_text(folder / "explanation.html", render(
-        "explanation.html", title=title, size=size, asked=settings.ratio is not None, told=told, of_class=of_class,
-        images=[one.image for one in subjects], concepts=concepts, top=top,
-        negative=float((found.x_NM < 0).sum() / max(int((found.x_NM != 0).sum()), 1)), **about))
-    write_figure(folder, "explanation", explanation_figure(title, told, subjects, concepts, top))
+        "explanation.html", title=title, size=size, asked=settings.ratio is not None, of_class=of_class, **cards,
+        negative=sum(value < 0 for value in activations) / max(len(activations), 1), **about))
+    write_figure(folder, "explanation", explanation_figure(title, **cards))
     print(f"{title}: {predictor.kept} concepts kept, top-1 {100 * predictor.top1:.2f} %", *about["warnings"], sep="\n")
     print(f"written: {folder}/explanation.html, .png, .pdf, .json, .csv ({len(told)} images)")
     return folder

@@ -30,8 +30,8 @@ from reproduction.lib.runs import Run, Source, find_runs, output_folder
 CONCEPTS = {"Text": "textual", "Prototype": "visual", "Cluster": "visual", "End2End": "visual",
             "Combined": "combined", "Random": "control"}
 ORDER = ("textual", "visual", "combined", "other", "control")
-CAPTION = ("Interpretation predictors at s = {ratio:g}, %, mean ± std over {seeds}. The difference to the dense head, in "
-           "points, is taken image by image (averaged over seeds); its interval is ± 1.96 standard errors over "
+CAPTION = ("Interpretation predictors at s = {ratio:g}, %, mean ± std over {seeds}. The difference to the dense head, "
+           "in points, is taken image by image (averaged over seeds); its interval is ± 1.96 standard errors over "
            "validation images. Without --holdout learning rate and epoch of both heads were selected on these very "
            "images, as the release does. McNemar p: exact, the largest of the seeds. Balanced accuracy (that of the "
            "dense head in brackets) stands where classes are uneven, ? where the labels are not at hand. Random "

@@ -120,7 +120,7 @@ def test_what_stands_on_a_page_adds_up_and_is_escaped():
     margins = [one["margin"] for one in told[0]["concepts"]]
     assert (f"the 3 concepts above {sum(margins[:3]):+.2f}, 1 more {margins[3]:+.2f}" in page.replace("\n", " ")
             and f"{told[0]['margin']:+.2f} logits." in page)
-    figure = explanation_figure("Why net says so", told, [subject], concepts, 3)
+    figure = explanation_figure("Why net says so", told, [subject.image], concepts, 3)
     heads = [text.get_text() for text in figure.axes[1].texts][:3]
     assert figure.get_suptitle() == "Why net says so" and heads[0] == "concept" and heads[2] == "without it"
 
@@ -165,7 +165,8 @@ def test_a_class_from_the_command_line(run, toy, monkeypatch):
     monkeypatch.setattr(script, "warnings_of", lambda folder: ["warning: close to chance"])
     out, told = explained(run, toy / "out", "--class", "class 2", "--num_images", 3, "--top", 4)
     page = whole((out / "explanation.html").read_text())
-    assert page.count('<article class="card">') == 4 == page.count('class="concept columns"')  # the class and three images
+    # The class and three images:
+    assert page.count('<article class="card">') == 4 == page.count('class="concept columns"')
     assert page.count("<img") >= 3 + 4 * 4 and "warning: close to chance" in page
     assert "Why toy says so: 20 Prototype concepts, toy, s = 0.7, seed 0</h1>" in page
     assert told["ratio"] == 0.7 and told["kept"] == 6 and told["class"]["count"] == 50

@@ -42,7 +42,8 @@ def table(folder, *flags):
 def test_a_sweep_by_hand(tmp_path):
     made_ledger(tmp_path / "text", "net_a", 0.5, 0.46, bank="Text", elements=None)
     made_ledger(tmp_path / "chance", "net_b", 0.22, 0.21)
-    lines, shown = table(tmp_path / "out", "--model_root", tmp_path / "text", made_sweep(tmp_path).parent.parent / "net_a",
+    made_sweep(tmp_path)
+    lines, shown = table(tmp_path / "out", "--model_root", tmp_path / "text", tmp_path / "net_a",
                          tmp_path / "random_net_a", tmp_path / "chance")
     assert [line["concepts"] for line in lines] == ["textual", "visual", "control", "visual"]
     text = lines[0]

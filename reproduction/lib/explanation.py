@@ -68,8 +68,7 @@ def stored_seeds(folder: Path) -> list[int]:
 
 def load_predictor(folder: Path, seed: int = 0, ratio: float | None = None) -> Predictor:
     """The predictor of a ledger's folder at a ratio; without one, the sparsest that keeps at least `ENOUGH` concepts
-    (or the densest). Raises `UserError` for a seed or ratio that is not there (naming those that are), and damaged files.
-    """
+    (or the densest). Raises `UserError` for a seed or ratio that is not there, and for damaged files."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ImageOps
+import torch
+from PIL import Image, ImageOps
 
-from reproduction.lib.explained_images import Concept, Subject
-from reproduction.lib.explanation import Explanation, Predictor, strongest
+from reproduction.lib.explained_images import Concept, Subject, concepts_of
+from reproduction.lib.explanation import Explanation, Predictor, explain, strongest
 from reproduction.lib.outputs import new_figure
 from reproduction.lib.page import PAGES, percent
 
@@ -44,6 +46,16 @@ def _story(predictor: Predictor, explanation: Explanation, n: int, subject: Subj
                     "margin": float(logits_C[first] - logits_C[second]), "concepts": concepts}
 
 
+def explained(predictor: Predictor, subjects: Sequence[Subject], root: Path | None, top: int,
+              lines: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    """What the templates' cards take: `told` (`stories`), `images` of the subjects, `top`, and `concepts`, the images
+    or words of each concept that is shown. lines: of `explain_class`, where a class is shown too."""
+    told = stories(predictor, explain(predictor, torch.stack([one.features_D for one in subjects]).float()), subjects)
+    shown = [one for mine in (*(story["concepts"] for story in told), lines) for one in mine[:top]]
+    return {"told": told, "images": [one.image for one in subjects], "top": top,
+            "concepts": concepts_of(shown, predictor.identity["bank"], root)}
+
+
 def csv_lines(told: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """A line for every image and kept concept."""
     return [{**{key: story[key] for key in ("picture", "true", "predicted", "probability", "runner_up")}, **concept}
@@ -67,20 +79,20 @@ def verdict(story: dict[str, Any]) -> str:
 PAGES.filters |= {"if_removed": if_removed, "verdict": verdict}
 
 
-def explanation_figure(title: str, told: Sequence[dict[str, Any]], subjects: Sequence[Subject],
+def explanation_figure(title: str, told: Sequence[dict[str, Any]], images: Sequence[Image.Image],
                        concepts: Mapping[int, Concept], top: int, tiles: int = 3) -> Any:
-    """A figure, a row an image, with at most `top` concepts an image and `tiles` images a concept."""
+    """A figure of what `explained` gives: a row an image, at most `top` concepts an image, `tiles` images a concept."""
     heights = [1.0 + 0.68 * max(2, min(top, len(story["concepts"]))) for story in told]  # inches
     figure, axes = new_figure(11, sum(heights) + 0.4, len(told), 2, height_ratios=heights, width_ratios=[1, 3.4])
     figure.suptitle(title, fontsize=11, parse_math=False)
-    for (left, right), story, subject in zip(axes, told, subjects, strict=True):
-        _image(left, story, subject)
+    for (left, right), story, image in zip(axes, told, images, strict=True):
+        _image(left, story, image)
         _bars(right, story, concepts, top, tiles)
     return figure
 
 
-def _image(axis: Any, story: dict[str, Any], subject: Subject) -> None:
-    axis.imshow(np.asarray(subject.image))
+def _image(axis: Any, story: dict[str, Any], image: Image.Image) -> None:
+    axis.imshow(np.asarray(image))
     axis.set_anchor("N")
     axis.axis("off")
     lines = [f"{story['predicted']}, {percent(story['probability'])}",

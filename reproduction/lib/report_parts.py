@@ -18,9 +18,9 @@ from iis.results import LEDGER, read_ledger
 from iis.runtime import UserError, read_json
 from reproduction.arr_curves import curve
 from reproduction.iis_against_accuracy import scatter
-from reproduction.lib.explained_images import concept_of, concepts_of, elements_root, from_rows, spread
-from reproduction.lib.explanation import explain, load_predictor
-from reproduction.lib.explanation_shown import stories
+from reproduction.lib.explained_images import concept_of, elements_root, from_rows, spread
+from reproduction.lib.explanation import load_predictor
+from reproduction.lib.explanation_shown import explained
 from reproduction.lib.outputs import HANDED_OVER
 from reproduction.lib.points import counted, groups, percent, variant_of
 from reproduction.lib.run_files import images_of
@@ -68,8 +68,8 @@ def score_tables(runs: Sequence[Run]) -> dict[str, Lines]:
 
 
 def _filled(lines: Lines) -> Lines:
-    names = [name for name in lines[0] if any(line[name] not in (None, "") for line in lines)]
-    return [{name: line[name] for name in names} for line in lines]
+    shown = texts(lines)
+    return shown.loc[:, (shown != "").any()].to_dict("records")
 
 
 def remarks(runs: Sequence[Run]) -> tuple[list[str], Lines]:
@@ -92,21 +92,20 @@ def provenance(runs: Sequence[Run]) -> Lines:
     """A line per model and data set: weights, node, preprocessing, images, and when and where stage 2 ran."""
     lines: dict[Any, dict[str, Any]] = {}
     for run in runs:
-        identity = run.identity
+        identity, record, pixels = run.identity, {}, "not at hand"
         key = run.model, run.dataset, str(identity.get("weights_hash"))
         if key in lines:
             continue
-        record, made, pixels = {}, {}, "not at hand"
         with contextlib.suppress(UserError):
             val = images_of(run, "val")
-            record, made = val.record, val.provenance.get("preprocessing") or {}
+            record, made = val.record, val.provenance.get("preprocessing")
             pixels = f"resize {made['resize']}, crop {made['crop']}, {made['interpolation']}" if made else ""
-        lines[key] = {"model": key[0], "data set": key[1], "weights": identity.get("weights"),
+        lines[key] = {"model": run.model, "data set": run.dataset, "weights": identity.get("weights"),
                       "their hash": key[2][:12], "node": identity.get("node"), "D": identity.get("width"),
                       "precision": identity.get("precision"), "preprocessing": pixels,
                       "images": f"{identity.get('n_train')} + {identity.get('n_val')}",
                       "embedded": record.get("made", "")[:16],
-                      **{name: record.get(name, "") for name in ("device", "torch", "torchvision")}}
+                      **{name: record.get(name) for name in ("device", "torch", "torchvision")}}
     return _filled(list(lines.values()))
 
 
@@ -121,24 +120,22 @@ def element_settings(runs: Sequence[Run]) -> Lines:
 def training(runs: Sequence[Run]) -> tuple[Lines, Lines]:
     """(stage 3 and its settings, a line per data set and bank; seconds of every stage)."""
     heads = pd.DataFrame([
-        {"run": number, "data set": run.dataset, "bank": run.summary["bank"], "dense": row["ratio"] == DENSE,
-         "date": (row.get("date") or "")[:10], "seconds": row.get("seconds", 0), **{key: row.get(key) for key in (
-             "train_hash", "holdout", "epochs", "batch_size", "seed", "learning_rate", "host")}}
+        {"run": number, "data set": run.dataset, "bank": run.summary["bank"], "date": (row.get("date") or "")[:10],
+         "seconds": row.get("seconds", 0), **{key: row.get(key) for key in (
+             "ratio", "train_hash", "holdout", "epochs", "batch_size", "seed", "learning_rate", "host")}}
         for number, run in enumerate(runs) for row in read_ledger(run.folder / LEDGER)])
-    made, seconds = [], []
-    for (dataset, bank), mine in heads.groupby(["data set", "bank"], sort=False):
-        own, dates = mine[~mine.dense], sorted(set(mine.date) - {""})
-        count = mine.run.nunique()
-        made.append({"data set": dataset, "bank": bank, "runs": count, "heads": len(own),
-                     "epochs": _joined(mine.epochs), "batch": _joined(mine.batch_size),
-                     "dates": " to ".join(dict.fromkeys(dates[:1] + dates[-1:])), "hosts": _joined(mine.host)})
-        seconds.append(_took("3", f"{dataset}: {bank}, {len(own)} heads in {counted(count, 'run')}", own.seconds.sum()))
+    trained = heads[heads.ratio != DENSE].groupby(["data set", "bank"], sort=False).agg(
+        runs=("run", "nunique"), heads=("run", "size"), epochs=("epochs", _joined), batch=("batch_size", _joined),
+        dates=("date", lambda dates: " to ".join(sorted({dates.min(), dates.max()}))), hosts=("host", _joined),
+        seconds=("seconds", "sum")).reset_index().to_dict("records")
     # A dense head is trained once and found by all banks.
-    dense = heads[heads.dense].drop_duplicates(["data set", "train_hash", "seed", "learning_rate", "holdout"],
-                                               keep="last")
-    shared = [_took("3", f"{dataset}: {len(mine)} dense heads", mine.seconds.sum())
+    dense = heads[heads.ratio == DENSE].drop_duplicates(
+        ["data set", "train_hash", "seed", "learning_rate", "holdout"], keep="last")
+    lines = _before(runs)
+    lines += [_took("3", f"{dataset}: {len(mine)} dense heads", mine.seconds.sum())
               for dataset, mine in dense.groupby("data set")]
-    return made, [*_before(runs), *shared, *seconds]
+    return trained, lines + [_took("3", f"{line['data set']}: {line['bank']}, {line['heads']} heads in "
+                                   f"{counted(line['runs'], 'run')}", line.pop("seconds")) for line in trained]
 
 
 def _before(runs: Sequence[Run]) -> Lines:
@@ -150,15 +147,15 @@ def _before(runs: Sequence[Run]) -> Lines:
             if root and (root / "complete.json").is_file():
                 cut[root] = read_json(root / "complete.json")
         for split in ("train", "val"):
-            if (run.model, run.dataset, split) not in embedded:
+            mine = embedded.setdefault((run.model, run.dataset), {})
+            if split not in mine:
                 with contextlib.suppress(UserError):
-                    embedded[run.model, run.dataset, split] = images_of(run, split)
-    stage2 = pd.DataFrame([(model, dataset, len(found), found.record.get("seconds", 0))
-                           for (model, dataset, _), found in embedded.items()], columns=["model", "data", "n", "seconds"])
+                    mine[split] = images_of(run, split)
     return [_took("1", f"{'/'.join(root.parts[-2:])}: {done['elements']:,} elements of {done['pictures']:,} images",
                   done.get("seconds", 0)) for root, done in cut.items()] + [
-        _took("2", f"{model}: {mine.n.sum():,} images of {dataset}", mine.seconds.sum())
-        for (model, dataset), mine in stage2.groupby(["model", "data"], sort=False)]
+        _took("2", f"{model}: {sum(map(len, found.values())):,} images of {dataset}",
+              sum(one.record.get("seconds", 0) for one in found.values()))
+        for (model, dataset), found in embedded.items() if found]
 
 
 def _took(stage: str, what: str, seconds: float) -> dict[str, Any]:
@@ -240,7 +237,7 @@ def chosen(runs: Sequence[Run]) -> list[Run]:
 def examples_of(run: Run, concepts: int, images: int, top: int = 4) -> dict[str, Any]:
     """For the template: the `concepts` concepts with the largest weights (`tiles`), and `images` validation images with
     the `top` concepts that made their predictions. `no_concepts`, `no_images`: why there are none."""
-    found: dict[str, Any] = {"run": run, "top": top, "tiles": [], "told": [], "no_concepts": "", "no_images": ""}
+    found: dict[str, Any] = {"run": run, "tiles": [], "told": [], "no_concepts": "", "no_images": ""}
     try:
         predictor = found["predictor"] = load_predictor(run.folder, run.summary["seeds"][0])
         root = elements_root(run.folder, run.identity)
@@ -253,11 +250,6 @@ def examples_of(run: Run, concepts: int, images: int, top: int = 4) -> dict[str,
         return found | {"no_concepts": str(error), "no_images": str(error), "tiles": []}
     try:
         val = images_of(run, "val")
-        rows = spread(range(len(val)), images)
-        subjects = from_rows(rows, val, run.dataset)
-        told = stories(predictor, explain(predictor, val.features_ND[rows].float()), subjects)
-        shown = (one for story in told for one in story["concepts"][:top])
-        concepts_shown = concepts_of(shown, run.summary["bank"], root)
+        return found | explained(predictor, from_rows(spread(range(len(val)), images), val, run.dataset), root, top)
     except UserError as error:
         return found | {"no_images": str(error)}
-    return found | {"told": told, "images": [one.image for one in subjects], "concepts": concepts_shown}
