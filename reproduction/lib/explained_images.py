@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from iis.cli import find_config, path
-from iis.datasets import UnreadableImage, load_dataset
+from iis.datasets import UnreadableImage, is_synset, load_dataset, readable_class_names
 from iis.embedding_file import Embeddings, load_embeddings
 from iis.names import elements_file, elements_folder
 from iis.runtime import UserError, nearest
@@ -79,6 +79,8 @@ def concept_of(number: int, evidence: list[str], bank: str, root: Path | None, m
         return Concept(", ".join(lines), [])
     images = [open_image(root / line, "name the folder of the elements with --elements") for line in lines[:most]]
     classes = list(dict.fromkeys(line.rpartition("/")[0] for line in lines[:most] if "/" in line))
+    if all(map(is_synset, classes)):
+        classes = readable_class_names("imagenet", classes)
     return Concept(f"concept {number}" + (f", cut from {', '.join(classes)}" if classes else ""), images)
 
 
