@@ -19,7 +19,7 @@ from iis.datasets import Dataset
 from iis.embedding_file import Embeddings, save_embeddings
 from iis.runtime import UserError, read_json, write_json, write_text
 from IP_training import IP_Prototype_training
-from IP_training.normalise import Normaliser
+from IP_training.predictor import Normaliser
 from reproduction import explain as script
 from reproduction import faithfulness
 from reproduction.faithfulness import CHANGED, ORDERS, bootstrap_means, order_curves

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from iis.cli import find_config, path
+from iis.cli import find_config, parse, path
 from iis.datasets import UnreadableImage, is_synset, load_dataset, readable_class_names
 from iis.embedding_file import Embeddings, load_embeddings
 from iis.names import elements_file, elements_folder
@@ -169,9 +169,8 @@ def embed_images(images: Sequence[Image.Image], val: Embeddings, val_file: Path,
     The backbone is that of `config` (a YAML of model_configs/), else of the settings beside `val_file`, else of the
     configuration that bears the folder's name. Raises `UserError` where it is not the one `val` came from.
     """
-    from extractor.backbone_flags import backbone_of
+    from extractor import visual_element_emb_extractor as script
     from extractor.batches import precise
-    from extractor.visual_element_emb_extractor import parser
     from iis.layers import represent, resolve
     from iis.preprocessing import normalise, to_uint8
 
@@ -180,8 +179,13 @@ def embed_images(images: Sequence[Image.Image], val: Embeddings, val_file: Path,
         raise UserError(f"{val_file} does not say which backbone it came from, so other images cannot be embedded")
     written = val_file.with_name(f"{val_file.name}.settings.yaml")
     file = find_config(config or (written if written.is_file() else val_file.parent.name), "model_configs")
-    args = parser().settings(["--config_yaml", str(file), *(["--device", device] if device else [])])
-    backbone, place = backbone_of(args)
+    words = ["--config_yaml", str(file), *(["--device", device] if device else [])]
+    try:
+        from extractor.settings import backbone_of
+    except ImportError:  # TRANSITION
+        from extractor.backbone_flags import backbone_of
+    settings = parse(script.Settings, words) if hasattr(script, "Settings") else script.parser().settings(words)
+    backbone, place = backbone_of(settings)
     for field, found in (("weights_hash", backbone.weights_hash), ("preprocessing", backbone.preprocessing)):
         if found != wanted[field]:
             raise UserError(f"the backbone of {file} differs in {field} from the one of {val_file} ({found!r} and "

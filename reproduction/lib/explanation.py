@@ -17,8 +17,7 @@ import torch
 
 from iis.grid import kept_count
 from iis.runtime import UserError, nearest, read_json
-from IP_training.normalise import Normaliser
-from IP_training.predictor import interpret
+from IP_training.predictor import Normaliser, interpret
 from IP_training.sparsify import sparsify
 
 ENOUGH = 5  # concepts that an explanation should have to choose from

@@ -83,7 +83,7 @@ def explanation_figure(title: str, told: Sequence[dict[str, Any]], images: Seque
                        concepts: Mapping[int, Concept], top: int, tiles: int = 3) -> Any:
     """A figure of what `explained` gives: a row an image, at most `top` concepts an image, `tiles` images a concept."""
     heights = [1.0 + 0.68 * max(2, min(top, len(story["concepts"]))) for story in told]  # inches
-    figure, axes = new_figure(11, sum(heights) + 0.4, len(told), 2, height_ratios=heights, width_ratios=[1, 3.4])
+    figure, axes = new_figure(11, sum(heights) + 0.4, len(told), 2, height_ratios=heights, width_ratios=[1.2, 3.4])
     figure.suptitle(title, fontsize=11, parse_math=False)
     for (left, right), story, image in zip(axes, told, images, strict=True):
         _image(left, story, image)
