@@ -34,7 +34,6 @@ OWN = ("arr", "iis_points", "iis_against_accuracy", "report")  # what a report m
 # ---- tables ----
 
 
-
 def score_line(run: Run) -> dict[str, Any]:
     """One run as people read it."""
     summary = run.summary
