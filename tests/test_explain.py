@@ -7,9 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from bank_runs import own_caches  # noqa: F401 - a fixture that every test here takes
-from bank_runs import run as run_bank
-from conftest import clusters
+from conftest import clusters, prototype_flags
 from PIL import Image
 from test_report import whole
 
@@ -18,6 +16,7 @@ from iis.cli import parse
 from iis.datasets import Dataset
 from iis.embedding_file import Embeddings, save_embeddings
 from iis.runtime import UserError, read_json, write_json, write_text
+from iis.summary import summarise
 from IP_training import IP_Prototype_training
 from IP_training.predictor import Normaliser
 from reproduction import explain as script
@@ -43,6 +42,12 @@ def features(count):
     return torch.randn(count, 5, generator=torch.Generator().manual_seed(2))
 
 
+def trained(folder, **changes):
+    """A Prototype run of two seeds on the `toy` files in `folder`."""
+    flags = prototype_flags(folder, folder / "run", seeds=2, dense_heads_dir=folder / "dense_heads", **changes)
+    return IP_Prototype_training.main(parse(IP_Prototype_training.Settings, list(map(str, flags))))
+
+
 def explained_run(folder, ratios="0.5,0.7,0.9"):
     """A trained Prototype run on the `toy` files in `folder`, its images painted, and its data set."""
     for place, split in (("images/val", "val"), ("elements", "elements")):
@@ -53,8 +58,7 @@ def explained_run(folder, ratios="0.5,0.7,0.9"):
     elements = clusters(80, "elements")
     elements.record = {"root": str(folder / "elements")}
     save_embeddings(folder / "elements.pkl", elements)
-    made = run_bank(IP_Prototype_training, folder, "run", seeds=2, ratios=ratios, learning_rates="0.1")
-    return made, Dataset("toy", folder / "images")
+    return trained(folder, ratios=ratios, learning_rates="0.1"), Dataset("toy", folder / "images")
 
 
 # ---- contributions ----
@@ -345,7 +349,7 @@ def test_bootstrap_of_means():
 
 def test_the_script(toy, capsys, monkeypatch):
     run, _ = explained_run(toy, "0,0.1,0.3,0.5,0.7,0.9,0.95,0.98")
-    monkeypatch.setattr(runs.Run, "marks", ["saturated"])
+    monkeypatch.setattr(runs, "summarise", lambda *given: {**summarise(*given), "marks": ["saturated"]})
     settings = parse(faithfulness.Settings, ["--model_root", str(run), "--save_dir", str(toy / "out"), "--draws", "50"])
     out = faithfulness.main(settings)
     table, curves = (pd.read_csv(out / f"faithfulness{part}.csv") for part in ("", "_curves"))

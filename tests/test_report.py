@@ -9,13 +9,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from bank_runs import own_caches, run  # noqa: F401  (a fixture)
+from made_sweep import made_ledger
 from PIL import Image
-from test_iis_computing import hand_made
 
 from iis.cli import parse
-from iis.results import add_rows
-from IP_training import IP_Prototype_training
 from reproduction import report
 from reproduction.lib import report_parts
 from reproduction.lib.outputs import write_table
@@ -102,7 +99,9 @@ def test_images_are_shrunk_keep_their_shape_and_stand_on_white(tmp_path):
 
 
 def test_a_page_of_a_real_run(toy, tmp_path, capsys):
-    trained, page = run(IP_Prototype_training, toy, seeds=2), tmp_path / "page"
+    from test_explain import trained  # which takes `whole` from here
+
+    run, page = trained(toy), tmp_path / "page"
     for number in range(80):
         file = toy / "pictures" / f"class {number % 4}" / f"elements_{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +112,7 @@ def test_a_page_of_a_real_run(toy, tmp_path, capsys):
     page.mkdir()
     write_table(page, "controls", [{"a": "x & y", "b": 0.5}], caption="What it is.")
     Image.new("RGB", (60, 30), "red").save(page / "controls.png")
-    text = whole(report.main(flags("--model_root", trained, "--save_dir", page, "--concepts", 3)).read_text())
+    text = whole(report.main(flags("--model_root", run, "--save_dir", page, "--concepts", 3)).read_text())
     assert "(1 ledger, " in capsys.readouterr().out
     for heading in ("Scores", "Accuracy retention", "Tables and figures", "Example concepts", "Provenance", "Time"):
         assert f"<h2>{heading}</h2>" in text and f">{heading}</a>" in text
@@ -127,10 +126,9 @@ def test_a_page_of_a_real_run(toy, tmp_path, capsys):
 
 def test_scores_marks_warnings_and_notes_of_hand_made_ledgers(tmp_path):
     """IIS 0.49 by hand; a second model near chance; a third one with a variant of its own."""
-    common = {"elements": None, "weights_hash": "abc", "train_hash": "t", "date": "2026-01-02T03:04", "host": "box",
-              "seconds": 2}
-    for name, more, dense in (("a", {}, 0.8), ("b", {"model": "net_epoch3"}, 0.12), ("c", {"holdout": 0.1}, 0.8)):
-        add_rows(tmp_path / name / "results.jsonl", [{**row, **common, **more} for row in hand_made(dense=dense)])
+    common = {"elements": None, "train_hash": "t", "date": "2026-01-02T03:04", "host": "box", "seconds": 2}
+    for model, dense, more in (("net", 0.8, {}), ("net_epoch3", 0.22, {}), ("net", 0.8, {"holdout": 0.1})):
+        made_ledger(tmp_path / f"{model}{more}", model, dense, dense / 2, spread=0, **common, **more)
     runs = find_runs(flags("--model_root", tmp_path, "--save_dir", tmp_path), draws=20)
     tables = report_parts.score_tables(runs)
     assert list(tables) == ["toy", "toy, along pre-training", "toy, variants"]
@@ -143,11 +141,11 @@ def test_scores_marks_warnings_and_notes_of_hand_made_ledgers(tmp_path):
     assert len(warnings) == 1 and warnings[0].startswith("net_epoch3, toy, Prototype, M = 20: the dense head")
     assert notes[0]["runs"] in ("2 of 3", "3 of 3")
     made, seconds = report_parts.training(runs)
-    assert made == [{"data set": "toy", "bank": "Prototype", "runs": 3, "heads": 3 * 48, "epochs": "30", "batch": "",
+    assert made == [{"data set": "toy", "bank": "Prototype", "runs": 3, "heads": 3 * 16, "epochs": "30", "batch": "1024",
                      "dates": "2026-01-02", "hosts": "box"}]
-    # 2 seeds x 3 rates, with and without holdout (b finds a's): 12 dense heads; 144 others; 2 seconds each.
+    # 2 seeds with and without holdout (net_epoch3 finds net's): 4 dense heads; 8 ratios x 2 seeds x 3; 2 seconds each.
     assert [(line["what"], line["time"]) for line in seconds] == [
-        ("toy: 12 dense heads", "24.0 s"), ("toy: Prototype, 144 heads in 3 runs", "4.8 min")]
+        ("toy: 4 dense heads", "8.0 s"), ("toy: Prototype, 48 heads in 3 runs", "96.0 s")]
     text = whole(report.main(flags("--model_root", tmp_path, "--save_dir", tmp_path / "page")).read_text())
     assert "not at hand" in text and "Not shown" in text and ">close to chance" in text
 
