@@ -9,77 +9,96 @@ A Combined bank shares --num_concepts evenly between its parts; one of your own 
 --bank takes any M x D matrix (.npy, .pt, .safetensors).
 """
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from iis.cli import ScriptParser, path, run_script
+from iis.cli import run_script, setting
 from iis.runtime import UserError, nearest
-from IP_training.flags import add_element_choice, apply_protocol, training_parser
-from IP_training.text_inputs import add_text_flags
+from IP_training import banks
+from IP_training.config import ElementSettings
+from IP_training.inputs import Inputs, concepts_wanted, load_inputs
+from IP_training.run import train_bank
+from IP_training.text_bank import TextSettings, identity_of_text, load_text_inputs, words
 
 PARTS = ("Prototype", "Cluster", "Text", "Random", "Own")
 
 
-def parser() -> ScriptParser:
-    """The flags of this script."""
-    script = add_text_flags(add_element_choice(training_parser(__doc__.splitlines()[0])))
-    script.add_argument("--kind", choices=("Random", "Combined", "Own"), default="Random", help="which bank")
-    script.add_argument("--parts", default="Prototype,Text", help=f"of a Combined bank, from {', '.join(PARTS)}")
-    script.add_argument("--bank", type=path, metavar="FILE", help="an M x D matrix of your own (--kind Own, or the "
-                      "part Own of a Combined bank)")
-    script.add_argument("--bank_names", type=path, metavar="FILE", help="its concepts' names, one a line")
-    script.add_argument("--prototypes", choices=("balanced", "first"), help="of a Prototype part (default: protocol)")
-    return script
+@dataclass(kw_only=True)
+class Settings(TextSettings, ElementSettings):
+    """Random, Combined or own bank"""
 
+    kind: Literal["Random", "Combined", "Own"] = setting("Random", "which bank")
+    parts: tuple[str, ...] = setting(("Prototype", "Text"), f"of a Combined bank, from {', '.join(PARTS)}")
+    bank: Path | None = setting(None, "an M x D matrix of your own (--kind Own, or the part Own of a Combined bank)",
+                                metavar="FILE")
+    bank_names: Path | None = setting(None, "its concepts' names, one a line", metavar="FILE")
+    prototypes: Literal["balanced", "first"] | None = setting(None, "of a Prototype part (default: protocol)")
 
-def main(args: argparse.Namespace) -> Path:
-    """Build the bank of each seed and train the grid. Returns the folder of the ledger."""
-    from IP_training.inputs import concepts_wanted, load_inputs
-    from IP_training.other_banks import file_bank, own_settings, random_bank
-    from IP_training.stacks import fixed
-    from IP_training.training_run import run
-
-    apply_protocol(args)
-    if args.bank_names and not args.bank:
-        raise UserError(f"--bank_names {args.bank_names} names the concepts of --bank FILE: give that too")
-    kind = "Own" if args.bank and args.kind == "Random" else args.kind
-    parts = _parts(args.parts) if kind == "Combined" else []
-    if kind == "Combined" and bool(args.bank) != ("Own" in parts):
-        raise UserError("a bank of your own in a Combined one needs both --bank FILE and Own among the --parts "
-                        f"(--parts {args.parts})")
-    inputs = load_inputs(args, with_elements=bool({"Prototype", "Cluster"} & set(parts)))
-    if kind == "Own":
-        if args.bank is None:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bank_names and not self.bank:
+            raise UserError(f"--bank_names {self.bank_names} names the concepts of --bank FILE: give that too")
+        if self.bank and self.kind == "Random":
+            self.kind = "Own"
+        if self.kind == "Own" and self.bank is None:
             raise UserError("--kind Own needs --bank FILE")
-        bank = file_bank(args.bank, inputs.train.width, args.bank_names)
-        if args.num_concepts not in (None, len(bank)):
-            raise UserError(f"--num_concepts {args.num_concepts}, but {args.bank} has {len(bank)}; leave it out")
-        make = lambda inputs, count, seed: bank  # noqa: E731
-        return run(args, kind, inputs, fixed(make), len(bank), own_settings(args.bank, bank))
-    if kind == "Random":
-        make = lambda inputs, count, seed: random_bank(count, inputs.train.width, seed.number)  # noqa: E731
-        return run(args, kind, inputs, fixed(make), concepts_wanted(args), {})
-    from IP_training.combined import plan_combined
+        if self.kind == "Combined":
+            self._check_parts()
 
-    num_concepts = concepts_wanted(args)
-    make, settings = plan_combined(args, inputs, parts, num_concepts)
-    return run(args, kind, inputs, fixed(make), num_concepts, {"parts": parts, **settings})
+    def _check_parts(self) -> None:
+        text = ",".join(self.parts)
+        for part in self.parts:
+            if part not in PARTS:
+                raise UserError(f"--parts {part} is not known{nearest(part, PARTS)}")
+            if self.parts.count(part) > 1:
+                raise UserError(f"--parts {text} names {part} twice; every part gets its share once")
+        if len(self.parts) < 2:
+            raise UserError(f"--parts {text}: a Combined bank needs at least two")
+        if bool(self.bank) != ("Own" in self.parts):
+            raise UserError("a bank of your own in a Combined one needs both --bank FILE and Own among the --parts "
+                            f"(--parts {text})")
 
 
-def _parts(text: str) -> list[str]:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    for part in parts:
-        if part not in PARTS:
-            raise UserError(f"--parts {part} is not known{nearest(part, PARTS)}")
-        if parts.count(part) > 1:
-            raise UserError(f"--parts {text} names {part} twice; every part gets its share once")
-    if len(parts) < 2:
-        raise UserError(f"--parts {text}: a Combined bank needs at least two")
-    return parts
+def main(settings: Settings) -> Path:
+    """Build the bank of each seed and train the grid. Returns the folder of the ledger."""
+    parts = settings.parts if settings.kind == "Combined" else ()
+    inputs = load_inputs(settings, with_elements=bool({"Prototype", "Cluster"} & set(parts)))
+    own = banks.from_file(settings.bank, inputs.train.width, settings.bank_names) if settings.bank else None
+    identity = banks.identity_of_own(settings.bank, own) if own else {}
+    if settings.kind == "Own":
+        if settings.num_concepts not in (None, len(own)):
+            raise UserError(f"--num_concepts {settings.num_concepts}, but {settings.bank} has {len(own)}; leave it out")
+        return train_bank(settings, "Own", inputs, lambda seed: own, len(own), identity)
+    num_concepts = concepts_wanted(settings)
+    if settings.kind == "Random":
+        return train_bank(settings, "Random", inputs, banks.random(num_concepts, inputs.train.width), num_concepts, {})
+    make_bank, more = combined(settings, inputs, num_concepts, own)
+    return train_bank(settings, "Combined", inputs, make_bank, num_concepts,
+                      {"parts": list(parts), "prototypes": settings.prototypes,
+                       "element_choice": settings.element_choice, **identity, **more})
+
+
+def combined(settings: Settings, inputs: Inputs, num_concepts: int,
+             own: banks.Bank | None) -> tuple[banks.MakeBank, dict[str, Any]]:
+    """The Combined bank, and what identifies its Text part. Own goes in whole; the others share what is left of M."""
+    made = [part for part in settings.parts if part != "Own"]
+    left = num_concepts - (len(own) if own else 0)
+    if left < len(made):
+        raise UserError(f"--num_concepts {num_concepts} is too few for the parts {', '.join(settings.parts)}"
+                        + (f": the bank of your own has {len(own)}" if own else ""))
+    counts = dict(zip(made, banks.shares(left, len(made)), strict=True))
+    text = load_text_inputs(settings, inputs) if "Text" in made else None
+    makers = {"Prototype": lambda m: banks.prototypes(inputs.elements, m, settings.prototypes),
+              "Cluster": lambda m: banks.clusters(inputs.elements, m, settings.element_choice),
+              "Random": lambda m: banks.random(m, inputs.train.width),
+              "Text": lambda m: words(settings, inputs, text, m), "Own": lambda m: lambda seed: own}
+    return (banks.combined([makers[part](counts.get(part)) for part in settings.parts]),
+            identity_of_text(settings, text) if text else {})
 
 
 if __name__ == "__main__":
-    run_script(lambda: main(parser().settings()))
+    run_script(main, Settings)

@@ -3,44 +3,35 @@
     cd IP_training
     python IP_Cluster_training.py --model_name resnet50 --num_concepts 200 --save_dir ./IP_Cluster/resnet50
 
-reads stage 2's embeddings as IP_Prototype_training.py does; k-means is fitted once per seed and kept.
+reads stage 2's embeddings as IP_Prototype_training.py does.
 """
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from iis.cli import ScriptParser, run_script
-from IP_training.flags import add_element_choice, apply_protocol, training_parser
+from iis.cli import run_script
+from IP_training.config import ElementSettings
 
 
-def parser() -> ScriptParser:
-    """The flags of this script."""
-    script = add_element_choice(training_parser(__doc__.splitlines()[0]))
-    script.add_argument("--kmeans", choices=("sklearn", "fast"), default="sklearn", help="scikit-learn's k-means, or one "
-                      "from the same initial centres that takes less than half its time on wide representations; its "
-                      "inertia is the same to rounding")
-    return script
+@dataclass(kw_only=True)
+class Settings(ElementSettings):
+    """Cluster bank"""
 
 
-def main(args: argparse.Namespace) -> Path:
+def main(settings: Settings) -> Path:
     """Fit the centres of each seed and train the grid. Returns the folder of the ledger."""
-    from IP_training import clusters
-    from IP_training.concept_banks import check_enough
+    from IP_training import banks
     from IP_training.inputs import concepts_wanted, load_inputs
-    from IP_training.stacks import fixed
-    from IP_training.training_run import run
+    from IP_training.run import train_bank
 
-    apply_protocol(args)
-    inputs, num_concepts = load_inputs(args), concepts_wanted(args)
-    check_enough(inputs.elements, num_concepts)
-    plan = fixed(lambda inputs, count, seed: clusters.cluster_bank(inputs.elements, count, seed.number,
-                                                                   args.element_choice, clusters.CENTRES, args.kmeans))
-    return run(args, "Cluster", inputs, plan, num_concepts,
-               {"element_choice": args.element_choice, **({"kmeans": args.kmeans} if args.kmeans != "sklearn" else {})})
+    inputs = load_inputs(settings)
+    num_concepts = concepts_wanted(settings)
+    make_bank = banks.clusters(inputs.elements, num_concepts, settings.element_choice)
+    return train_bank(settings, "Cluster", inputs, make_bank, num_concepts, {"element_choice": settings.element_choice})
 
 
 if __name__ == "__main__":
-    run_script(lambda: main(parser().settings()))
+    run_script(main, Settings)

@@ -7,37 +7,44 @@ reads stage 2's embeddings as IP_Prototype_training.py does. Every cell of the g
 20,000 elements x M numbers; as many cells train together as half of the free memory holds.
 """
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from iis.cli import ScriptParser, run_script
-from IP_training.flags import add_element_choice, apply_protocol, training_parser
+from iis.cli import run_script, setting
+from IP_training.config import ElementSettings
 
 
-def parser() -> ScriptParser:
-    """The flags of this script."""
-    script = add_element_choice(training_parser(__doc__.splitlines()[0]))
-    script.add_argument("--test_assignment", choices=("argmax", "gumbel"), help="slot of an element at test time: its "
-                      "largest logit, or with Gumbel noise on as the release (default: protocol)")
-    return script
+@dataclass(kw_only=True)
+class Settings(ElementSettings):
+    """End2End bank"""
+
+    test_assignment: Literal["argmax", "gumbel"] | None = setting(
+        None, "slot of an element at test time: its largest logit, or with Gumbel noise on as the release (default: "
+        "protocol)")
 
 
-def main(args: argparse.Namespace) -> Path:
-    """Train the grid; banks are learned on the way. Returns the folder of the ledger."""
-    from IP_training.concept_banks import check_enough
+def main(settings: Settings) -> Path:
+    """Train the grid; each head learns its bank. Returns the folder of the ledger."""
+    from iis.runtime import choose_device
+    from IP_training.banks import check_enough
+    from IP_training.end2end import learned_groups
     from IP_training.inputs import concepts_wanted, load_inputs
-    from IP_training.learned_stacks import learned
-    from IP_training.training_run import run
+    from IP_training.run import train_groups
 
-    apply_protocol(args)
-    inputs, num_concepts = load_inputs(args), concepts_wanted(args)
+    inputs = load_inputs(settings)
+    num_concepts, device = concepts_wanted(settings), choose_device(settings.device, silent=True)
     check_enough(inputs.elements, num_concepts)
-    return run(args, "End2End", inputs, learned(args.element_choice, args.test_assignment), num_concepts,
-               {"element_choice": args.element_choice, "test_assignment": args.test_assignment})
+    return train_groups(settings, "End2End", inputs,
+                        lambda seed, cells: learned_groups(inputs, num_concepts, seed, cells, device,
+                                                           settings.sparsifier, settings.element_choice,
+                                                           settings.test_assignment),
+                        num_concepts, {"element_choice": settings.element_choice,
+                                       "test_assignment": settings.test_assignment})
 
 
 if __name__ == "__main__":
-    run_script(lambda: main(parser().settings()))
+    run_script(main, Settings)

@@ -9,37 +9,36 @@
 writes results.jsonl (the ledger), predictors/, settings.yaml and manifest.json into --save_dir.
 """
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from iis.cli import ScriptParser, run_script
-from IP_training.flags import apply_protocol, training_parser
+from iis.cli import run_script, setting
+from IP_training.config import TrainingSettings
 
 
-def parser() -> ScriptParser:
-    """The flags of this script."""
-    script = training_parser(__doc__.splitlines()[0])
-    script.add_argument("--prototypes", choices=("balanced", "first"),
-                      help="balanced over classes and seeded, or the first M rows as the release (default: protocol)")
-    return script
+@dataclass(kw_only=True)
+class Settings(TrainingSettings):
+    """Prototype bank"""
+
+    prototypes: Literal["balanced", "first"] | None = setting(
+        None, "balanced over classes and seeded, or the first M rows as the release (default: protocol)")
 
 
-def main(args: argparse.Namespace) -> Path:
+def main(settings: Settings) -> Path:
     """Build the bank of each seed and train the grid. Returns the folder of the ledger."""
-    from IP_training.concept_banks import check_enough, prototype_bank
+    from IP_training import banks
     from IP_training.inputs import concepts_wanted, load_inputs
-    from IP_training.stacks import fixed
-    from IP_training.training_run import run
+    from IP_training.run import train_bank
 
-    apply_protocol(args)
-    inputs, num_concepts = load_inputs(args), concepts_wanted(args)
-    check_enough(inputs.elements, num_concepts)
-    plan = fixed(lambda inputs, count, seed: prototype_bank(inputs.elements, count, seed.number, args.prototypes))
-    return run(args, "Prototype", inputs, plan, num_concepts, {"prototypes": args.prototypes})
+    inputs = load_inputs(settings)
+    num_concepts = concepts_wanted(settings)
+    make_bank = banks.prototypes(inputs.elements, num_concepts, settings.prototypes)
+    return train_bank(settings, "Prototype", inputs, make_bank, num_concepts, {"prototypes": settings.prototypes})
 
 
 if __name__ == "__main__":
-    run_script(lambda: main(parser().settings()))
+    run_script(main, Settings)

@@ -9,49 +9,100 @@ for every bank (one ratio with --sparsity_ratio_value); without it, LF-CBM's own
 elastic net, written to elastic_net.json.
 """
 
-import argparse
 import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from iis.cli import ScriptParser, run_script
-from IP_training.flags import apply_protocol, training_parser
-from IP_training.text_inputs import add_text_flags
+from iis.cli import disk, print_plan, run_script, setting, write_settings
+from iis.runtime import UserError, choose_device, write_json
+from IP_training.banks import MakeBank
+from IP_training.inputs import Inputs, load_inputs
+from IP_training.run import claimed, identity_of, seed_of_run, tf32_products, train_bank
+from IP_training.text_bank import TextSettings, identity_of_text, load_text_inputs, words
 
 
-def parser() -> ScriptParser:
-    """The flags of this script."""
-    script = add_text_flags(training_parser(__doc__.splitlines()[0]))
-    script.flags()["num_concepts"].help = "keep the M concepts of largest validation similarity (default: all that pass)"
-    final = script.add_argument_group("final layer (published flags)")
-    final.add_argument("--sparsity_ratio", action="store_true", help="sparsify activations, without a weight penalty; "
-                       "left out, the elastic-net layer")
-    final.add_argument("--sparsity_ratio_value", type=float, help="one ratio instead of the whole grid")
-    final.add_argument("--lam", type=float, default=0.0007, help="elastic net: weight of the penalty")
-    final.add_argument("--n_iters", type=int, default=1000, help="elastic net: most passes over train")
-    final.add_argument("--saga_batch_size", type=int, default=256, help="elastic net: samples per step")
-    return script
+@dataclass(kw_only=True)
+class Settings(TextSettings):
+    """Final layer (published flags)"""
+
+    num_concepts: int | None = setting(None, "keep the M concepts of largest validation similarity (default: all that "
+                                       "pass)")
+    sparsity_ratio: bool = setting(False, "sparsify activations, without a weight penalty; left out, the elastic-net "
+                                   "layer")
+    sparsity_ratio_value: float | None = setting(None, "one ratio instead of the whole grid")
+    lam: float = setting(0.0007, "elastic net: weight of the penalty")
+    n_iters: int = setting(1000, "elastic net: most passes over train")
+    saga_batch_size: int = setting(256, "accepted and not needed: the elastic net takes the whole set in a step")
+
+    def __post_init__(self) -> None:
+        if self.sparsity_ratio_value is not None:
+            self.ratios, self.sparsity_ratio = (self.sparsity_ratio_value,), True
+        super().__post_init__()
+        if not self.lam > 0:
+            raise UserError(f"--lam {self.lam:g}: the penalty must be above 0")
 
 
-def main(args: argparse.Namespace) -> Path:
+def main(settings: Settings) -> Path:
     """Build the bank of each seed and train the grid, or the elastic-net layer. Returns the folder of the results."""
-    from IP_training.elastic_run import run_elastic_net
-    from IP_training.inputs import load_inputs
-    from IP_training.stacks import fixed
-    from IP_training.text_inputs import load_text_inputs, make_text_bank, text_settings
-    from IP_training.training_run import run
+    inputs = load_inputs(settings, with_elements=False)
+    text = load_text_inputs(settings, inputs)
+    make_bank, identity = words(settings, inputs, text, settings.num_concepts), identity_of_text(settings, text)
+    if settings.sparsity_ratio:
+        return train_bank(settings, "Text", inputs, make_bank, settings.num_concepts, identity)
+    return train_elastic_net(settings, inputs, make_bank, identity)
 
-    if args.sparsity_ratio_value is not None:
-        args.ratios = (args.sparsity_ratio_value,)
-    apply_protocol(args)
-    inputs = load_inputs(args, with_elements=False)
-    text = load_text_inputs(args, inputs)
-    make, settings = make_text_bank(args, text), text_settings(args, text)
-    if args.sparsity_ratio or args.sparsity_ratio_value is not None:
-        return run(args, "Text", inputs, fixed(make), args.num_concepts, settings)
-    return run_elastic_net(args, "Text", inputs, make, args.num_concepts, settings)
+
+def train_elastic_net(settings: Settings, inputs: Inputs, make_bank: MakeBank, bank_settings: dict[str, Any]) -> Path:
+    """Fit one layer per seed; write elastic_net.json (accuracy, non-zero weights, objective) and the weights.
+
+    Activations are standardised by the moments of train, because one lam treats all concepts alike.
+    """
+    from iis.embedding_file import save_tensors
+    from IP_training.elastic_net import fit_elastic_net
+    from IP_training.predictor import fit_normaliser, interpret
+
+    identity = {**identity_of(settings, "Text", settings.num_concepts, inputs, bank_settings),
+                "final_layer": "elastic net", "lam": settings.lam, "n_iters": settings.n_iters}
+    usual = settings.default_folder(identity)
+    folder = settings.save_dir or usual.with_name(f"{usual.name}_elastic_lam{settings.lam:g}")
+    if settings.dry_run:
+        print_plan("stage 3, elastic net on a Text bank", {
+            "shapes": f"N = {len(inputs.train):,} + {len(inputs.val):,} images, D = {inputs.train.width}, "
+                      f"C = {inputs.num_classes}; at most {settings.n_iters} passes for each of {settings.seeds} seeds",
+            "disk": disk(2e6 * settings.seeds, folder)})
+        return folder
+    with claimed(folder, identity, "elastic_net.json"), tf32_products(settings.tf32):
+        write_settings(settings, folder / "settings.yaml")
+        device, results = choose_device(settings.device), []
+        for number in settings.seed_numbers:
+            started, seed = time.monotonic(), seed_of_run(settings, number, len(inputs.train))
+            bank = make_bank(seed)
+            bank_MD = bank.vectors_MD.to(device)
+            normaliser = fit_normaliser([("standard", len(bank))], inputs.train.features_ND, bank_MD, seed.train_rows)
+            x_train, x_val = (interpret(split.features_ND, bank_MD, normaliser) for split in (inputs.train, inputs.val))
+            rows = slice(None) if seed.train_rows is None else seed.train_rows
+            fit = fit_elastic_net(x_train[rows], inputs.train.labels_N[rows].to(device), inputs.num_classes,
+                                  settings.lam, n_iters=settings.n_iters)
+            correct = (x_val @ fit.W_CM.T + fit.b_C).argmax(1) == inputs.val.labels_N.to(device)
+            nonzero = int((fit.W_CM != 0).sum())
+            results.append({"seed": number, "top1": float(correct.double().mean()), "bank_size": len(bank),
+                            "nonzero": nonzero, "nec": nonzero / inputs.num_classes, "objective": fit.objective,
+                            "epochs": fit.passes, "converged": fit.converged,
+                            "seconds": round(time.monotonic() - started, 2)})
+            save_tensors(folder / f"elastic_net_seed{number}.safetensors", {
+                "bank": bank.vectors_MD, "weight": fit.W_CM, "bias": fit.b_C, "mean": normaliser.mean_M,
+                "std": normaliser.std_M})
+            print(f"elastic net, seed {number}: top-1 {100 * results[-1]['top1']:.2f} %, {nonzero} non-zero weights "
+                  f"({results[-1]['nec']:.1f} a class) of {len(bank)} concepts, {fit.passes} passes"
+                  + ("" if fit.converged else ", not converged (--n_iters)"))
+        write_json(folder / "elastic_net.json", {"identity": identity, "results": results})
+    print(f"written: {folder}/elastic_net.json")
+    return folder
 
 
 if __name__ == "__main__":
-    run_script(lambda: main(parser().settings()))
+    run_script(main, Settings)

@@ -13,17 +13,20 @@ such arrays per cell; `chunk_cells` says how many cells fit. One step of 8 cells
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from iis.embedding_file import Embeddings
-from iis.runtime import seed_of, torch_rng
-from IP_training.concept_banks import Bank
-from IP_training.normalise import EPSILON
+from iis.grid import Cell
+from iis.runtime import available_bytes, seed_of, torch_rng
+from IP_training.banks import Bank, Seed, check_enough, chosen_elements, unit_rows
+from IP_training.inputs import Inputs
+from IP_training.predictor import EPSILON, DenseHeads, InterpretationHeads, Normaliser, fit_normaliser
 from IP_training.sparsify import sparsify
+from IP_training.train_heads import HeadGroup, Trained, by_learning_rate
 
 TEMPERATURE = 0.1  # what the normalised q is divided by (release); τ of the softmax is 1
 FLOATS_PER_ENTRY = 8  # of q: itself, two Adam moments, normalised, logits, soft assignment and two gradients
@@ -32,7 +35,7 @@ FLOATS_PER_ENTRY = 8  # of q: itself, two Adam moments, normalised, logits, soft
 class GumbelNoise:
     """Gumbel noise (E, M), a function of (seed, what, step) alone: the same for every cell, drawn once a step.
 
-    Share one between the stacks of a seed. Drawn on the device, so devices differ in it.
+    Share one between the head groups of a seed. Drawn on the device, so devices differ in it.
     """
 
     def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
@@ -50,26 +53,21 @@ class GumbelNoise:
 
 
 class SlotSums(torch.autograd.Function):
-    """Sums of the elements in each slot, (G, M, D): straight-through, hard forward with the soft gradient.
-
-    forward: every element counts in the slot of its largest logit (hard), or in all by softmax (not hard). The
-    gradient with respect to logits is that of softmax(logits)ᵀ · elements in both cases.
-    """
+    """Sums of the elements in each slot, (G, M, D), straight-through: every element counts in the slot of its largest
+    logit, and the gradient is that of softmax(logits)ᵀ · elements."""
 
     @staticmethod
-    def forward(ctx, logits_GEM: torch.Tensor, elements_ED: torch.Tensor, hard: bool) -> torch.Tensor:
+    def forward(ctx, logits_GEM: torch.Tensor, elements_ED: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(logits_GEM, elements_ED)
-        if hard:
-            return slot_sums(logits_GEM.argmax(-1), elements_ED, logits_GEM.shape[-1])
-        return logits_GEM.softmax(-1).mT @ elements_ED
+        return slot_sums(logits_GEM.argmax(-1), elements_ED, logits_GEM.shape[-1])
 
     @staticmethod
-    def backward(ctx, grad_GMD: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx, grad_GMD: torch.Tensor) -> tuple[torch.Tensor, None]:
         logits_GEM, elements_ED = ctx.saved_tensors
         soft_GEM = logits_GEM.softmax(-1)
         pull_GEM = torch.matmul(elements_ED, grad_GMD.mT)  # (G, E, M)
         mean_GE = torch.linalg.vecdot(soft_GEM, pull_GEM)
-        return pull_GEM.sub_(mean_GE[..., None]).mul_(soft_GEM), None, None
+        return pull_GEM.sub_(mean_GE[..., None]).mul_(soft_GEM), None
 
 
 def slot_sums(slots_GE: torch.Tensor, elements_ED: torch.Tensor, num_concepts: int,
@@ -101,8 +99,8 @@ def unit_slots(sums_GMD: torch.Tensor) -> torch.Tensor:
     return sums_GMD / norms.masked_fill(norms == 0, math.inf)
 
 
-class End2EndHeads(nn.Module):
-    """G predictors with a bank each, on raw representations (B, D) → logits (G, B, C), for `train_stacks`.
+class End2EndHeads(InterpretationHeads):
+    """G predictors with a bank each, on raw representations (B, D) → logits (G, C, B).
 
     elements_ED: rows of length 1, on the device the module will live on. All cells start from one q and one head,
     that of `InterpretationHeads` for the same generator. test_assignment: which slot an element joins in eval mode,
@@ -113,21 +111,15 @@ class End2EndHeads(nn.Module):
     def __init__(self, ratios: Sequence[float], elements_ED: torch.Tensor, num_concepts: int, num_classes: int,
                  seed: int, generator: torch.Generator, rule: str = "mask", test_assignment: str = "argmax",
                  noise: GumbelNoise | None = None) -> None:
-        super().__init__()
-        self.ratios, self.rule, self.test_assignment = tuple(ratios), rule, test_assignment
-        self.noise = noise or GumbelNoise(seed, elements_ED.device)
+        super().__init__(ratios, num_concepts, num_classes, generator, rule)
+        self.test_assignment, self.noise = test_assignment, noise or GumbelNoise(seed, elements_ED.device)
         self.register_buffer("elements_ED", elements_ED, persistent=False)
-        self.hard, self.steps, self._banks = True, 0, None
-        count, shape = len(self.ratios), (len(elements_ED), num_concepts)
-        head = nn.init.trunc_normal_(torch.empty(num_classes, num_concepts), std=0.02, generator=generator)
-        self.weight_GCM = nn.Parameter(head.repeat(count, 1, 1))
-        self.bias_GC = nn.Parameter(torch.zeros(count, num_classes))
-        self.scale_GM = nn.Parameter(torch.ones(count, num_concepts))  # of the activations' LayerNorm
-        self.shift_GM = nn.Parameter(torch.zeros(count, num_concepts))
-        q = nn.init.trunc_normal_(torch.empty(shape), std=0.02, generator=torch_rng(seed, "q"))
-        self.q_GEM = nn.Parameter(q.repeat(count, 1, 1))
-        self.q_scale_GM = nn.Parameter(torch.ones(count, num_concepts))  # of q's LayerNorm
-        self.q_shift_GM = nn.Parameter(torch.zeros(count, num_concepts))
+        self.steps, self._banks = 0, None
+        q = nn.init.trunc_normal_(torch.empty(len(elements_ED), num_concepts), std=0.02,
+                                  generator=torch_rng(seed, "q"))
+        self.q_GEM = nn.Parameter(q.repeat(len(self.ratios), 1, 1))
+        self.q_scale_GM = nn.Parameter(torch.ones(len(self.ratios), num_concepts))  # of q's LayerNorm
+        self.q_shift_GM = nn.Parameter(torch.zeros(len(self.ratios), num_concepts))
 
     @property
     def num_concepts(self) -> int:
@@ -150,7 +142,7 @@ class End2EndHeads(nn.Module):
         """The bank of every cell, (G, M, D). Each call in training mode is one step with noise of its own."""
         if self.training:
             noise_EM, self.steps = self._noise("train"), self.steps + 1
-            return unit_slots(SlotSums.apply(self.logits(noise_EM), self.elements_ED, self.hard))
+            return unit_slots(SlotSums.apply(self.logits(noise_EM), self.elements_ED))
         if self._banks is None:
             self._banks = unit_slots(slot_sums(self.assignment(), self.elements_ED, self.num_concepts))
         return self._banks
@@ -160,19 +152,18 @@ class End2EndHeads(nn.Module):
         banks_GMD = self.banks()
         h_GBD = h_BD.to(banks_GMD.dtype).expand(len(banks_GMD), -1, -1)
         z_GBM = nn.functional.layer_norm(torch.bmm(h_GBD, banks_GMD.mT), (self.num_concepts,), eps=EPSILON)
-        a_GBM = torch.addcmul(self.shift_GM[:, None], z_GBM, self.scale_GM[:, None])  # (G, B, M)
+        a_GBM = torch.addcmul(self.shift[:, None], z_GBM, self.scale[:, None])  # (G, B, M)
         return sparsify(a_GBM, self.ratios, self.rule)
 
     def forward(self, h_BD: torch.Tensor) -> torch.Tensor:
-        return torch.baddbmm(self.bias_GC[:, None], self.interpretations(h_BD), self.weight_GCM.mT)  # (G, B, C)
+        return DenseHeads.forward(self, self.interpretations(h_BD))  # (G, C, B)
 
     @torch.no_grad()
     def state_of(self, g: int) -> dict[str, torch.Tensor]:
         """What predicting and explaining with cell g needs, in place of q: its head, bank (M, D) and slots (E,)."""
         slots_GE = self.assignment(slice(g, g + 1))
         bank_MD = unit_slots(slot_sums(slots_GE, self.elements_ED, self.num_concepts))[0]
-        head = {name: getattr(self, parameter)[g].detach().clone() for name, parameter in
-                (("weight", "weight_GCM"), ("bias", "bias_GC"), ("scale", "scale_GM"), ("shift", "shift_GM"))}
+        head = {name: getattr(self, name)[g].detach().clone() for name in ("weight", "bias", "scale", "shift")}
         return {**head, "bank": bank_MD, "slots": slots_GE[0]}
 
     def train(self, mode: bool = True) -> End2EndHeads:
@@ -197,11 +188,6 @@ def assigned(slots_E: torch.Tensor, num_concepts: int) -> list[list[int]]:
     return members
 
 
-def empty_slots(slots_GE: torch.Tensor, num_concepts: int) -> list[int]:
-    """How many slots of each cell have no element."""
-    return [num_concepts - len(slots_E.unique()) for slots_E in slots_GE]
-
-
 def learned_bank(elements: Embeddings, rows: Sequence[int], state: dict[str, torch.Tensor], most: int = 25) -> Bank:
     """The bank of one trained cell, from its `state_of`. rows: which elements it was made of.
 
@@ -222,11 +208,38 @@ def chunk_cells(num_elements: int, num_concepts: int, available_bytes: int) -> i
     return max(1, available_bytes // (4 * FLOATS_PER_ENTRY * num_elements * num_concepts))
 
 
-def available_bytes(device: torch.device, share: float = 0.5) -> int:
-    """The share of the device's free memory that the cells may take; 4 GB where a system does not tell."""
-    if device.type == "cuda":
-        return int(share * torch.cuda.mem_get_info(device)[0])
-    try:
-        return int(share * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (ValueError, OSError, AttributeError):
-        return 4 * 10 ** 9
+def learned_groups(inputs: Inputs, num_concepts: int, seed: Seed, cells: list[Cell], device: torch.device,
+                   sparsifier: str, choice: str = "balanced",
+                   test_assignment: str = "argmax") -> Iterator[tuple[list[HeadGroup], LearnedBank]]:
+    """Head groups that learn a bank per cell, as many cells at a time as half of the free memory holds, and the bank of
+    each trained head.
+
+    choice: which elements, "balanced" over classes or the "first". Under --bank_seed the elements and the first q are
+    the bank's; noise and batches stay the seed's own.
+    """
+    check_enough(inputs.elements, num_concepts)
+    rows = chosen_elements(inputs.elements, seed.bank, choice)
+    elements_ED = unit_rows(inputs.elements.features_ND[rows]).to(device)
+    h_train, h_val = inputs.resident(device)
+    noise = GumbelNoise(seed.number, device)
+    most = chunk_cells(len(rows), num_concepts, available_bytes(device) // 2)
+    cells = sorted(cells, key=lambda cell: (cell.learning_rate, cell.ratio))
+    for start in range(0, len(cells), most):
+        groups = []
+        for same_rate in by_learning_rate(cells[start:start + most]):
+            heads = End2EndHeads([cell.ratio for cell in same_rate], elements_ED, num_concepts, inputs.num_classes,
+                                 seed.bank, torch_rng(seed.number, "head"), sparsifier, test_assignment, noise)
+            groups.append(HeadGroup(heads.to(device), same_rate, h_train, h_val))
+        yield groups, LearnedBank(inputs, rows)
+
+
+@dataclass
+class LearnedBank:
+    """The bank and normaliser of a trained head. rows: of the elements it was made of."""
+
+    inputs: Inputs
+    rows: list[int]
+
+    def __call__(self, head: Trained) -> tuple[Bank, Normaliser]:
+        bank = learned_bank(self.inputs.elements, self.rows, head.state)
+        return bank, fit_normaliser(bank.blocks, self.inputs.train.features_ND, bank.vectors_MD)

@@ -2,56 +2,39 @@
 
     loss = CE(original head on h) + λ · CE(interpretation predictor on h · bankᵀ, at ratio s)
 
-The backbone, its original head and the predictor train together. The bank is made of the same M visual elements all along,
-embedded anew before each epoch; no gradient goes through it. Under the other objectives the predictor sees h without
+The backbone, its original head and the predictor train together. The bank is made of the same M visual elements all
+along, embedded anew before each epoch; no gradient goes through it. Under the other objectives the predictor sees h without
 its gradient: it follows the backbone, which then trains by CE(original head) alone. All else is the same.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from tqdm import tqdm
+from torch.utils.data import DataLoader, Dataset
 
 from iis.backbones import Backbone
+from iis.datasets import ImageSet, UnreadableImage
 from iis.grid import Cell
 from iis.layers import HEAD_INPUT, Node, represent
-from iis.preprocessing import normalise
-from iis.runtime import UserError, seed_of, torch_rng, write_whole
-from IP_training.concept_banks import unit_rows
-from IP_training.finetune_images import Feed, augmented
-from IP_training.grid_training import Recipe as HeadRecipe
-from IP_training.grid_training import Stack, train_stacks
-from IP_training.normalise import EPSILON
-from IP_training.predictor import InterpretationHeads, interpret
+from iis.preprocessing import normalise, to_uint8
+from iis.runtime import UserError, progress, seed_of, torch_rng, write_whole
+from IP_training.banks import balanced_choice, unit_rows
+from IP_training.predictor import EPSILON, InterpretationHeads, interpret
+from IP_training.train_heads import HeadGroup, Recipe, fit_grid
+
+if TYPE_CHECKING:
+    from IP_training.IP_Finetuning import Settings
 
 MOMENTUM = 0.9
 EVAL_BATCH = 500  # images without gradients at a time
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The settings of `finetuning.yaml` that decide a step."""
-
-    objective: str
-    interpretability_weight: float
-    sparsity: float
-    optimizer: str
-    learning_rate: float
-    ip_learning_rate: float
-    weight_decay: float
-    epochs: int
-    batch_size: int
-    mirror: float
-    shift: int
-    seed: int
 
 
 def losses(module: nn.Module, node: Node, predictor: InterpretationHeads, bank_MD: torch.Tensor, x: torch.Tensor,
@@ -63,7 +46,7 @@ def losses(module: nn.Module, node: Node, predictor: InterpretationHeads, bank_M
     h_BD = represent(module, node, x)
     dense_BC = module.get_submodule(node.module)(h_BD)
     z_BM = F.layer_norm((h_BD if through else h_BD.detach()) @ bank_MD.T, (len(bank_MD),), eps=EPSILON)
-    ip_BC = predictor(z_BM)[0]
+    ip_BC = predictor(z_BM)[0].T
     return (F.cross_entropy(dense_BC, y_B), F.cross_entropy(ip_BC, y_B), dense_BC.argmax(1) == y_B,
             ip_BC.argmax(1) == y_B)
 
@@ -77,7 +60,7 @@ def _sums(dense: torch.Tensor, ip: torch.Tensor, dense_correct: torch.Tensor, ip
 class FineTuning:
     """One run: a backbone, its predictor, their optimizers and the log of finished epochs."""
 
-    def __init__(self, backbone: Backbone, train: Feed, val: Feed, elements: torch.Tensor, recipe: Recipe,
+    def __init__(self, backbone: Backbone, train: Feed, val: Feed, elements: torch.Tensor, recipe: Settings,
                  device: torch.device, num_classes: int) -> None:
         self.recipe, self.train, self.val, self.elements, self.device = recipe, train, val, elements, device
         self.settings, self.node = backbone.preprocessing, Node(HEAD_INPUT, backbone.head)
@@ -104,7 +87,7 @@ class FineTuning:
             self._fit_predictor()
             self._end_epoch({}, state_file, finished)
         done = len(self.log) - 1
-        bar = tqdm(total=self.steps * self.recipe.epochs, initial=self.steps * done, unit="step",
+        bar = progress(total=self.steps * self.recipe.epochs, initial=self.steps * done, unit="step",
                    desc=f"{self.recipe.objective}, seed {self.recipe.seed}")
         for epoch in range(done, self.recipe.epochs):
             measured = self._epoch(epoch, bar)
@@ -112,7 +95,7 @@ class FineTuning:
             bar.set_postfix_str(f"val original head {self.log[-1]['dense_top1']:.4f} IP {self.log[-1]['ip_top1']:.4f}")
         bar.close()
 
-    def _epoch(self, epoch: int, bar: tqdm) -> dict[str, float]:
+    def _epoch(self, epoch: int, bar: Any) -> dict[str, float]:
         recipe, bank_MD = self.recipe, self.bank()
         rows, seed = self.train.rows, (recipe.seed, "fine-tuning", epoch)
         order = rows[torch.randperm(len(rows), generator=torch_rng(*seed, "batch order"))]
@@ -183,8 +166,8 @@ class FineTuning:
         z_NM, y_N = torch.cat(parts), torch.cat(labels).to(self.device)
         cell = Cell(self.recipe.seed, self.recipe.sparsity, self.recipe.ip_learning_rate)
         # Its last epoch is used, so what it is "validated" on decides nothing.
-        train_stacks([Stack(self.predictor, [cell], z_NM, z_NM[:1])], y_N, y_N[:1], HeadRecipe(), self.recipe.seed,
-                     progress=False)
+        fit_grid([HeadGroup(self.predictor, [cell], z_NM, z_NM[:1])], y_N, y_N[:1], Recipe(), self.recipe.seed,
+                 show=False)
 
     def _end_epoch(self, measured: dict[str, float], file: Path, finished: Callable) -> None:
         self.log.append({"epoch": len(self.log), **self.evaluate(), **measured})
@@ -205,3 +188,107 @@ class FineTuning:
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
         self.log = state["log"]
+
+
+# ---- images ----
+
+
+def chosen_images(images: ImageSet, count: int, seed: int) -> ImageSet:
+    """`count` of the images, balanced over classes and seeded, in their own order; all for 0 or too large a count."""
+    if not 0 < count < len(images):
+        return images
+    return images.only(sorted(balanced_choice(images.labels, count, seed, "fine-tuning pictures")))
+
+
+def chosen_elements(elements: ImageSet, settings: dict[str, Any], count: int,
+                    seed: int) -> tuple[torch.Tensor, list[str]]:
+    """M readable elements, balanced over classes and seeded: uint8 (M, 3, H, W) and their names. M is `count`, or
+    all where there are fewer. Raises `UserError` where none can be read."""
+    tensors, names = [], []
+    for row in balanced_choice(elements.labels, len(elements), seed, "fine-tuning bank"):
+        if len(names) == count:
+            break
+        try:
+            tensors.append(to_uint8(elements.open(row), settings))
+        except UnreadableImage:
+            continue
+        names.append(elements.names[row])
+    if not names:
+        raise UserError(f"none of the {len(elements)} elements in {elements.root} can be read: run stage 1 again")
+    return torch.stack(tensors), names
+
+
+class _Decoded(Dataset):
+    """(row, uint8 (3, H, W)), or (row, None) for an image that cannot be read."""
+
+    def __init__(self, images: ImageSet, settings: dict[str, Any]) -> None:
+        self.images, self.settings = images, settings
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, row: int) -> tuple[int, torch.Tensor | None]:
+        try:
+            return row, to_uint8(self.images.open(row), self.settings)
+        except UnreadableImage:
+            return row, None
+
+
+def _readable(items: Sequence[tuple[int, torch.Tensor | None]]) -> tuple[list[int], torch.Tensor | None]:
+    kept = [(row, pixels) for row, pixels in items if pixels is not None]
+    return [row for row, _ in kept], torch.stack([pixels for _, pixels in kept]) if kept else None
+
+
+class Feed:
+    """Batches of N labelled images as uint8, from memory where they take at most `cache_gb`, else from disk.
+
+    labels_N (N,) int64. `rows`: those that can be read, as far as known: all until they have been read once.
+    """
+
+    def __init__(self, images: ImageSet, settings: dict[str, Any], workers: int = 0, cache_gb: float = 4.0) -> None:
+        self.decoded, self.labels_N = _Decoded(images, settings), torch.tensor(images.labels)
+        self.workers = min(workers, os.cpu_count() or 1)
+        self.rows, self.cache = torch.arange(len(images)), None
+        side = settings["crop"]
+        if len(images) * 3 * side * side <= cache_gb * 1e9:
+            cache, read = torch.empty(len(images), 3, side, side, dtype=torch.uint8), []
+            everything = progress(self.batches(self.rows, 256), desc=f"reading {images.split}", unit="batch",
+                              total=-(-len(images) // 256), leave=False)
+            for rows, pixels in everything:
+                cache[rows] = pixels
+                read.append(rows)
+            if not read:
+                raise UserError(f"none of the {len(images)} {images.split} images of {images.dataset} can be "
+                                "read")
+            self.rows, self.cache = torch.cat(read).sort().values, cache
+            if len(self.rows) < len(images):
+                print(f"{len(images) - len(self.rows)} {images.split} images cannot be read and are left out")
+
+    def batches(self, order: torch.Tensor, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """(rows (B,), uint8 (B, 3, H, W)) for the rows of `order`, one after another; what cannot be read is left
+        out, so B may be smaller than `batch_size`."""
+        parts = order.split(batch_size)
+        if self.cache is not None:
+            yield from ((rows, self.cache[rows]) for rows in parts)
+            return
+        loader = DataLoader(self.decoded, batch_sampler=[rows.tolist() for rows in parts], num_workers=self.workers,
+                            collate_fn=_readable)
+        for rows, pixels in loader:
+            if rows:
+                yield torch.tensor(rows), pixels
+
+
+def augmented(pixels: torch.Tensor, mirror: float, shift: int, generator: torch.Generator) -> torch.Tensor:
+    """uint8 (B, 3, H, W), each image mirrored with probability `mirror` and moved by up to `shift` pixels each way,
+    with zeros from outside. Draws on the CPU from `generator`."""
+    count, _, height, width = pixels.shape
+    if mirror:
+        flip_B = torch.rand(count, generator=generator) < mirror
+        pixels = torch.where(flip_B[:, None, None, None], pixels.flip(3), pixels)
+    if shift:
+        moves_2B = torch.randint(2 * shift + 1, (2, count, 1), generator=generator)
+        y_BH, x_BW = (moves + torch.arange(size) for moves, size in zip(moves_2B, (height, width), strict=True))
+        padded = torch.nn.functional.pad(pixels, [shift] * 4)
+        each = torch.arange(count)[:, None, None]
+        pixels = padded.permute(0, 2, 3, 1)[each, y_BH[:, :, None], x_BW[:, None]].permute(0, 3, 1, 2)  # (B, 3, H, W)
+    return pixels

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
-import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,14 +10,15 @@ import torch
 from iis.datasets import UNNAMED, load_dataset, readable_class_names, same_classes
 from iis.embedding_file import Embeddings, check_same_space, differing, load_embeddings
 from iis.names import EMBEDDINGS, elements_file
-from iis.runtime import UserError, nearest
-from IP_training.streamed import Streamed, resident_or_streamed
+from iis.runtime import UserError, available_bytes, nearest
+from IP_training.config import TrainingSettings
 
 # Train and val must be the same in everything but the split.
 TRAIN_AND_VAL = ("model", "weights_hash", "node", "preprocessing", "precision", "dataset")
+GIB = 2**30
 
 
-@dataclass(eq=False)
+@dataclass
 class Inputs:
     """Representations of train and val, and the visual elements (None where a bank needs none)."""
 
@@ -28,41 +27,70 @@ class Inputs:
     elements: Embeddings | None
     class_labels: list[str]  # of the classes, for people
     feature_memory: float | None = None  # GiB that `resident` may take; None: half of what is free
+    _resident: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, repr=False)
 
     @property
     def num_classes(self) -> int:
         """C."""
         return len(self.train.class_names)
 
-    @functools.lru_cache(maxsize=1)  # noqa: B019 - one run has one Inputs; on a GPU a second copy would be 10 GB
-    def resident(self, device: torch.device) -> tuple[torch.Tensor | Streamed, torch.Tensor | Streamed]:
-        """The representations of train (N, D) and val (V, D) on the device, as float32; all heads share them. Where
-        they do not fit, both as `Streamed`."""
-        return resident_or_streamed([self.train.features_ND, self.val.features_ND], device, self.feature_memory)
+    @property
+    def chance(self) -> float:
+        """Accuracy of always naming the largest class of validation."""
+        counts = torch.bincount(self.val.labels_N, minlength=self.num_classes)
+        return float(counts.max() / counts.sum())
+
+    def resident(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """The representations of train (N, D) and val (V, D): float32 on the device if they fit, else as they lie in
+        their files, from which training reads a batch at a time. Made once; all heads share them."""
+        if device not in self._resident:
+            features = self.train.features_ND, self.val.features_ND
+            needed = sum(4 * matrix.numel() for matrix in features)
+            limit = available_bytes(device) / 2 if self.feature_memory is None else self.feature_memory * GIB
+            if needed <= limit:
+                features = tuple(matrix.to(device, torch.float32) for matrix in features)
+            else:
+                print(f"features: {needed / GIB:.1f} GiB as float32, more than {limit / GIB:.1f} GiB "
+                      "(--feature_memory): they are read from their file batch by batch", flush=True)
+            self._resident[device] = features
+        return self._resident[device]
 
 
-def load_inputs(args: argparse.Namespace, with_elements: bool = True) -> Inputs:
-    """Load and check; every `UserError` comes before training starts."""
-    where = args.feature_layer, getattr(args, "activation_dir", None)
-    train_file = args.train_pt or representations_of(args.model_name, args.dataset, "train", *where)
-    val_file = args.val_pt or representations_of(args.model_name, args.dataset, "val", *where)
-    train, val = load_embeddings(train_file, args.train_labels), load_embeddings(val_file, args.val_labels)
+def load_inputs(settings: TrainingSettings, with_elements: bool = True) -> Inputs:
+    """Load and check; every `UserError` comes before training starts. Fills --model_name and --dataset."""
+    bare = settings.train_labels is not None  # ours carry their labels
+    for name, published in (("model_name", "resnet50"), ("dataset", "imagenet")):
+        if getattr(settings, name) is None:
+            if bare:
+                raise UserError(f"bare matrices do not say what they are of: name it with --{name}, under which the "
+                                "results are filed")
+            setattr(settings, name, published)
+    train, val = (load_embeddings(file, labels) for file, labels in representation_files(settings))
+    train_file, val_file = (file for file, _ in representation_files(settings))
     same_classes(train.class_names, val.class_names)
     difference = differing(train.provenance, val.provenance, TRAIN_AND_VAL)
     if difference:
         raise UserError(f"{train_file} and {val_file} differ in {difference}; embed both splits the same way")
     if train.width != val.width:
         raise UserError(f"train has D = {train.width} and val D = {val.width}; embed both with the same layer")
-    if args.in_channels not in (None, train.width):
-        raise UserError(f"--in_channels {args.in_channels}, but {train_file} holds D = {train.width}; leave it out")
-    if args.num_classes not in (None, len(train.class_names)):
-        raise UserError(f"--num_classes {args.num_classes}, but {train_file} has {len(train.class_names)} classes; "
+    if settings.in_channels not in (None, train.width):
+        raise UserError(f"--in_channels {settings.in_channels}, but {train_file} holds D = {train.width}; leave it out")
+    if settings.num_classes not in (None, len(train.class_names)):
+        raise UserError(f"--num_classes {settings.num_classes}, but {train_file} has {len(train.class_names)} classes; "
                         "leave it out")
-    for name, embeddings in (("train", train), ("val", val)):
-        check_features(name, embeddings, Path(train_file if name == "train" else val_file))
-    elements = _elements(args, train) if with_elements else None
-    return Inputs(train, val, elements, readable_class_names(args.dataset, train.class_names),
-                  getattr(args, "feature_memory", None))
+    check_features("train", train, train_file)
+    check_features("val", val, val_file)
+    elements = _elements(settings, train) if with_elements else None
+    return Inputs(train, val, elements, readable_class_names(settings.dataset, train.class_names),
+                  settings.feature_memory)
+
+
+def representation_files(settings: TrainingSettings) -> list[tuple[Path, Path | None]]:
+    """(file, file of its labels if it is bare) of train and val."""
+    where = settings.model_name, settings.dataset
+    own = settings.feature_layer, getattr(settings, "activation_dir", None)
+    return [(settings.train_pt or representations_of(*where, "train", *own), settings.train_labels),
+            (settings.val_pt or representations_of(*where, "val", *own), settings.val_labels)]
 
 
 def check_features(name: str, embeddings: Embeddings, file: Path, rows: int = 65536) -> None:
@@ -86,20 +114,21 @@ def check_features(name: str, embeddings: Embeddings, file: Path, rows: int = 65
                         f"for {len(embeddings.class_names)} classes; labels count from 0")
 
 
-def _elements(args: argparse.Namespace, train: Embeddings) -> Embeddings:
-    file = args.concept_path or elements_file(args.model_name, args.dataset, args.element_kind, args.protocol)
-    if not Path(file).is_file() and args.concept_path is None and args.protocol != "paper":
-        raise UserError(f"there are no elements of the {args.protocol} protocol at {file}: run stages 1 and 2 with "
-                        f"PROTOCOL={args.protocol}, or name other elements with --concept_path")
+def _elements(settings: TrainingSettings, train: Embeddings) -> Embeddings:
+    protocol = settings.protocol
+    file = settings.concept_path or elements_file(settings.model_name, settings.dataset, settings.element_kind,
+                                                  protocol)
+    if not Path(file).is_file() and settings.concept_path is None and protocol != "paper":
+        raise UserError(f"there are no elements of the {protocol} protocol at {file}: run stages 1 and 2 with "
+                        f"PROTOCOL={protocol}, or name other elements with --concept_path")
     elements = load_embeddings(file)
     check_features("element", elements, Path(file))
     check_same_space(elements, train, f"{file} and the training representations")
+    if settings.other_dataset or elements.provenance.get("dataset") == UNNAMED:
+        return elements  # images from a bare --data_root carry no name to compare
     difference = differing(elements.provenance, train.provenance, ("dataset",))
-    if elements.provenance.get("dataset") == UNNAMED or args.other_dataset:
-        difference = None  # images from a bare --data_root carry no name to compare
-    if difference is None and not args.other_dataset and elements.class_names != train.class_names:
-        if train.provenance:
-            difference = "their classes"
+    if difference is None and train.provenance and elements.class_names != train.class_names:
+        difference = "their classes"
     if difference:
         raise UserError(f"{file} comes from another data set than the images: they differ in {difference}; embed this "
                         "data set's elements, or allow it as a control with --other_dataset")
@@ -125,11 +154,11 @@ def representations_of(model_name: str, dataset: str, split: str, feature_layer:
                     f"DATASET={dataset}, or name the file with --{split}_pt")
 
 
-def concepts_wanted(args: argparse.Namespace) -> int:
+def concepts_wanted(settings: TrainingSettings) -> int:
     """M: --num_concepts, else that of the data set's YAML, else 200 (paper, section 4.1)."""
-    if args.num_concepts is not None:
-        return args.num_concepts
+    if settings.num_concepts is not None:
+        return settings.num_concepts
     try:
-        return load_dataset(args.dataset).num_concepts
+        return load_dataset(settings.dataset).num_concepts
     except UserError:
         return 200

@@ -1,115 +1,180 @@
-"""Interpretation predictors and dense heads, stacked: G linear heads that train as one module, each as if alone.
+"""Interpretation predictors and dense heads: G linear heads that train as one module, each as if alone.
 
     a = h · bankᵀ  →  normalise  →  sparsify(s)  →  Linear(M, C)          (paper, section 3)
 
-What heads share is computed once: `interpret` gives the normalised activations before the learned scale and shift,
-which never change while heads train.
+`interpret` computes what all heads share, once: the normalised activations before scale and shift, which never change
+while heads train. Logits lie classes first, (G, C, B): on a CPU the gradient of a dense head on 2048 numbers and 10
+classes is then ten times as fast.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from IP_training.normalise import Normaliser, fit_normaliser
 from IP_training.sparsify import keep_mask, sparsify
+
+EPSILON = 1e-5  # of LayerNorm
+KINDS = ("layer", "standard")
+
+
+@dataclass
+class Normaliser:
+    """How activations are normalised, block by block of columns. blocks: (kind, number of columns), left to right.
+
+    layer: LayerNorm over the block's columns of each sample; its scale and shift are learned with the head.
+    standard: minus the training mean, over the training standard deviation of each column; nothing is learned (Text,
+    as LF-CBM). mean_M, std_M (M,): 0 and 1 in `layer` columns.
+    """
+
+    blocks: tuple[tuple[str, int], ...]
+    mean_M: torch.Tensor
+    std_M: torch.Tensor
+
+    @property
+    def learned_M(self) -> torch.Tensor:
+        """Which columns have a learned scale and shift, (M,) bool."""
+        return torch.tensor([kind == "layer" for kind, columns in self.blocks for _ in range(columns)])
+
+    def __call__(self, a_BM: torch.Tensor) -> torch.Tensor:
+        """Normalised activations (B, M), before scale and shift."""
+        sizes = [columns for _, columns in self.blocks]
+        columns = zip(self.blocks, *(x.split(sizes, dim=-1) for x in (a_BM, self.mean_M, self.std_M)), strict=True)
+        parts = [nn.functional.layer_norm(a, (count,), eps=EPSILON) if kind == "layer" else (a - mean) / std
+                 for (kind, count), a, mean, std in columns]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def fit_normaliser(blocks: Sequence[tuple[str, int]], train_features_ND: torch.Tensor, bank_MD: torch.Tensor,
+                   train_rows: torch.Tensor | None = None, chunk: int = 65536) -> Normaliser:
+    """The normaliser of a bank (on its device), with mean and deviation (ddof 1) of the training activations.
+
+    train_rows: the rows that are trained on, under `--holdout`; else all. A constant column has deviation 1.
+    """
+    if sum(columns for _, columns in blocks) != len(bank_MD) or not {kind for kind, _ in blocks} <= set(KINDS):
+        raise ValueError(f"{blocks} does not describe the {len(bank_MD)} columns of the bank")
+    standard_M = torch.tensor([kind == "standard" for kind, columns in blocks for _ in range(columns)],
+                              device=bank_MD.device)
+    mean_M, std_M = bank_MD.new_zeros(len(bank_MD)), bank_MD.new_ones(len(bank_MD))
+    if standard_M.any():
+        rows = torch.arange(len(train_features_ND)) if train_rows is None else train_rows
+        directions = bank_MD[standard_M]
+
+        def activations(some: torch.Tensor) -> torch.Tensor:
+            return (train_features_ND[some].to(bank_MD.device, torch.float32) @ directions.T).double()
+
+        mean, squares = 0.0, 0.0
+        for some in rows.split(chunk):
+            mean = mean + activations(some).sum(0) / len(rows)
+        for some in rows.split(chunk):
+            squares = squares + (activations(some) - mean).square().sum(0)
+        std = (squares / max(len(rows) - 1, 1)).sqrt()
+        mean_M[standard_M], std_M[standard_M] = mean.float(), torch.where(std > 0, std, 1.0).float()
+    return Normaliser(tuple(blocks), mean_M, std_M)
 
 
 def interpret(features_ND: torch.Tensor, bank_MD: torch.Tensor, normaliser: Normaliser | None = None,
-              rows: int = 65536) -> torch.Tensor:
+              chunk: int = 65536) -> torch.Tensor:
     """h · bankᵀ normalised (LayerNorm over all M unless said), without scale and shift: (N, M) float32 on the
-    bank's device. Reads `features_ND` `rows` rows at a time (it may be memory-mapped).
-    """
+    bank's device. Reads `features_ND` `chunk` rows at a time (it may be memory-mapped)."""
     normaliser = normaliser or fit_normaliser([("layer", len(bank_MD))], features_ND, bank_MD)
     activations_NM = torch.empty(len(features_ND), len(bank_MD), device=bank_MD.device)
-    for start in range(0, len(features_ND), rows):
-        h = features_ND[start:start + rows].to(bank_MD.device, torch.float32)
-        activations_NM[start:start + rows] = normaliser(h @ bank_MD.T)
+    for start in range(0, len(features_ND), chunk):
+        h = features_ND[start:start + chunk].to(bank_MD.device, torch.float32)
+        activations_NM[start:start + chunk] = normaliser(h @ bank_MD.T)
     return activations_NM
 
 
 class DenseHeads(nn.Module):
-    """G linear classifiers on the raw representation (B, D) → logits (G, B, C)."""
+    """G linear classifiers on inputs (B, W) → logits (G, C, B). All start from one initial head, so that the cells of a
+    seed differ only in what the grid varies."""
 
     def __init__(self, count: int, width: int, num_classes: int, generator: torch.Generator) -> None:
         super().__init__()
         first = nn.init.trunc_normal_(torch.empty(num_classes, width), std=0.02, generator=generator)
-        self.weight_GCD = nn.Parameter(first.repeat(count, 1, 1))
-        self.bias_GC = nn.Parameter(torch.zeros(count, num_classes))
+        self.weight = nn.Parameter(first.repeat(count, 1, 1))  # (G, C, W)
+        self.bias = nn.Parameter(torch.zeros(count, num_classes))  # (G, C)
 
-    def forward(self, h_BD: torch.Tensor) -> torch.Tensor:
-        x_GBD = h_BD.to(self.weight_GCD.dtype).expand(len(self.weight_GCD), -1, -1)
-        return torch.baddbmm(self.bias_GC[:, None], x_GBD, self.weight_GCD.mT)  # (G, B, C)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (B, W), the same for all heads, or (G, B, W)."""
+        x = x.to(self.weight.dtype).expand(len(self.weight), *x.shape[-2:])
+        return torch.baddbmm(self.bias[..., None], self.weight, x.mT)  # (G, C, B)
 
     def state_of(self, g: int) -> dict[str, torch.Tensor]:
-        """What predicting with head g needs."""
-        return {"weight": self.weight_GCD[g].detach().clone(), "bias": self.bias_GC[g].detach().clone()}
+        """What predicting with head g needs, beside the bank and its normaliser."""
+        return {name: parameter[g].detach().clone() for name, parameter in self.named_parameters()}
 
 
-class MaskedLinear(torch.autograd.Function):
-    """scale, shift, mask and Linear of `InterpretationHeads` as one step, with its gradient written down.
+class InterpretationHeads(DenseHeads):
+    """G predictors, one per sparsity ratio, on normalised activations (B, M) → logits (G, C, B).
 
-    The same numbers as through `sparsify` (tested). Autograd would multiply transposed matrices for the weights, and
-    take new memory for every intermediate. What CUDA trains with; on a CPU fused_step.py goes further (bench/heads.py).
-    """
-
-    @staticmethod
-    def forward(ctx, z_BM, scale_GM, shift_GM, weight_GCM, bias_GC, ratios, rule) -> torch.Tensor:
-        x_GBM = torch.addcmul(shift_GM[:, None], z_BM, scale_GM[:, None])  # (G, B, M)
-        keep_GBM = keep_mask(x_GBM, ratios, rule)
-        x_GBM = x_GBM if keep_GBM is None else x_GBM.mul_(keep_GBM)
-        ctx.save_for_backward(z_BM, x_GBM, keep_GBM, weight_GCM, scale_GM)
-        return torch.baddbmm(bias_GC[:, None], x_GBM, weight_GCM.mT)  # (G, B, C)
-
-    @staticmethod
-    def backward(ctx, grad_GBC) -> tuple[torch.Tensor | None, ...]:
-        z_BM, x_GBM, keep_GBM, weight_GCM, scale_GM = ctx.saved_tensors
-        grad_weight = torch.bmm(grad_GBC.mT, x_GBM)  # (G, C, M)
-        grad_x = torch.bmm(grad_GBC, weight_GCM)  # (G, B, M)
-        if keep_GBM is not None:
-            grad_x.mul_(keep_GBM)
-        grad_shift = grad_x.sum(1)
-        # Only fine-tuning asks for it: elsewhere the backbone is frozen.
-        grad_z = (grad_x * scale_GM[:, None]).sum(0) if ctx.needs_input_grad[0] else None  # (B, M)
-        return grad_z, grad_x.mul_(z_BM).sum(1), grad_shift, grad_weight, grad_GBC.sum(1), None, None
-
-
-class InterpretationHeads(nn.Module):
-    """G predictors, one per sparsity ratio, on normalised activations (B, M) → logits (G, B, C).
-
-    All start from one initial head, so that cells of a seed differ only in what the grid varies. learned_M: which
-    columns have a learned scale and shift (all, unless the normaliser of a block learns nothing).
+    learned_M: which columns have a learned scale and shift (all, unless the normaliser of a block learns nothing).
     """
 
     def __init__(self, ratios: Sequence[float], num_concepts: int, num_classes: int, generator: torch.Generator,
                  rule: str = "mask", learned_M: torch.Tensor | None = None) -> None:
-        super().__init__()
-        self.ratios, self.rule, self.learned_M = tuple(ratios), rule, None
-        count = len(self.ratios)
-        first = nn.init.trunc_normal_(torch.empty(num_classes, num_concepts), std=0.02, generator=generator)
-        self.weight_GCM = nn.Parameter(first.repeat(count, 1, 1))
-        self.bias_GC = nn.Parameter(torch.zeros(count, num_classes))
-        self.scale_GM = nn.Parameter(torch.ones(count, num_concepts))  # LayerNorm's affine
-        self.shift_GM = nn.Parameter(torch.zeros(count, num_concepts))
+        super().__init__(len(ratios), num_concepts, num_classes, generator)
+        self.ratios, self.rule = tuple(ratios), rule
+        self.scale = nn.Parameter(torch.ones(len(ratios), num_concepts))  # (G, M), of the LayerNorm
+        self.shift = nn.Parameter(torch.zeros(len(ratios), num_concepts))
         if learned_M is not None and not learned_M.all():
-            self.learned_M = learned_M
-            for parameter in (self.scale_GM, self.shift_GM):  # a gradient of 0 leaves Adam's entry where it is
+            for parameter in (self.scale, self.shift):  # a gradient of 0 leaves Adam's entry where it is
                 parameter.register_hook(lambda gradient: gradient * learned_M.to(gradient.device))
 
     def interpretations(self, z_BM: torch.Tensor) -> torch.Tensor:
         """The sparsified interpretations (G, B, M) of normalised activations (B, M)."""
-        a_GBM = torch.addcmul(self.shift_GM[:, None], z_BM, self.scale_GM[:, None])  # (G, B, M)
+        a_GBM = torch.addcmul(self.shift[:, None], z_BM, self.scale[:, None])  # (G, B, M)
         return sparsify(a_GBM, self.ratios, self.rule)
 
     def forward(self, z_BM: torch.Tensor) -> torch.Tensor:
-        if self.rule in ("mask", "strict") and torch.is_grad_enabled():
-            return MaskedLinear.apply(z_BM, self.scale_GM, self.shift_GM, self.weight_GCM, self.bias_GC, self.ratios,
-                                      self.rule)
-        return torch.baddbmm(self.bias_GC[:, None], self.interpretations(z_BM), self.weight_GCM.mT)  # (G, B, C)
+        if self.rule in ("mask", "strict"):
+            return MaskedLinear.apply(z_BM, self.scale, self.shift, self.weight, self.bias, self.ratios, self.rule)
+        return super().forward(self.interpretations(z_BM))
 
-    def state_of(self, g: int) -> dict[str, torch.Tensor]:
-        """What predicting with head g needs, beside the bank and its normaliser."""
-        return {"weight": self.weight_GCM[g].detach().clone(), "bias": self.bias_GC[g].detach().clone(),
-                "scale": self.scale_GM[g].detach().clone(), "shift": self.shift_GM[g].detach().clone()}
+
+class MaskedLinear(torch.autograd.Function):
+    """Scale, shift, mask and Linear of `InterpretationHeads` as one step with its gradient written down:
+
+        x = (z·scale + shift)·K    logits = W x + b    P = g (z·K)    Q = g K          g: the logits' gradient (C, B)
+        dW = scale·P + shift·Q     dscale = Σ_c W·P    dshift = Σ_c W·Q    db = Σ_b g
+
+    The same numbers as autograd through `sparsify`, without ever forming the gradient by x, which is as large as x: a
+    head at a time, its arrays stay in the cache (bench/heads.py says how much that gives).
+    """
+
+    @staticmethod
+    def forward(ctx, z_BM, scale_GM, shift_GM, weight_GCM, bias_GC, ratios, rule) -> torch.Tensor:
+        logits_GCB = z_BM.new_empty(*bias_GC.shape, len(z_BM))
+        x_BM, kept = torch.empty_like(z_BM), []
+        for g, logits_CB in enumerate(logits_GCB):
+            torch.addcmul(shift_GM[g], z_BM, scale_GM[g], out=x_BM)
+            keep_1BM = keep_mask(x_BM[None], ratios[g:g + 1], rule)
+            kept.append(keep_1BM)
+            if keep_1BM is not None:
+                x_BM.mul_(keep_1BM[0])
+            torch.addmm(bias_GC[g, :, None], weight_GCM[g], x_BM.T, out=logits_CB)
+        ctx.kept = kept
+        ctx.save_for_backward(z_BM, scale_GM, shift_GM, weight_GCM)
+        return logits_GCB
+
+    @staticmethod
+    def backward(ctx, grad_GCB) -> tuple[torch.Tensor | None, ...]:
+        z_BM, scale_GM, shift_GM, weight_GCM = ctx.saved_tensors
+        grad_bias, grad_weight = grad_GCB.sum(2), torch.empty_like(weight_GCM)
+        grad_scale, grad_shift = torch.empty_like(scale_GM), torch.empty_like(shift_GM)
+        grad_z = torch.zeros_like(z_BM) if ctx.needs_input_grad[0] else None  # fine-tuning alone asks for it
+        x_BM = torch.empty_like(z_BM)
+        for g, keep_1BM in enumerate(ctx.kept):
+            weight_CM, grad_CB = weight_GCM[g], grad_GCB[g]
+            P_CM = grad_CB @ (z_BM if keep_1BM is None else torch.mul(z_BM, keep_1BM[0], out=x_BM))
+            Q_CM = grad_bias[g, :, None].expand_as(P_CM) if keep_1BM is None else grad_CB @ keep_1BM[0]
+            torch.sum(weight_CM * P_CM, 0, out=grad_scale[g])
+            torch.sum(weight_CM * Q_CM, 0, out=grad_shift[g])
+            torch.addcmul(P_CM * scale_GM[g], Q_CM, shift_GM[g], out=grad_weight[g])
+            if grad_z is not None:
+                grad_x = grad_CB.T @ weight_CM * scale_GM[g]  # (B, M)
+                grad_z += grad_x if keep_1BM is None else grad_x * keep_1BM[0]
+        return grad_z, grad_scale, grad_shift, grad_weight, grad_bias, None, None

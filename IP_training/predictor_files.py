@@ -1,9 +1,9 @@
 """The selected predictor of every ratio, with its bank, as safetensors + JSON: explanations need no retraining.
 
 `predictors/seed_R.safetensors` holds, per ratio s: `s/weight` (C, M), `s/bias` (C,), `s/scale` and `s/shift` (M,) of
-the normaliser; and `bank` (M, D), `mean`, `std` (M,), or `s/bank` … where every ratio has a bank of its own. The dense
-head's `dense/weight` (C, D) and `dense/bias` (C,) lie where it was trained. `predictors/seed_R.json` says what each
-concept looks like, how blocks of concepts are normalised, the class names, and what was selected.
+the normaliser; and `bank` (M, D), `mean`, `std` (M,), or `s/bank` … where every ratio has a bank of its own. Dense heads
+lie with their own ledger. `predictors/seed_R.json`: what each concept looks like, how blocks of concepts are normalised,
+the class names, and what was selected.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from iis.embedding_file import save_tensors
 from iis.results import cell_of, select
 from iis.runtime import UserError, read_json, write_json
-from IP_training.concept_banks import Bank
-from IP_training.grid_training import Trained
-from IP_training.normalise import Normaliser
+from IP_training.banks import Bank
+from IP_training.predictor import Normaliser
+from IP_training.train_heads import Trained
 
 
 def save_predictors(folder: Path, trained: Sequence[Trained], banks: Sequence[tuple[Bank | None, Normaliser | None]],

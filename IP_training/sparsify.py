@@ -4,7 +4,6 @@ Rules, for M concepts and ratio s:
     mask     exactly k = M − ⌊M·s⌋ entries keep their value, the rest become 0; equal |a|: lower index first
     strict   the release: values above the ⌊M·s⌋-th (from 0) smallest |a|; one fewer than k, fewer still with ties
     shrink   Eq. 4 as printed: a · max(|a| − τ, 0), τ the largest zeroed |a|
-    soft     sign(a) · max(|a| − τ, 0)
 The threshold is a constant for the gradient.
 """
 
@@ -18,18 +17,15 @@ import torch
 
 from iis.grid import dropped_count
 
-RULES = ("mask", "strict", "shrink", "soft")
-
 
 def sparsify(a_GBM: torch.Tensor, ratios: Sequence[float], rule: str = "mask") -> torch.Tensor:
     """Sparsified activations (G, B, M); slice g at ratios[g]. Differentiable in `a_GBM`."""
-    if rule in ("mask", "strict"):
-        keep = keep_mask(a_GBM, ratios, rule)
-        return a_GBM if keep is None else a_GBM * keep
-    dropped = [dropped_count(a_GBM.shape[-1], ratio) for ratio in ratios]
-    ascending = sort_ascending(a_GBM.detach().abs())  # (G, B, M)
-    excess = (a_GBM.abs() - _pick(ascending, [count - 1 for count in dropped])).clamp_min(0)  # over the largest zeroed
-    return a_GBM * excess if rule == "shrink" else a_GBM.sign() * excess
+    if rule == "shrink":
+        dropped = [dropped_count(a_GBM.shape[-1], ratio) for ratio in ratios]
+        largest_zeroed = _pick(sort_ascending(a_GBM.detach().abs()), [count - 1 for count in dropped])  # (G, B, 1)
+        return a_GBM * (a_GBM.abs() - largest_zeroed).clamp_min(0)
+    keep_GBM = keep_mask(a_GBM, ratios, rule)
+    return a_GBM if keep_GBM is None else a_GBM * keep_GBM
 
 
 def keep_mask(a_GBM: torch.Tensor, ratios: Sequence[float], rule: str = "mask") -> torch.Tensor | None:
@@ -42,8 +38,7 @@ def keep_mask(a_GBM: torch.Tensor, ratios: Sequence[float], rule: str = "mask") 
         for magnitude_BM, count in zip(magnitude, dropped, strict=True):
             keep_largest_(magnitude_BM, count, rule)
         return magnitude
-    ascending = sort_ascending(magnitude)  # (G, B, M)
-    threshold = _pick(ascending, dropped)  # (G, B, 1): the smallest magnitude that is kept
+    threshold = _pick(sort_ascending(magnitude), dropped)  # (G, B, 1): the smallest magnitude that is kept
     if rule == "strict":
         return magnitude.gt_(threshold)
     kept = _tensor(tuple(magnitude.shape[-1] - count for count in dropped), magnitude.device)[:, None, None]
@@ -51,10 +46,9 @@ def keep_mask(a_GBM: torch.Tensor, ratios: Sequence[float], rule: str = "mask") 
 
 
 def keep_largest_(magnitude_BM: torch.Tensor, dropped: int, rule: str = "mask") -> torch.Tensor:
-    """Turn the magnitudes of one head in place into its mask: under `mask`, 0 at exactly `dropped` entries of every
-    row and 1 elsewhere, among equal magnitudes the lower index is kept; under `strict`, 1 above the threshold.
+    """Turn the magnitudes of one head into its mask, in place: 1 at the entries that stay, 0 at the others.
 
-    In place and in floats, because the CPU's vector units then do all of it, which they do not for a bool mask.
+    In floats, because the CPU's vector units do not work on a bool mask.
     """
     if rule == "mask" and not dropped:
         return magnitude_BM.fill_(1.0)
@@ -67,9 +61,9 @@ def keep_largest_(magnitude_BM: torch.Tensor, dropped: int, rule: str = "mask") 
     if not crowded_B.any():
         return magnitude_BM.ge_(threshold)
     kept = magnitude_BM.shape[-1] - dropped
-    mended = _exactly(magnitude_BM[crowded_B], threshold[crowded_B], kept).to(magnitude_BM.dtype)  # (rows, M)
+    exact = _exactly(magnitude_BM[crowded_B], threshold[crowded_B], kept).to(magnitude_BM.dtype)  # (rows, M)
     magnitude_BM.ge_(threshold)
-    magnitude_BM[crowded_B] = mended
+    magnitude_BM[crowded_B] = exact
     return magnitude_BM
 
 
@@ -80,9 +74,10 @@ def _exactly(magnitude: torch.Tensor, threshold: torch.Tensor, kept: torch.Tenso
 
 
 def sort_ascending(magnitude: torch.Tensor) -> torch.Tensor:
-    """Magnitudes (none below 0) sorted along the last axis. On the CPU by numpy's vectorised sort, and as integers:
-    the bits of floats above 0 have the order of the floats, and integers need no watch for NaN. Some 30 times as
-    fast as torch.sort on rows this short (bench/heads.py, with AVX-512), and the same values.
+    """Magnitudes (none below 0) sorted along the last axis.
+
+    On a CPU numpy sorts their bits as integers, which have the same order and need no check for NaN: with AVX-512 some
+    30 times as fast as torch.sort on rows this short (bench/heads.py), and the same values.
     """
     if magnitude.device.type == "cpu":
         values = magnitude.numpy()
@@ -91,12 +86,12 @@ def sort_ascending(magnitude: torch.Tensor) -> torch.Tensor:
     return magnitude.sort(dim=-1).values
 
 
-def _pick(ascending: torch.Tensor, positions: Sequence[int], nothing: float = 0.0) -> torch.Tensor:
-    """Entry positions[g] of every sorted row of slice g, (G, B, 1); position −1 (none is zeroed) gives `nothing`."""
+def _pick(ascending: torch.Tensor, positions: Sequence[int]) -> torch.Tensor:
+    """Entry positions[g] of every sorted row of slice g, (G, B, 1); position −1 (none is zeroed) gives 0."""
     index = _tensor(tuple(max(position, 0) for position in positions), ascending.device)
     picked = ascending.gather(-1, index[:, None, None].expand(-1, ascending.shape[1], 1))  # (G, B, 1)
     absent = _tensor(tuple(int(position < 0) for position in positions), ascending.device).bool()
-    return picked.masked_fill_(absent[:, None, None], nothing)
+    return picked.masked_fill_(absent[:, None, None], 0.0)
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,4 +1,7 @@
-"""From a ledger to the IIS: the curve of every seed, mean ± std, both selections, a bootstrap, and the verdicts."""
+"""From a ledger to the IIS: the curve of every seed, mean ± std, a bootstrap, and what to know before using the number.
+
+A folder of checkpoints named as the authors' release names them is read too (`release_summary`).
+"""
 
 from __future__ import annotations
 
@@ -25,20 +28,20 @@ from iis.results import select, unpack_correct
 from iis.runtime import UserError
 from iis.statistics import bootstrap_iis, interval, mean_std
 
-# What names a run in tables.
-TITLE = ("model", "dataset", "bank", "num_concepts", "protocol")
+TITLE = ("model", "dataset", "bank", "num_concepts", "protocol")  # what names a run in tables
 # What else a row must hold to be summarised; those of MEASURED must be numbers.
 MEASURED = ("top1", "top5", "last_top1", "last_top5", "select_top1", "last_select_top1")
 NEEDED = (*TITLE, *MEASURED, "kept", "hits", "chance", "n_val", "sparsifier", "width", "holdout")
+FEW_STEPS = 300  # optimizer steps in all, below which heads have hardly trained
+# Marks stand beside the number in every table, CSV and figure.
+MARKS = {"close to chance": "!", "saturated": "^", "above the dense head": "+"}
 
 
 def summarise(rows: Sequence[dict[str, Any]], draws: int = 1000, where: str = "the ledger") -> dict[str, Any]:
     """Everything `iis_computing.py` reports about one ledger, as plain values. Accuracies are fractions.
 
-    Raises `UserError` where a seed lacks a ratio or its dense head, or a row what is measured.
+    Raises `UserError` where a seed lacks a ratio or its dense head, or a row lacks a measurement.
     """
-    if not rows:
-        raise UserError(f"{where} has no rows: run stage 3 first")
     _check_rows(rows, where)
     seeds, first = sorted({row["seed"] for row in rows}), rows[0]
     ratios = sorted({row["ratio"] for row in rows if row["ratio"] != DENSE})
@@ -49,29 +52,36 @@ def summarise(rows: Sequence[dict[str, Any]], draws: int = 1000, where: str = "t
         if DENSE not in mine:
             raise UserError(f"{where} has no dense head for seed {seed}: run stage 3 again, it trains what is missing")
     chosen, last = select(rows), select(rows, "last")
-    curves = {"best": _curves(chosen, seeds, ratios, "top1", first["chance"]),
-              "last": _curves(last, seeds, ratios, "last_top1", first["chance"])}
-    best = curves["best"]
+    best = _curves(chosen, seeds, ratios, "top1", first["chance"])
+    at_end = _curves(last, seeds, ratios, "last_top1", first["chance"])
     scores = _bootstrap(chosen, seeds, ratios, first["n_val"], draws)
     dense, dense_std = mean_std(best["dense"])
+    sizes = sorted({chosen[seed, ratios[0]]["bank_size"] for seed in seeds}) if first["num_concepts"] is None else []
     result = {**{name: first[name] for name in TITLE}, "sparsifier": first["sparsifier"], "width": first["width"],
               "holdout": first["holdout"], "seeds": seeds, "ratios": ratios, "span": span(ratios),
               "kept": [chosen[seeds[0], ratio]["kept"] for ratio in ratios],
-              "n_val": first["n_val"], "chance": first["chance"], "curves": curves,
-              "iis": _score(best["iis"], span(ratios)), "iis_last": _score(curves["last"]["iis"], span(ratios)),
+              "n_val": first["n_val"], "chance": first["chance"], "curves": {"best": best, "last": at_end},
+              "iis": _score(best["iis"], span(ratios)), "iis_last": _score(at_end["iis"], span(ratios)),
               "iis_chance_corrected": _score(best["iis_chance_corrected"], span(ratios)),
               "bootstrap": {"draws": draws, "std": float(scores.std(ddof=1)), "interval_95": interval(scores)},
               "dense": {"mean": dense, "std": dense_std, "standard_error": standard_error(dense, first["n_val"]),
                         "top5": float(np.mean([chosen[seed, DENSE]["top5"] for seed in seeds]))},
               "table": _table(chosen, last, seeds, ratios, best)}
-    if result["num_concepts"] is None:  # a Text bank of all words that pass; their number may differ between seeds
-        sizes = sorted({chosen[seed, ratios[0]]["bank_size"] for seed in seeds})
+    if sizes:  # a Text bank of all words that pass; their number may differ between seeds
         result["num_concepts"] = sizes[0] if len(sizes) == 1 else f"{sizes[0]}-{sizes[-1]}"
-    result["remarks"] = [*_verdicts(result), *advice(rows)]
+    result["marks"], warnings = _warnings(result)
+    result["remarks"] = [*warnings, *_notes(result), *remarks_on_rows(rows)]
     return result
 
 
+def mark_of(result: dict[str, Any]) -> str:
+    """The signs of a summary's marks, to stand behind its number: "" for none."""
+    return "".join(MARKS[mark] for mark in result.get("marks", ()))
+
+
 def _check_rows(rows: Sequence[dict[str, Any]], where: str) -> None:
+    if not rows:
+        raise UserError(f"{where} has no rows: run stage 3 first")
     for row in rows:
         gone = [name for name in NEEDED if name not in row] or [
             name for name in MEASURED if not isinstance(row[name], int | float)]
@@ -100,20 +110,17 @@ def _score(per_seed: Sequence[float], length: float) -> dict[str, Any]:
 def _table(chosen: dict, last: dict, seeds: Sequence[int], ratios: Sequence[float], best: dict) -> list[dict[str, Any]]:
     """One line per ratio (the dense head first): means over seeds, and the std of what is compared."""
     lines = []
-    for ratio in (DENSE, *ratios):
-        mine = [chosen[seed, ratio] for seed in seeds]
+    for column, ratio in enumerate((DENSE, *ratios), start=-1):
+        mine, ends = ([selected[seed, ratio] for seed in seeds] for selected in (chosen, last))
         top1, top1_std = mean_std([row["top1"] for row in mine])
-        line = {"ratio": None if ratio == DENSE else ratio, "kept": mine[0]["kept"], "top1": top1, "top1_std": top1_std,
-                "top5": float(np.mean([row["top5"] for row in mine])),
-                "last_top1": float(np.mean([last[seed, ratio]["last_top1"] for seed in seeds])),
-                "last_top5": float(np.mean([last[seed, ratio]["last_top5"] for seed in seeds])),
-                "learning_rates": sorted({row["learning_rate"] for row in mine}), "arr": 1.0, "arr_std": None,
-                "arr_chance_corrected": 1.0}
-        if ratio != DENSE:
-            column = ratios.index(ratio)
-            line["arr"], line["arr_std"] = mean_std([curve[column] for curve in best["arr"]])
-            line["arr_chance_corrected"] = float(np.mean([curve[column] for curve in best["arr_chance_corrected"]]))
-        lines.append(line)
+        arr, arr_std = (1.0, None) if ratio == DENSE else mean_std([curve[column] for curve in best["arr"]])
+        corrected = 1.0 if ratio == DENSE else float(np.mean([one[column] for one in best["arr_chance_corrected"]]))
+        lines.append({"ratio": None if ratio == DENSE else ratio, "kept": mine[0]["kept"], "top1": top1,
+                      "top1_std": top1_std, "top5": float(np.mean([row["top5"] for row in mine])),
+                      "last_top1": float(np.mean([row["last_top1"] for row in ends])),
+                      "last_top5": float(np.mean([row["last_top5"] for row in ends])),
+                      "learning_rates": sorted({row["learning_rate"] for row in mine}), "arr": arr,
+                      "arr_std": arr_std, "arr_chance_corrected": corrected})
     return lines
 
 
@@ -123,33 +130,46 @@ def _bootstrap(chosen: dict, seeds: Sequence[int], ratios: Sequence[float], coun
     return bootstrap_iis(ratios, correct_RSN, dense_RN, draws)
 
 
-def _verdicts(result: dict[str, Any]) -> list[str]:
-    """What a reader must know before using the number."""
-    dense, count, remarks = result["dense"]["mean"], result["n_val"], []
+# ---- remarks: what a reader must know before using the number ----
+
+
+def _warnings(result: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """The marks of a summary, and their sentences."""
+    dense, count, marks, remarks = result["dense"]["mean"], result["n_val"], [], []
     if too_close_to_chance(dense, result["chance"], count):
+        marks.append("close to chance")
         remarks.append(f"warning: the dense head reaches {dense:.4f} where always naming the largest class gives "
                        f"{result['chance']:.4f}; this close to chance ARR and IIS mean nothing")
-    accuracies = np.mean(result["curves"]["best"]["accuracy"], axis=0)
-    reason = None
+    accuracies, reason = np.mean(result["curves"]["best"]["accuracy"], axis=0), None
     if saturated(accuracies, dense, count):
         reason = "every ARR is within one standard error of 1"
     elif near_ceiling(result["iis"]["mean"], result["span"], dense, count):
         reason = f"the IIS is within one standard error of its ceiling {result['span']:g}"
     if reason:
+        marks.append("saturated")
         remarks.append(f"warning: {reason}, so it has saturated and cannot tell representations apart; use a smaller "
                        "--num_concepts or a harder data set")
+    if result["iis"]["mean"] > result["span"]:
+        marks.append("above the dense head")
+        remarks.append(f"warning: the IIS is above {result['span']:g}, so predictors do better than the dense head they "
+                       "are divided by; the dense head may need more epochs (--n_epoch) or other --learning_rates")
+    return marks, remarks
+
+
+def _notes(result: dict[str, Any]) -> list[str]:
+    notes = []
     if not result["holdout"]:
-        remarks.append("note: epoch and learning rate were selected on the validation images themselves, as the "
-                       "release does; --holdout 0.1 in stage 3 selects on a slice of train")
+        notes.append("note: epoch and learning rate were selected on the validation images themselves, as the release "
+                     "does; --holdout 0.1 in stage 3 selects on a slice of train")
     if len(result["seeds"]) == 1:
-        remarks.append("note: one seed says nothing about spread; train more with --seeds 3")
-    return remarks
+        notes.append("note: one seed says nothing about spread; train more with --seeds 3")
+    return notes
 
 
-def advice(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """One sentence per remark, for people; none where the ledger deserves none."""
-    remarks = []
-    selected = list(select(rows).values())
+def remarks_on_rows(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """One sentence for each thing about the training that deserves one: a selection at the edge of the grid, too few
+    steps, heads that learned nothing."""
+    remarks, selected = [], list(select(rows).values())
     rates = sorted({row["learning_rate"] for row in rows})
     for rate, side in ((rates[0], "smaller"), (rates[-1], "larger")) if len(rates) > 1 else ():
         at_edge = [row for row in selected if row["learning_rate"] == rate]
@@ -160,6 +180,11 @@ def advice(rows: Sequence[dict[str, Any]]) -> list[str]:
     if last:
         remarks.append(f"note: the best epoch is the last one ({last[0]['epochs']}) for {_places(last)}; "
                        "more epochs may do better (--n_epoch)")
+    steps = {row["epochs"] * -(-row["n_train"] // row["batch_size"]) for row in rows
+             if {"epochs", "n_train", "batch_size"} <= row.keys()}
+    if steps and min(steps) < FEW_STEPS:
+        remarks.append(f"note: heads trained for {min(steps)} steps in all, and under about {FEW_STEPS} they have hardly "
+                       "settled; set a smaller --batch_size or a larger --n_epoch")
     silent = [row for row in selected if row["note"]]
     if silent:
         remarks.append(f"note: {_places(silent)}: {silent[0]['note']}")
@@ -177,13 +202,19 @@ def _places(rows: Sequence[dict[str, Any]]) -> str:
     return f"{' and '.join(parts)} ({len(rows)} selected head{'s' if len(rows) > 1 else ''})"
 
 
+# ---- the release's checkpoints ----
+
+
 def is_release_folder(folder: Path) -> bool:
-    """True where at least one file bears such a name."""
+    """True where at least one file is named as the release names them."""
     return any("##" in file.name for file in Path(folder).glob("*.pth"))
 
 
 def release_summary(folder: Path) -> list[dict[str, Any]]:
-    """One result per M: best top-1 per ratio over best dense top-1 (not the last one listed), and the area.
+    """One result per M from file names alone: best top-1 per ratio over best dense top-1, and the area.
+
+        standard##0.01##0.842##0.7613##0.9286.pth        standard##lr##loss##top1##top5      the dense head
+        200##0.7##0.01##0.911##0.6402##0.8511.pth        M##s##lr##loss##top1##top5          a predictor
 
     Raises `UserError` for a name that does not parse, a missing dense head or a missing ratio.
     """

@@ -1,13 +1,19 @@
-"""A sweep: what its YAML expands to; finished cells are skipped, and a failing one does not stop the rest."""
+"""Sweeps and fine-tuning: what a YAML expands to; finished cells are skipped, and a failing one does not stop the rest;
+and the fine-tuning table from its cells."""
 
 import json
 
 import pytest
+import torch
+from made_sweep import call, rows_of
+from test_finetuning import world  # noqa: F401 - a fixture
 
 from iis.runtime import UserError
-from reproduction import sweep
-from reproduction.lib import sweep_steps
-from reproduction.lib.scripts import words_of
+from reproduction import finetuning, finetuning_table, sweep
+from reproduction.finetuning import cells_of, read_plan
+from reproduction.lib import cells as running
+from reproduction.lib import sweep_cells, sweep_steps
+from reproduction.lib.measured import lines_of_fine_tuning
 from reproduction.lib.sweep_cells import read_sweep
 
 PLAIN = """
@@ -18,40 +24,32 @@ banks: [Prototype, {bank: Random, variant: small, num_concepts: 3}]
 """
 
 
-def written(tmp_path, text):
-    file = tmp_path / "toy.yaml"
+def written(tmp_path, text, name="toy.yaml"):
+    file = tmp_path / name
     file.write_text(text)
     return file
 
 
 def test_a_yaml_is_models_times_banks(tmp_path):
-    cells = read_sweep(written(tmp_path, PLAIN)).cells
-    assert [(cell.model_name, cell.bank, cell.variant, cell.flags) for cell in cells] == [
-        ("one", "Prototype", "", {"seeds": 2, "num_concepts": 5}),
-        ("one", "Random", "small", {"seeds": 2, "num_concepts": 3}),
-        ("two", "Prototype", "", {"seeds": 2, "num_concepts": 5}),
-        ("two", "Random", "small", {"seeds": 2, "num_concepts": 3})]
-    assert cells[2].model == {"model_name": "two", "config_yaml": "one", "weights": "none"}
-    assert cells[2].said == {"family": "ones"}
-
-
-def test_blocks_share_the_settings(tmp_path):
     text = PLAIN + "blocks: [{datasets: [other], models: [one], banks: [Text], settings: {seeds: 1}}]"
-    assert [cell.flags for cell in read_sweep(written(tmp_path, text)).cells if cell.dataset == "other"] == [
-        {"seeds": 1, "num_concepts": 5}]
+    cells = read_sweep(written(tmp_path, text)).cells
+    plain, small = {"seeds": 2, "num_concepts": 5}, {"seeds": 2, "num_concepts": 3}
+    assert [(cell.model_name, cell.bank, cell.variant, cell.flags) for cell in cells] == [
+        ("one", "Prototype", "", plain), ("one", "Random", "small", small), ("two", "Prototype", "", plain),
+        ("two", "Random", "small", small), ("one", "Text", "", {"seeds": 1, "num_concepts": 5})]
+    assert cells[2].stage2 == {"model_name": "two", "config_yaml": "one", "weights": "none"}
+    assert cells[2].of_tables == {"family": "ones"} and cells[4].dataset == "other"
 
 
 def test_checkpoints_are_models_in_the_order_of_their_epochs(tmp_path, monkeypatch):
-    from reproduction.lib import sweep_cells
-
     monkeypatch.setattr(sweep_cells, "ROOT", tmp_path)
     for epoch in (10, 2):
         (tmp_path / f"net_epoch{epoch}.pth").touch()
     text = PLAIN.replace("[one, {model_name: two, config_yaml: one, weights: none, family: ones}]",
                          "[{config_yaml: one, checkpoints: 'net_epoch*.pth'}]")
     cells = read_sweep(written(tmp_path, text)).cells
-    assert [cell.model["weights"] for cell in cells[::2]] == ["net_epoch2.pth", "net_epoch10.pth"]
-    assert cells[0].model == {"config_yaml": "one", "model_name": "net_epoch2", "weights": "net_epoch2.pth"}
+    assert [cell.stage2["weights"] for cell in cells[::2]] == ["net_epoch2.pth", "net_epoch10.pth"]
+    assert cells[0].stage2 == {"config_yaml": "one", "model_name": "net_epoch2", "weights": "net_epoch2.pth"}
 
 
 @pytest.mark.parametrize("text, sentence", [
@@ -66,34 +64,41 @@ def test_checkpoints_are_models_in_the_order_of_their_epochs(tmp_path, monkeypat
     (PLAIN.replace("[toy]", "[10]"), "the data set 10 or the bank 'Prototype' is no name"),
     (PLAIN.replace("[Prototype,", "[null,"), "the data set 'toy' or the bank None is no name"),
     (PLAIN.replace("[one,", "[1,"), "the model 1 is neither a name"),
-    ("settings: {seeds: 1}", "names no cell")])
-def test_a_wrong_yaml_is_told(tmp_path, text, sentence):
-    with pytest.raises(UserError, match=sentence.replace("(", r"\(")):
-        read_sweep(written(tmp_path, text))
-
-
-@pytest.mark.parametrize("text, sentence", [
+    ("settings: {seeds: 1}", "names no cell"),
     (PLAIN.replace("num_concepts: 5", "num_concept: 5"), "num_concept'.*no training script.*did you mean num_concepts"),
     (PLAIN + "stage1: {formatt: png}", "formatt'.*no stage 1 script.*did you mean format"),
     (PLAIN + "stage2: {batch: 3}", "batch'.*no stage 2 script.*did you mean batch_size"),
     (PLAIN.replace("weights: none", "wieghts: none"), "wieghts'.*no stage 2 script.*did you mean weights"),
     (PLAIN.replace("[Prototype,", "[{bank: Prototype, element_kind: patch},"), "element_kind 'patch'; did you")])
-def test_a_setting_that_no_script_knows_is_told(tmp_path, text, sentence):
+def test_a_wrong_sweep_is_one_sentence(tmp_path, text, sentence):
     with pytest.raises(UserError, match=sentence):
         sweep_steps.check_settings(read_sweep(written(tmp_path, text)))
 
 
-def test_no_cell_and_no_place_to_write_are_told(tmp_path):
+@pytest.mark.parametrize(("text", "words"), [
+    ("dataset: toy", "needs a line `model_config: NAME`"), ("model: net", "unknown key 'model'"),
+    ("objectives: [iis]", "the objective iis is not known"), ("ablations: {width: [1]}", "unknown key 'width'"),
+    ("ablations: [1]", "ablations should hold `key: value` pairs"), ("objectives: dense", "objectives should be a list"),
+    ("ablations: {sparsity: 0.5}", "sparsity should be a list, and is 0.5"),
+    ("seeds: many", "seeds should be a whole number above 0, and is 'many'"),
+    ("seeds: 0", "seeds should be a whole number above 0, and is 0")])
+def test_a_wrong_fine_tuning_is_one_sentence(tmp_path, text, words):
+    start = "" if "model" in text or "dataset" in text else "model_config: a\ndataset: b\n"
+    with pytest.raises(UserError, match=words):
+        read_plan(written(tmp_path, start + text))
+
+
+def test_what_is_not_there_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
-    for flags, sentence in ((["--only", "Text"], "no cell of toy has 'Text' in its name"),
-                            (["--save_dir", str(tmp_path / "file")], "cannot write to the output folder")):
+    plan = written(tmp_path, PLAIN)
+    for script, flags, sentence in (
+            (sweep, (plan, "--only", "Text"), "no cell of toy has 'Text' in its name; it has one, toy, Prototype"),
+            (sweep, (plan, "--save_dir", tmp_path / "file"), "cannot write to the output folder"),
+            (sweep, ("shape",), "did you mean shapes"),
+            (finetuning, ("finetuning_shape",), "there is no sweep finetuning_shape; did you mean finetuning_shapes"),
+            (finetuning_table, ("--sweep", "nothing"), "there is no fine-tuning nothing")):
         with pytest.raises(UserError, match=sentence):
-            sweep.main(sweep.parser().settings([str(written(tmp_path, PLAIN)), *flags]))
-
-
-def test_flags_become_words():
-    assert [words_of("a", value) for value in (3, True, False, None, [0.1, 0.5])] == [
-        ["--a", "3"], ["--a"], [], [], ["--a", "0.1,0.5"]]
+            call(script, *flags)
 
 
 def test_cells_that_fail_and_cells_that_are_done(tmp_path, monkeypatch, capsys):
@@ -110,40 +115,119 @@ def test_cells_that_fail_and_cells_that_are_done(tmp_path, monkeypatch, capsys):
         return folder
 
     monkeypatch.setattr(sweep_steps.Steps, "run", run)
-    flags = [str(written(tmp_path, PLAIN)), "--save_dir", str(tmp_path / "out")]
+    flags = written(tmp_path, PLAIN), "--save_dir", tmp_path / "out"
     with pytest.raises(UserError) as error:
-        sweep.main(sweep.parser().settings(flags))
-    assert "2 of 4 cells failed" in str(error.value)
+        call(sweep, *flags)
+    assert "2 of 4 cells failed" in str(error.value) and len(ran) == 4
     assert "one, toy, Random, M = 3, small: mend me" in str(error.value)
     assert "two, toy, Random, M = 3, small: ZeroDivisionError: a bug" in str(error.value)
-    assert len(ran) == 4
     broken = False
-    sweep.main(sweep.parser().settings(flags))
+    call(sweep, *flags, "--dry_run")
+    assert "would run: one, toy, Random" in capsys.readouterr().out and len(ran) == 4
+    call(sweep, *flags)
     assert ran[4:] == ["one, toy, Random, M = 3, small", "two, toy, Random, M = 3, small"]
     entries = json.loads((tmp_path / "out" / "cells.json").read_text())
     assert all(entry["folder"] and not entry["message"] for entry in entries)
-    sweep.main(sweep.parser().settings(flags))
+    call(sweep, *flags)
     assert len(ran) == 6 and "4 cells, 4 finished before" in capsys.readouterr().out
 
 
-def test_a_preparation_that_failed_is_not_tried_again(tmp_path, monkeypatch):
-    steps, tried = sweep_steps.Steps(read_sweep(written(tmp_path, PLAIN)), None), []
+def test_a_cell_prepares_what_it_needs_once_and_a_failure_is_not_tried_again(tmp_path, monkeypatch):
+    steps, called = sweep_steps.Steps(read_sweep(written(tmp_path, PLAIN)), None), []
+    monkeypatch.setattr(sweep_steps, "call_script", lambda script, settings: called.append(
+        (script.__name__.split(".")[1], {key: value for key, value in settings.items() if value is not None})))
+    monkeypatch.setattr(sweep_steps, "elements_folder", lambda *_: tmp_path)
+    for cell in steps.sweep.cells[:2]:
+        steps.run(cell)
+    embed = {"model_name": "one", "config_yaml": "one", "dataset": "toy", "representations": "train,val"}
+    train = {"model_name": "one", "dataset": "toy", "seeds": 2}
+    assert called == [("visual_element_emb_extractor", {**embed, "data_path": tmp_path}),
+                      ("IP_Prototype_training", {**train, "num_concepts": 5}), ("visual_element_emb_extractor", embed),
+                      ("IP_Bank_training", {**train, "num_concepts": 3, "kind": "Random"})]
 
-    def representations(cell, dataset, folders):
-        tried.append(cell.model_name)
+    def failing(script, settings):
+        called.append(settings["model_name"])
         raise UserError("no weights")
 
-    representations.__name__ = "_representations"
-    monkeypatch.setattr(steps, "_representations", representations)
-    for cell in steps.sweep.cells[1:]:
+    monkeypatch.setattr(sweep_steps, "call_script", failing)
+    for _ in range(2):
         with pytest.raises(UserError, match="no weights"):
-            steps.run(cell)
-    assert tried == ["one", "two", "two"]  # with and without elements
+            steps.run(steps.sweep.cells[2])
+    assert called[4:] == ["two"]
 
 
 def test_the_sweeps_of_the_repository_can_be_read():
-    for file in sweep.YAMLS.glob("*.yaml"):
-        if not file.stem.startswith("finetuning") and "checkpoints:" not in file.read_text():
+    for file in running.YAMLS.glob("*.yaml"):
+        if file.stem.startswith("finetuning"):
+            assert cells_of(read_plan(file))
+        elif "checkpoints:" not in file.read_text():
             sweep_steps.check_settings(read_sweep(file))
-    with pytest.raises(UserError, match="did you mean shapes"):
-        sweep.find_sweep("shape")
+
+
+# ---- fine-tuning ----
+
+
+def test_cells_of_a_fine_tuning(tmp_path):
+    start = "model_config: net\ndataset: toy\nseeds: 2\n"
+    cells = cells_of(read_plan(written(tmp_path, start + "objectives: [interpretability, dense]\n"
+                                       "recipe: {num_concepts: 8}\n"
+                                       "ablations: {num_concepts: [4, 8], sparsity: [0.5], seeds: 1}\n")))
+    assert [cell["name"] for cell in cells] == [
+        "before_seed0", "interpretability_M8_s0.1_seed0", "dense_M8_s0.1_seed0", "interpretability_M8_s0.1_seed1",
+        "dense_M8_s0.1_seed1", "interpretability_M4_s0.1_seed0", "interpretability_M8_s0.5_seed0"]
+    cells = cells_of(read_plan(written(tmp_path, start + "objectives: [dense]\nrecipe: {num_pictures: 9}\n")))
+    assert [cell["name"] for cell in cells][:2] == ["before_seed0", "before_seed1"]  # each seed has its own images
+
+
+def test_from_yaml_to_table(world, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setattr("IP_training.training_run.DENSE_HEADS", world / "dense_heads")
+    monkeypatch.setattr("iis.names.elements_folder", lambda *_: world / "elements")
+    monkeypatch.setattr("IP_training.IP_Finetuning.elements_folder", lambda *_: world / "elements")
+    file = written(world, f"model_config: {world}/net.yaml\ndataset: {world}/toy.yaml\nseeds: 2\n"
+                   "recipe: {epochs: 1, batch_size: 12, num_concepts: 4, workers: 0}\n"
+                   "objectives: [interpretability, dense]\nablations: {num_concepts: [2, 99], seeds: 1}\n"
+                   "measure: {num_concepts: 4, seeds: 1, n_epoch: 2}\n", "finetuning_toy.yaml")
+    run = lambda: call(finetuning, file, "--device", "cpu", "--save_dir", world / "runs")  # noqa: E731
+    run_cell = finetuning.run_cell
+
+    def failing(plan, cell, folder, device):
+        if cell["name"] == "dense_M4_s0.1_seed0":
+            raise UserError("no luck")
+        return run_cell(plan, cell, folder, device)
+
+    monkeypatch.setattr(finetuning, "run_cell", failing)
+    with pytest.raises(UserError, match="1 of 7 cells failed(.|\n)*dense_M4_s0.1_seed0: no luck"):
+        run()
+    monkeypatch.setattr(finetuning, "run_cell", run_cell)
+    run()
+    assert [entry["message"] for entry in json.loads((world / "runs" / "runs.json").read_text())] == [None] * 7
+    monkeypatch.setattr(finetuning, "run_cell", None)  # all are finished: none is called
+    run()
+    out = world / "table"
+    call(finetuning_table, "--sweep", world / "runs", "--save_dir", out)
+    assert {file.name for file in out.iterdir()} >= {
+        *(f"finetuning{name}.{suffix}" for name in ("", "_num_concepts") for suffix in ("csv", "md", "tex")),
+        "finetuning_curves.png", "finetuning_curves.pdf"}
+    assert not (out / "finetuning_sparsity.csv").exists()  # one value only
+    lines = {line["objective"]: line for line in rows_of(out / "finetuning.csv")}
+    assert list(lines) == ["as it came", "CE + λ CE(IP), Eq. 8", "CE alone (control)"]
+    after = {(objective, seed): json.loads((world / "runs" / f"{objective}_M4_s0.1_seed{seed}" / "finetuning.json")
+             .read_text())["after"]["dense_top1"] for objective in ("interpretability", "dense") for seed in (0, 1)}
+    eq8, control = lines["CE + λ CE(IP), Eq. 8"], lines["CE alone (control)"]
+    assert float(eq8["own_head"]) == pytest.approx(50 * (after["interpretability", 0] + after["interpretability", 1]))
+    expected = 50 * sum(after["interpretability", seed] - after["dense", seed] for seed in (0, 1))
+    assert float(eq8["own_head_difference"]) == pytest.approx(expected) and eq8["iis_pairs"] == "2"
+    assert control["own_head_difference"] == ""
+    assert [line["M"] for line in rows_of(out / "finetuning_num_concepts.csv")] == ["2", "4", "99"]
+    collected = {(line["setting"], line["variant"], line["measure"]): line for line in lines_of_fine_tuning(world)}
+    line = collected["after fine-tuning", "M = 4", "original head top-1"]
+    assert line["value"] == pytest.approx(float(eq8["own_head"]), abs=1e-3) and line["seeds"] == 2
+    of_control = collected["after fine-tuning", "CE alone (control); M = 4; measured at M = 4", "IIS"]
+    assert of_control["value"] == pytest.approx(float(control["iis"]), abs=1e-5)
+    assert ("before fine-tuning", "measured at M = 4", "IIS") in collected
+    assert ("before fine-tuning", "", "dense top-1") in collected
+    assert ("before fine-tuning", "", "original head top-1") not in collected
+    file.write_text(file.read_text().replace("epochs: 1", "epochs: 2"))
+    with pytest.raises(UserError, match="holds backbones made with recipe"):
+        run()
+    assert torch.load(world / "runs" / "dense_M4_s0.1_seed1" / "backbone.pth", weights_only=True)

@@ -18,7 +18,7 @@ import torch
 from iis.statistics import mean_std
 from IP_training.elastic_gram import gram_path as elastic_net_path
 from IP_training.elastic_net import Fit, largest_lam
-from IP_training.normalise import fit_normaliser
+from IP_training.predictor import fit_normaliser
 from IP_training.predictor import interpret
 
 CACHE = "nec.json"  # beside a ledger, written by reproduction/accuracy_at_nec.py: {seed: {"depends", "levels"}}

@@ -1,4 +1,4 @@
-"""From words to directions in representation space (LF-CBM's route; Oikarinen et al., ICLR 2023).
+"""The Text bank: words as directions in representation space (LF-CBM's route; Oikarinen et al., ICLR 2023).
 
 P (N, M) = cosine of CLIP's image and text embeddings says how much of every word is in every image. A bias-free
 projection W (M, D) is learned so that column m of h·Wᵀ rises and falls over the images as column m of P does; its
@@ -9,13 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from iis.runtime import UserError, torch_rng
-from IP_training.concept_banks import Bank, unit_rows
+from iis.cli import setting
+from iis.embedding_file import Embeddings, differing, load_embeddings
+from iis.names import EMBEDDINGS, clip_images_file, clip_label, clip_words_file
+from iis.runtime import ROOT, UserError, choose_device, torch_rng
+from IP_training.banks import Bank, MakeBank, Seed, unit_rows
+from IP_training.config import TrainingSettings
+from IP_training.inputs import Inputs, check_features
 
 VALIDATE_EVERY = 50  # steps (release)
 LEARNING_RATE = 1e-3  # of Adam (release)
@@ -216,3 +222,93 @@ def text_bank(words: Sequence[str], train_features_ND: torch.Tensor, train_simil
     bank = Bank("Text", unit_rows(projection.W_MD[kept]), [[names[m]] for m in kept.tolist()],
                 (("standard", len(kept)),))
     return bank, dropped, projection
+
+
+# ---- settings and files ----
+
+
+@dataclass(kw_only=True)
+class TextSettings(TrainingSettings):
+    """Text bank (published flags)"""
+
+    concept_set: Path | None = setting(None, "list of words, as given to textual_emb_extractor.py (default "
+                                       "concept_library/textual/DATASET_filtered.txt)")
+    clip_name: str = setting("ViT-B/16", "the CLIP whose embeddings are used")
+    clip_weights: str | None = setting(None, "its weights, as given to textual_emb_extractor.py")
+    activation_dir: Path | None = setting(None, "folder of the embeddings (default extractor/embs/MODEL)")
+    clip_cutoff: float = setting(0.25, "concepts whose mean top-5 cosine over training images is not above this are "
+                                 "dropped")
+    interpretability_cutoff: float = setting(0.45, "concepts whose validation cos-cubed similarity is not above this "
+                                             "are dropped")
+    proj_steps: int = setting(1000, "most steps of the projection")
+    proj_batch_size: int = setting(50_000, "images per step of the projection")
+    print: bool = setting(False, "name each dropped concept")
+
+
+@dataclass
+class TextInputs:
+    """CLIP's embeddings of the words (image_paths are the words) and of train and val, row for row as `Inputs`."""
+
+    words: Embeddings
+    train: Embeddings
+    val: Embeddings
+
+
+def load_text_inputs(settings: TextSettings, inputs: Inputs) -> TextInputs:
+    """Load and check: one CLIP for words and images, and images in the order of the representations."""
+    folder = settings.activation_dir or EMBEDDINGS / settings.model_name
+    concept_set = settings.concept_set or ROOT / "concept_library" / "textual" / f"{settings.dataset}_filtered.txt"
+    label = clip_label(settings.clip_name, settings.clip_weights)
+    files = [clip_words_file(folder, concept_set, label),
+             *(clip_images_file(folder, settings.dataset, split, label) for split in ("train", "val"))]
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"there are no CLIP embeddings {file}; run extractor/textual_emb_extractor.py --dataset "
+                            f"{settings.dataset} --concept_set {concept_set} --backbone {settings.model_name} --clip_name "
+                            f"{settings.clip_name} first")
+    found = TextInputs(*map(load_embeddings, files))
+    for split, clip, file in (("train", found.train, files[1]), ("val", found.val, files[2])):
+        difference = differing(found.words.provenance, clip.provenance, ("model", "weights_hash"))
+        if difference:
+            raise UserError(f"words and {split} images were embedded by different CLIPs: they differ in {difference}")
+        ours = getattr(inputs, split)
+        if len(clip) != len(ours) or (ours.provenance and clip.image_paths != ours.image_paths):
+            raise UserError(f"CLIP's {split} embeddings ({len(clip)} images) and the representations ({len(ours)}) "
+                            "are not of the same images; embed both again from one data set")
+        check_features(f"CLIP {split}", clip, file)
+    return found
+
+
+def identity_of_text(settings: TextSettings, text: TextInputs) -> dict[str, object]:
+    """What identifies a Text bank in the ledger, beside the representations."""
+    return {"clip": text.words.provenance.get("model"), "clip_weights_hash": text.words.provenance.get("weights_hash"),
+            "concept_set": text.words.provenance.get("concept_set"), "words_hash": text.words.content_hash,
+            "clip_cutoff": settings.clip_cutoff, "interpretability_cutoff": settings.interpretability_cutoff,
+            "proj_steps": settings.proj_steps, "proj_batch_size": settings.proj_batch_size}
+
+
+def words(settings: TextSettings, inputs: Inputs, text: TextInputs, num_concepts: int | None = None) -> MakeBank:
+    """The Text bank of each seed. Under --holdout every cut-off and the early stop use the slice of train instead of
+    validation."""
+    device = choose_device(settings.device, silent=True)
+    in_train = Similarity(text.train.features_ND, text.words.features_ND)
+    in_val = Similarity(text.val.features_ND, text.words.features_ND)
+
+    def make(seed: Seed) -> Bank:
+        check, similarity, rows = ((inputs.train, in_train, seed.selection[1]) if seed.selection
+                                   else (inputs.val, in_val, None))
+        bank, dropped, projection = text_bank(
+            text.words.image_paths, inputs.train.features_ND, in_train, check.features_ND, similarity,
+            num_concepts=num_concepts, clip_cutoff=settings.clip_cutoff, device=device, seed=seed.bank,
+            interpretability_cutoff=settings.interpretability_cutoff, train_rows=seed.train_rows, val_rows=rows,
+            steps=settings.proj_steps, batch_size=settings.proj_batch_size)
+        counts = {name: sum(word.setting == name for word in dropped)
+                  for name in ("clip_cutoff", "interpretability_cutoff", "num_concepts")}
+        print(f"text bank, seed {seed.bank}: {len(bank)} of {len(text.words)} concepts; dropped by "
+              + ", ".join(f"{name} {number}" for name, number in counts.items())
+              + f"; projection stopped after {projection.steps} steps, best at {projection.best_step}")
+        for word in dropped if settings.print else ():
+            print(f"  dropped by {word.setting}: {word.word} ({word.value:.4f})")
+        return bank
+
+    return make

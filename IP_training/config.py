@@ -1,0 +1,128 @@
+"""Settings that all training scripts share, and the protocols that set several of them together."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from iis.cli import count, setting
+from iis.grid import LEARNING_RATES, RATIOS, check_ratios
+from iis.names import slug
+from iis.runtime import ROOT, UserError
+
+# The switchable rows of docs/fidelity.md that stage 3 decides.
+PROTOCOLS = {"paper": {"sparsifier": "mask", "prototypes": "balanced", "element_choice": "balanced",
+                       "test_assignment": "argmax"},
+             "release": {"sparsifier": "strict", "prototypes": "first", "element_choice": "first",
+                         "test_assignment": "gumbel"}}
+AT_LEAST_ONE = ("seeds", "n_epoch", "batch_size", "num_concepts", "proj_steps", "proj_batch_size", "n_iters")
+
+
+@dataclass(kw_only=True)
+class Files:
+    """Files (published flags; by default found through --model_name and --dataset)"""
+
+    config_yaml: str | None = setting(None, "YAML with any of these settings")
+    model_name: str | None = setting(None, "backbone: the folder below extractor/embs/ (default resnet50; required for "
+                                     "bare matrices)", also=("--backbone",))
+    dataset: str | None = setting(None, "data set whose embeddings are used (default imagenet; required for bare "
+                                  "matrices)")
+    element_kind: Literal["segments", "patches"] = setting("segments", "which visual elements the bank is made of")
+    concept_path: Path | None = setting(None, "element embeddings of stage 2")
+    train_pt: Path | None = setting(None, "training representations (ours, or a bare N x D matrix)")
+    val_pt: Path | None = setting(None, "validation representations")
+    train_labels: Path | None = setting(None, "labels of a bare --train_pt: .pt, .npy or .txt")
+    val_labels: Path | None = setting(None, "labels of a bare --val_pt")
+    feature_layer: str | None = setting(None, "layer in the names of the representation files, as spelt in stage 2")
+    save_dir: Path | None = setting(None, "output folder (default IP_training/IP_<BANK>/MODEL/SETTING)")
+    dense_heads_dir: Path | None = setting(None, "where dense heads are kept for all banks (default "
+                                           "IP_training/dense_heads, or the environment variable IIS_DENSE_HEADS)")
+    in_channels: int | None = setting(None, "D, checked against the files (default: theirs)")
+    num_classes: int | None = setting(None, "C, checked against the files (default: theirs)")
+    other_dataset: bool = setting(False, "allow a bank made of another data set's elements (a control)")
+
+
+@dataclass(kw_only=True)
+class Grid(Files):
+    """Grid and recipe"""
+
+    num_concepts: int | None = setting(None, "M (default: num_concepts of the data set's YAML, else 200)")
+    ratios: tuple[float, ...] = setting(RATIOS, "sparsity ratios s, each in [0, 1)")
+    learning_rates: tuple[float, ...] = setting(LEARNING_RATES, "learning rates of Adam")
+    seeds: int = setting(3, "how many seeds, counted from --first_seed")
+    first_seed: int = setting(0, "first seed")
+    bank_seed: int | None = setting(None, "draw every seed's bank as seed N does, so that seeds vary the heads alone "
+                                    "(default: each seed has its own bank)", type=count, metavar="N")
+    n_epoch: int = setting(30, "epochs per head")
+    batch_size: int = setting(1024, "samples per step")
+    holdout: float = setting(0.0, "select on this fraction of train instead of on validation (0: as the release)",
+                             metavar="F")
+    feature_memory: float | None = setting(None, "memory for the raw features as float32; larger ones are read from "
+                                           "their file batch by batch, with the same result (default: half of what is "
+                                           "free)", metavar="GIB")
+    tf32: bool = setting(False, "matrix products on CUDA in TF32: faster, 10 bits of mantissa; recorded in the ledger")
+    device: str | None = setting(None, "cpu, cuda or cuda:N (default: cuda when there is one)")
+    dry_run: bool = setting(False, "only print what would be trained: shapes, bytes and folders")
+
+
+@dataclass(kw_only=True)
+class TrainingSettings(Grid):
+    """Fidelity (docs/fidelity.md)"""
+
+    protocol: Literal["paper", "release"] = setting("paper", "sets the flags of this group that are left out")
+    sparsifier: Literal["mask", "strict", "shrink"] | None = setting(None, "how interpretations are sparsified "
+                                                                     "(default: protocol)")
+
+    def __post_init__(self) -> None:
+        """Fill what the protocol decides, and check what can be checked before any file is read."""
+        for name, value in PROTOCOLS[self.protocol].items():
+            if getattr(self, name, value) is None:
+                setattr(self, name, value)
+        self.ratios = check_ratios(self.ratios)
+        self.learning_rates = tuple(sorted(set(self.learning_rates)))
+        if not min(self.learning_rates) > 0:
+            raise UserError("--learning_rates must all be above 0")
+        for name in AT_LEAST_ONE:
+            value = getattr(self, name, None)  # a script has some of them
+            if value is not None and value < 1:
+                raise UserError(f"--{name} {value}: at least 1 is needed")
+        if not 0 <= self.holdout < 1:
+            raise UserError(f"--holdout {self.holdout:g} is outside [0, 1): it is the fraction of train to select on")
+
+    @property
+    def seed_numbers(self) -> range:
+        """The seeds to train."""
+        return range(self.first_seed, self.first_seed + self.seeds)
+
+    def dense_folder(self, train_hash: str, val_hash: str) -> Path:
+        """Where the dense heads of these features lie: the name holds all they depend on but seed and rate."""
+        parts = [self.model_name, self.dataset, train_hash[:8], val_hash[:8], f"e{self.n_epoch}", f"b{self.batch_size}",
+                 *([f"holdout{self.holdout:g}"] if self.holdout else []), *(["tf32"] if self.tf32 else [])]
+        root = self.dense_heads_dir or os.environ.get("IIS_DENSE_HEADS") or ROOT / "IP_training" / "dense_heads"
+        return Path(root) / slug("_".join(parts))
+
+    def default_folder(self, identity: dict) -> Path:
+        """IP_training/IP_BANK/MODEL/… with what tells this setting from others. identity: see `run.identity_of`."""
+        concept_set = identity.get("concept_set")  # named where it is not the data set's own list
+        parts = [self.dataset, *([self.element_kind] if identity["elements_hash"] else []),
+                 *identity.get("parts", []), *([identity["bank_name"]] if "bank_name" in identity else []),
+                 *([concept_set] if concept_set not in (None, f"{self.dataset}_filtered") else []),
+                 f"M{identity['num_concepts'] or 'all'}", *([self.protocol] if self.protocol != "paper" else [])]
+        parts += [str(getattr(self, name)) for name, value in PROTOCOLS[self.protocol].items()
+                  if getattr(self, name, value) != value]
+        parts += [f"holdout{self.holdout:g}"] if self.holdout else []
+        parts += [f"epochs{self.n_epoch}"] if self.n_epoch != 30 else []
+        parts += [f"bank{self.bank_seed}"] if self.bank_seed is not None else []
+        parts += ["tf32"] if self.tf32 else []
+        return ROOT / "IP_training" / f"IP_{identity['bank']}" / slug(self.model_name) / slug("_".join(parts))
+
+
+@dataclass(kw_only=True)
+class ElementSettings(TrainingSettings):
+    """Banks made of up to 20,000 elements"""
+
+    element_choice: Literal["balanced", "first"] | None = setting(
+        None, "which elements where there are more than 20,000: balanced over classes and seeded, or the first rows "
+        "(default: protocol)")

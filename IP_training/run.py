@@ -1,0 +1,257 @@
+"""One run of stage 3: inputs → dense heads → bank → activations → heads → ledger and predictors.
+
+A seed's dense heads depend on features and seed alone: they come first, and are kept for all banks. Finished cells are
+skipped; a killed run goes on at the last saved epoch of the heads that were training.
+"""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from iis.cli import disk, print_plan, size, write_settings
+from iis.grid import DENSE, Cell, kept_count
+from iis.results import LEDGER, add_rows, cell_of, merged, pack_correct, read_ledger
+from iis.runtime import UserError, choose_device, claim_folder, keep_freed_memory, torch_rng
+from iis.summary import remarks_on_rows
+from IP_training.banks import Bank, MakeBank, Seed
+from IP_training.config import TrainingSettings
+from IP_training.inputs import Inputs
+from IP_training.predictor import DenseHeads, InterpretationHeads, Normaliser, fit_normaliser, interpret
+from IP_training.predictor_files import save_predictors
+from IP_training.train_heads import HeadGroup, Recipe, Trained, by_learning_rate, fit_grid
+
+BankOf = Callable[[Trained], tuple[Bank, Normaliser]]
+# From a seed and its missing cells: groups that train together, and the bank of each trained head; one tuple after
+# another, so that only one need be in memory.
+MakeGroups = Callable[[Seed, list[Cell]], Iterator[tuple[list[HeadGroup], BankOf]]]
+
+
+def train_bank(settings: TrainingSettings, kind: str, inputs: Inputs, make_bank: MakeBank, num_concepts: int | None,
+               bank_settings: dict[str, Any]) -> Path:
+    """Train what the ledger lacks on a bank that is made once per seed. Returns the folder with the ledger.
+
+    kind: the bank's name in paths and ledger. bank_settings: what else decides the bank; it becomes part of every row
+    and of the folder's manifest. num_concepts: M, or None where the bank itself decides.
+    """
+    device = choose_device(settings.device, silent=True)
+
+    def make_groups(seed: Seed, cells: list[Cell]) -> Iterator[tuple[list[HeadGroup], BankOf]]:
+        yield predictor_groups(inputs, make_bank(seed), seed, cells, device, settings.sparsifier)
+
+    return train_groups(settings, kind, inputs, make_groups, num_concepts, bank_settings)
+
+
+def train_groups(settings: TrainingSettings, kind: str, inputs: Inputs, make_groups: MakeGroups,
+                 num_concepts: int | None, bank_settings: dict[str, Any]) -> Path:
+    """`train_bank` for heads that may learn their own bank (End2End)."""
+    started, trained = time.monotonic(), 0
+    identity = identity_of(settings, kind, num_concepts, inputs, bank_settings)
+    folder = settings.save_dir or settings.default_folder(identity)
+    if settings.dry_run:
+        print_training_plan(settings, kind, inputs, num_concepts, folder)
+        return folder
+    keep_freed_memory()
+    with claimed(folder, identity, LEDGER), tf32_products(settings.tf32):
+        device = choose_device(settings.device)
+        write_settings(settings, folder / "settings.yaml")
+        for number in settings.seed_numbers:
+            seed = seed_of_run(settings, number, len(inputs.train))
+            dense_rows, fresh = train_dense(settings, inputs, seed, device)
+            trained += fresh + _train_seed(settings, inputs, seed, make_groups, dense_rows, folder, identity, device)
+    rows = read_ledger(folder / LEDGER)
+    for line in remarks_on_rows(rows):
+        print(line)
+    seconds = time.monotonic() - started
+    print(f"stage 3: {trained} heads trained, {len(rows)} in {folder / LEDGER}, {seconds:.1f} s on {device}"
+          + (f" ({seconds / trained:.2f} s a head)" if trained else " (all were done already)"))
+    return folder
+
+
+def train_dense(settings: TrainingSettings, inputs: Inputs, seed: Seed,
+                device: torch.device) -> tuple[list[dict[str, Any]], int]:
+    """The ledger rows of a seed's dense heads, found where all banks keep them or else trained, and how many were
+    trained now."""
+    folder = settings.dense_folder(inputs.train.content_hash, inputs.val.content_hash)
+    cells = [Cell(seed.number, DENSE, rate) for rate in settings.learning_rates]
+    known = {cell_of(row): row for row in read_ledger(folder / LEDGER)}
+    missing = [cell for cell in cells if cell not in known]
+    if missing:
+        started = time.monotonic()
+        resume_file = folder / f"resume_seed{seed.number}.pt"
+        heads = fit_grid(dense_groups(inputs, seed, missing, device), inputs.train.labels_N.to(device),
+                         inputs.val.labels_N.to(device), recipe_of(settings), seed.number, seed.selection, resume_file,
+                         what="dense heads")
+        seconds = (time.monotonic() - started) / len(heads)
+        rows = [row_of(head, None, settings.sparsifier, seconds) for head in heads]
+        save_predictors(folder, heads, [(None, None)] * len(heads), merged(known.values(), rows), inputs.class_labels,
+                        {"model": settings.model_name, "dataset": settings.dataset})
+        known |= {cell_of(row): row for row in add_rows(folder / LEDGER, rows)}
+        resume_file.unlink(missing_ok=True)
+    return [known[cell] for cell in cells], len(missing)
+
+
+def _train_seed(settings: TrainingSettings, inputs: Inputs, seed: Seed, make_groups: MakeGroups,
+                dense_rows: list[dict[str, Any]], folder: Path, identity: dict[str, Any], device: torch.device) -> int:
+    """Train the predictors of one seed that the ledger lacks; how many they were."""
+    ledger, resume_file, trained = folder / LEDGER, folder / f"resume_seed{seed.number}.pt", 0
+    done = {cell_of(row) for row in read_ledger(ledger)}
+    cells = [Cell(seed.number, ratio, rate) for ratio in settings.ratios for rate in settings.learning_rates]
+    cells = [cell for cell in cells if cell not in done]
+    copied = [{**identity, **row} for row in dense_rows if cell_of(row) not in done]
+    for groups, bank_of in make_groups(seed, cells) if cells else ():
+        started = time.monotonic()
+        heads = fit_grid(groups, inputs.train.labels_N.to(device), inputs.val.labels_N.to(device), recipe_of(settings),
+                         seed.number, seed.selection, resume_file, what=f"{identity['bank']} predictors")
+        banks = [bank_of(head) for head in heads]
+        seconds = (time.monotonic() - started) / len(heads)
+        rows = [*copied, *({**identity, **row_of(head, bank, settings.sparsifier, seconds)}
+                           for head, (bank, _) in zip(heads, banks, strict=True))]
+        # The ledger last: what it names as done has its predictors, whenever a run is killed.
+        save_predictors(folder, heads, banks, merged(read_ledger(ledger), rows), inputs.class_labels, identity)
+        add_rows(ledger, rows)
+        resume_file.unlink(missing_ok=True)
+        trained, copied = trained + len(heads), []
+    if copied:  # only dense heads were missing
+        add_rows(ledger, copied)
+    return trained
+
+
+# ---- groups of heads ----
+
+
+def dense_groups(inputs: Inputs, seed: Seed, cells: Sequence[Cell], device: torch.device) -> list[HeadGroup]:
+    """Dense heads, on the raw representation: one group per learning rate."""
+    h_train, h_val = inputs.resident(device)
+    return [HeadGroup(DenseHeads(len(same_rate), inputs.train.width, inputs.num_classes,
+                                 torch_rng(seed.number, "dense head")).to(device), same_rate, h_train, h_val)
+            for same_rate in by_learning_rate(cells)]
+
+
+def predictor_groups(inputs: Inputs, bank: Bank, seed: Seed, cells: Sequence[Cell], device: torch.device,
+                     sparsifier: str) -> tuple[list[HeadGroup], BankOf]:
+    """Predictors on a bank that stays as it is: activations are computed once for all heads."""
+    bank_MD = bank.vectors_MD.to(device)
+    normaliser = fit_normaliser(bank.blocks, inputs.train.features_ND, bank_MD, seed.train_rows)
+    z_train, z_val = (interpret(split.features_ND, bank_MD, normaliser) for split in (inputs.train, inputs.val))
+    groups = [HeadGroup(InterpretationHeads([cell.ratio for cell in same_rate], len(bank), inputs.num_classes,
+                                            torch_rng(seed.number, "head"), sparsifier,
+                                            normaliser.learned_M).to(device), same_rate, z_train, z_val)
+              for same_rate in by_learning_rate(cells)]
+    return groups, lambda head: (bank, normaliser)
+
+
+def recipe_of(settings: TrainingSettings) -> Recipe:
+    """The recipe that the settings name."""
+    return Recipe(settings.n_epoch, settings.batch_size)
+
+
+def seed_of_run(settings: TrainingSettings, number: int, count: int) -> Seed:
+    """Seed `number` of a run on `count` training rows."""
+    return Seed(number, number if settings.bank_seed is None else settings.bank_seed,
+                selection_of(settings.holdout, count, number))
+
+
+def selection_of(holdout: float, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """`--holdout F`: a seeded split of train into rows to train on and rows to select on; None for F = 0.
+
+    Raises `UserError` where either part would be empty.
+    """
+    held = int(round(count * holdout))
+    if not holdout:
+        return None
+    if not 0 < held < count:
+        raise UserError(f"--holdout {holdout:g} leaves {held} of {count} training rows to select on and {count - held} "
+                        "to train on; choose a fraction that leaves both some")
+    order = torch.randperm(count, generator=torch_rng(seed, "holdout"))
+    return order[held:].sort().values, order[:held].sort().values
+
+
+# ---- the ledger ----
+
+
+def identity_of(settings: TrainingSettings, kind: str, num_concepts: int | None, inputs: Inputs,
+                bank_settings: dict[str, Any]) -> dict[str, Any]:
+    """Everything that identifies the numbers of a run, apart from seed, ratio and learning rate."""
+    source = {name: inputs.train.provenance.get(name) for name in ("weights", "weights_hash", "node", "precision")}
+    elements = inputs.elements
+    return {"bank": kind, "num_concepts": num_concepts, "model": settings.model_name, "dataset": settings.dataset,
+            "protocol": settings.protocol, "sparsifier": settings.sparsifier, **bank_settings,
+            "elements": elements.provenance.get("elements") if elements else None,
+            "elements_hash": elements.content_hash if elements else None,
+            "train_hash": inputs.train.content_hash, "val_hash": inputs.val.content_hash, **source,
+            "width": inputs.train.width, "num_classes": inputs.num_classes, "n_train": len(inputs.train),
+            "n_val": len(inputs.val), "chance": inputs.chance, "epochs": settings.n_epoch,
+            "batch_size": settings.batch_size, "holdout": settings.holdout,
+            **({} if settings.bank_seed is None else {"bank_seed": settings.bank_seed}),
+            **({"tf32": True} if settings.tf32 else {})}
+
+
+def row_of(head: Trained, bank: Bank | None, sparsifier: str, seconds: float) -> dict[str, Any]:
+    """One ledger row: accuracies are fractions, epochs count from 1, seconds are this head's share.
+
+    bank: None for the dense head. kept: how many concepts stay (under `strict` at most).
+    """
+    cell, best = head.cell, head.best_epoch
+    kept = None if bank is None else kept_count(len(bank), cell.ratio) - (sparsifier == "strict")
+    row = {"seed": cell.seed, "ratio": cell.ratio, "learning_rate": cell.learning_rate, "kept": kept,
+           "bank_size": len(bank) if bank else None, "empty_concepts": bank.empty if bank else None,
+           "top1": head.top1[best], "top5": head.top5[best], "best_epoch": best + 1,
+           "last_top1": head.top1[-1], "last_top5": head.top5[-1], "select_top1": head.select_top1[best],
+           "last_select_top1": head.select_top1[-1], "loss": head.loss[-1], "top1_by_epoch": head.top1,
+           "loss_by_epoch": head.loss, "note": "nothing is kept: a constant prediction" if kept == 0 else None,
+           "hits": pack_correct(head.correct.numpy())}
+    return {**row, "seconds": round(seconds, 3), "date": datetime.datetime.now().isoformat(timespec="seconds"),
+            "host": platform.node()}
+
+
+@contextmanager
+def claimed(folder: Path, identity: dict[str, Any], results: str) -> Iterator[None]:
+    """Claim the folder; release it if validation fails before any result, so that the corrected command can reuse
+    it."""
+    manifest = folder / "manifest.json"
+    new = not manifest.exists()
+    claim_folder(folder, identity)
+    try:
+        yield
+    except UserError:
+        if new and not (folder / results).exists():
+            manifest.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def tf32_products(on: bool) -> Iterator[None]:
+    """Let CUDA's matrix products use TF32, and put the setting back afterwards."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    matmul.allow_tf32 = before or on
+    try:
+        yield
+    finally:
+        matmul.allow_tf32 = before
+
+
+def print_training_plan(settings: TrainingSettings, kind: str, inputs: Inputs, num_concepts: int | None,
+                        folder: Path) -> None:
+    """`--dry_run`: shapes, disk and memory; nothing is made."""
+    rows, width, classes = len(inputs.train), inputs.train.width, inputs.num_classes
+    concepts, images = num_concepts or 200, rows + len(inputs.val)  # Text: as many as pass
+    rates = len(settings.learning_rates)
+    elements = f", {len(inputs.elements):,} elements" if inputs.elements is not None else ""
+    print_plan(f"stage 3, {kind} bank for {settings.model_name} on {settings.dataset}", {
+        "shapes": f"N = {rows:,} + {len(inputs.val):,} images, D = {width}, C = {classes}, "
+                  f"M = {num_concepts or 'as many concepts as pass, here taken as 200'}{elements}",
+        "heads": f"{len(settings.ratios) * rates} predictors ({len(settings.ratios)} ratios x {rates} learning rates) "
+                 f"and {rates} dense heads, for each of {settings.seeds} seeds; {settings.n_epoch} epochs of "
+                 f"{-(-rows // settings.batch_size):,} steps",
+        "disk": disk(4 * settings.seeds * (len(settings.ratios) + 1) * classes * (concepts + width), folder),
+        "memory": f"{size(4 * concepts * images)} of activations in float32, "
+                  f"{size(inputs.train.features_ND.element_size() * width * images)} of features in their file"})

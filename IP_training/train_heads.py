@@ -1,0 +1,209 @@
+"""Train head groups: every head of a seed in one pass over the data per epoch.
+
+`train_heads` is the training loop. `fit_grid` stands around it: it evaluates after every epoch, keeps the best state of
+each head, shows progress, and goes on where a killed run stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from iis.grid import Cell
+from iis.runtime import UserError, progress, torch_rng, write_whole
+
+SAVE_EVERY_S = 30.0  # how much work a killed run may lose
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How heads train (release): cross-entropy, Adam without weight decay, ExponentialLR."""
+
+    epochs: int = 30
+    batch_size: int = 1024  # the last partial batch is kept
+    decay: float = 0.99  # of the learning rate, per epoch
+
+
+@dataclass
+class HeadGroup:
+    """Heads of one input and one learning rate: `cells[g]` is head g of `heads`, a module (B, W) → logits (G, C, B).
+
+    train (N, W) and val (V, W): on the heads' device, or memory-mapped, of any float type; groups may share them.
+    """
+
+    heads: nn.Module
+    cells: list[Cell]
+    train: torch.Tensor
+    val: torch.Tensor
+
+
+def by_learning_rate(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Cells grouped by learning rate, each group in the order of its ratios."""
+    rates = sorted({cell.learning_rate for cell in cells})
+    return [sorted(cell for cell in cells if cell.learning_rate == rate) for rate in rates]
+
+
+def train_heads(groups: Sequence[HeadGroup], y_N: torch.Tensor, rows: torch.Tensor, recipe: Recipe, seed: int,
+                optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler,
+                first_epoch: int = 0) -> Iterator[tuple[int, list[torch.Tensor]]]:
+    """Train on `rows` (of N); yields after every epoch, with the mean training loss of each head, (G,) per group.
+
+    Losses share no parameter and Adam works entry by entry, so each head is exactly the head trained alone.
+    """
+    for epoch in range(first_epoch, recipe.epochs):
+        order = rows[torch.randperm(len(rows), generator=torch_rng(seed, "batch order", epoch))].to(y_N.device)
+        losses = [torch.zeros(len(group.cells), device=y_N.device) for group in groups]
+        for batch in order.split(recipe.batch_size):
+            optimizer.zero_grad()
+            inputs = {id(group.train): group.train for group in groups}  # each read once
+            x_of = {key: gather(x, batch) for key, x in inputs.items()}  # (B, W)
+            for group, sums in zip(groups, losses, strict=True):
+                logits = group.heads(x_of[id(group.train)])  # (G, C, B)
+                loss = F.cross_entropy(logits, y_N[batch].expand(len(logits), -1), reduction="none").mean(1)  # (G,)
+                loss.sum().backward()
+                sums += len(batch) * loss.detach()
+            optimizer.step()
+        schedule.step()
+        yield epoch, [sums / len(order) for sums in losses]
+
+
+def gather(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Some rows as float32, on the device of `rows`; x may be a memory-mapped file on the CPU."""
+    return x.index_select(0, rows.to(x.device)).to(rows.device, torch.float32)
+
+
+@dataclass
+class Trained:
+    """What one head achieved. Curves are per epoch; `correct` (V,) and `state` belong to the best epoch."""
+
+    cell: Cell
+    loss: list[float] = field(default_factory=list)
+    select_top1: list[float] = field(default_factory=list)
+    top1: list[float] = field(default_factory=list)
+    top5: list[float] = field(default_factory=list)
+    best_epoch: int = -1  # from 0; the earliest of equals
+    correct: torch.Tensor | None = None
+    state: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def add_epoch(self, loss: float, correct: torch.Tensor, top5: float, select: torch.Tensor,
+                  heads: nn.Module, g: int) -> None:
+        """Note an epoch; a better one on the selection images replaces the best so far."""
+        self.loss.append(loss)
+        self.top1.append(float(correct.double().mean()))
+        self.top5.append(top5)
+        self.select_top1.append(float(select.double().mean()))
+        if self.best_epoch < 0 or self.select_top1[-1] > self.select_top1[self.best_epoch]:
+            self.best_epoch, self.correct, self.state = len(self.top1) - 1, correct.cpu(), heads.state_of(g)
+
+
+def fit_grid(groups: Sequence[HeadGroup], y_N: torch.Tensor, y_V: torch.Tensor, recipe: Recipe, seed: int,
+             selection: tuple[torch.Tensor, torch.Tensor] | None = None, resume_file: Path | None = None,
+             show: bool = True, what: str = "heads") -> list[Trained]:
+    """Train all heads of one seed; the results in the order of groups and cells.
+
+    y_N (N,), y_V (V,) int64 on the heads' device. selection: (rows to train on, rows to select on), both indices into
+    N, for `--holdout`; without it validation top-1 selects the epoch (the release's rule). resume_file: where the state
+    is kept between epochs; the caller removes it once the results are in the ledger.
+    """
+    rows, held = selection or (torch.arange(len(y_N)), None)
+    optimizer = torch.optim.Adam([{"params": list(group.heads.parameters()), "lr": group.cells[0].learning_rate}
+                                  for group in groups], fused=True)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, recipe.decay)
+    trained = [[Trained(cell) for cell in group.cells] for group in groups]
+    state = _Resume(resume_file, groups, optimizer, schedule, trained)
+    first = state.restore()
+    bar = progress(total=recipe.epochs, initial=first, desc=f"seed {seed}, {what}", unit="epoch", disable=not show)
+    for epoch, losses in train_heads(groups, y_N, rows, recipe, seed, optimizer, schedule, first):
+        for group, heads, loss in zip(groups, trained, losses, strict=True):
+            correct, top5 = evaluate(group.heads, group.val, y_V)
+            select = correct if held is None else evaluate(group.heads, group.train, y_N, held)[0]
+            for g, head in enumerate(heads):
+                head.add_epoch(float(loss[g]), correct[g], float(top5[g]), select[g], group.heads, g)
+        bar.set_postfix_str("best " + " ".join(f"{heads[0].cell.learning_rate:g}:{max(heads[0].top1):.3f}"
+                                               for heads in trained), refresh=False)
+        bar.update()
+        if epoch + 1 < recipe.epochs:
+            state.save(epoch + 1)
+    bar.close()
+    return [head for heads in trained for head in heads]
+
+
+@torch.no_grad()
+def evaluate(heads: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor | None = None,
+             batch_size: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Top-1 correctness (G, V) bool and top-5 accuracy (G,) of every head on `rows` (all unless said).
+
+    batch_size 0: as suits the device. Among equal logits the lower class is first; NaN is last.
+    """
+    heads.eval()
+    correct, top5 = [], 0
+    batch_size = batch_size or (1024 if labels.device.type == "cpu" else 4096)
+    rows = torch.arange(len(labels)) if rows is None else rows
+    for some in rows.to(labels.device).split(batch_size):
+        ahead_GB = classes_ahead(heads(gather(inputs, some)), labels[some])
+        correct.append(ahead_GB == 0)
+        top5 = top5 + (ahead_GB < 5).sum(1)
+    heads.train()
+    return torch.cat(correct, 1), top5 / len(rows)
+
+
+def classes_ahead(logits_GCB: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
+    """How many classes come before the true one in the order of their logits, (G, B): cheaper than `topk`."""
+    count, num_classes = len(logits_GCB), logits_GCB.shape[1]
+    true_G1B = logits_GCB.gather(1, y_B.expand(count, 1, -1))
+    behind = torch.le(logits_GCB, true_G1B, out=torch.empty_like(logits_GCB))  # floats add up faster than bools
+    classes_C1 = torch.arange(num_classes, device=y_B.device)[:, None]
+    behind.masked_fill_((logits_GCB == true_G1B) & (classes_C1 < y_B), 0.0)
+    return num_classes - behind.sum(1)
+
+
+@dataclass
+class _Resume:
+    """The state of a run between epochs, in one file; nothing without a file."""
+
+    file: Path | None
+    groups: Sequence[HeadGroup]
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    trained: list[list[Trained]]
+    saved: float = field(default_factory=time.monotonic)
+
+    @property
+    def cells(self) -> list[list[float]]:
+        return [[cell.seed, cell.ratio, cell.learning_rate] for group in self.groups for cell in group.cells]
+
+    def save(self, epoch: int) -> None:
+        """Keep the state before `epoch`, if the last time is long enough ago."""
+        if self.file is None or time.monotonic() - self.saved <= SAVE_EVERY_S:
+            return
+        state = {"epoch": epoch, "cells": self.cells, "heads": [group.heads.state_dict() for group in self.groups],
+                 "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(),
+                 "trained": [[{**vars(head), "cell": None} for head in heads] for heads in self.trained]}
+        write_whole(self.file, lambda temporary: torch.save(state, temporary))
+        self.saved = time.monotonic()
+
+    def restore(self) -> int:
+        """Take up the state of a killed run; the epoch to go on with, 0 where there is nothing to take up."""
+        if self.file is None or not self.file.exists():
+            return 0
+        device = next(self.groups[0].heads.parameters()).device
+        try:
+            state = torch.load(self.file, map_location=device, weights_only=True)
+        except Exception:
+            raise UserError(f"{self.file} cannot be read; delete it and start again") from None
+        if state["cells"] != self.cells:
+            return 0  # another part of the grid was under way
+        for group, heads in zip(self.groups, state["heads"], strict=True):
+            group.heads.load_state_dict(heads)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        for heads, kept in zip(self.trained, state["trained"], strict=True):
+            for head, values in zip(heads, kept, strict=True):
+                vars(head).update({**values, "cell": head.cell, "correct": values["correct"].cpu()})
+        return state["epoch"]
