@@ -55,8 +55,8 @@ def whole(text):
 
 def test_text_is_escaped_wherever_it_goes():
     evil = '<script>"x" & \'y\'</script>'
-    for name, *values in (("table", [{evil: evil}], evil), ("listed", [evil]), ("section", evil, "."), ("folded", evil, "."),
-                          ("figure", Image.new("RGB", (2, 2)), evil, evil), ("contents", [evil])):
+    for name, *values in (("table", [{evil: evil}], evil), ("listed", [evil]), ("section", evil, "."),
+                          ("folded", evil, "."), ("figure", Image.new("RGB", (2, 2)), evil), ("contents", [evil])):
         assert "<script" not in (made := macro(name, *values)) and "&lt;script&gt;&#34;x&#34; &amp; " in made
     page = whole(render("base.html", title=evil))
     assert page.count("&lt;script&gt;") == 2
@@ -141,8 +141,8 @@ def test_scores_marks_warnings_and_notes_of_hand_made_ledgers(tmp_path):
     assert len(warnings) == 1 and warnings[0].startswith("net_epoch3, toy, Prototype, M = 20: the dense head")
     assert notes[0]["runs"] in ("2 of 3", "3 of 3")
     made, seconds = report_parts.training(runs)
-    assert made == [{"data set": "toy", "bank": "Prototype", "runs": 3, "heads": 3 * 16, "epochs": "30", "batch": "1024",
-                     "dates": "2026-01-02", "hosts": "box"}]
+    assert made == [{"data set": "toy", "bank": "Prototype", "runs": 3, "heads": 3 * 16, "epochs": "30",
+                     "batch": "1024", "dates": "2026-01-02", "hosts": "box"}]
     # 2 seeds with and without holdout (net_epoch3 finds net's): 4 dense heads; 8 ratios x 2 seeds x 3; 2 seconds each.
     assert [(line["what"], line["time"]) for line in seconds] == [
         ("toy: 4 dense heads", "8.0 s"), ("toy: Prototype, 48 heads in 3 runs", "96.0 s")]

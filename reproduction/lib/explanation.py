@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -19,6 +19,7 @@ from iis.grid import kept_count
 from iis.runtime import UserError, nearest, read_json
 from IP_training.predictor import Normaliser, interpret
 from IP_training.sparsify import sparsify
+from reproduction.lib.explained_images import Subject
 
 ENOUGH = 5  # concepts that an explanation should have to choose from
 
@@ -58,6 +59,10 @@ class Predictor:
     def logits(self, x_NM: torch.Tensor) -> torch.Tensor:
         """Logits (N, C) of sparsified interpretations (N, M)."""
         return x_NM @ self.weight_CM.T + self.bias_C
+
+    def logits_without(self, x_NM: torch.Tensor) -> torch.Tensor:
+        """Logits (N, M, C) of sparsified interpretations (N, M), each without one of the M concepts."""
+        return self.logits(x_NM)[:, None] - x_NM[..., None] * self.weight_CM.T
 
 
 def stored_seeds(folder: Path) -> list[int]:
@@ -101,39 +106,35 @@ def load_predictor(folder: Path, seed: int = 0, ratio: float | None = None) -> P
                      described["selected"][name]["top1"], seed)
 
 
-class Explanation(NamedTuple):
-    """N predictions and what they are made of. Contributions are in logits: activation · weight."""
+def stories(predictor: Predictor, subjects: Sequence[Subject]) -> list[dict[str, Any]]:
+    """One dictionary an image: its prediction, and every concept that its interpretation keeps, the one that moved
+    the margin between predicted class and runner-up most first. Contributions are in logits: activation · weight.
 
-    x_NM: torch.Tensor
-    logits_NC: torch.Tensor
-    classes_NC: torch.Tensor  # from the likeliest to the least likely
-    to_predicted_NM: torch.Tensor  # contributions to the logit of the first class …
-    to_runner_up_NM: torch.Tensor  # … and of the second
-    without_class_NM: torch.Tensor  # the prediction without concept m …
-    without_probability_NM: torch.Tensor  # … its probability …
-    predicted_without_NM: torch.Tensor  # … and what is then left of the first class's probability
-
-    @property
-    def margin_NM(self) -> torch.Tensor:
-        """What concept m gave to the decision between these two classes; with the biases it sums to the margin. Adding
-        one number to all logits leaves it as it is, unlike the contribution to a single logit."""
-        return self.to_predicted_NM - self.to_runner_up_NM
+    A concept's margin is what it gave to the predicted class minus what it gave to the runner-up. With the biases they
+    sum to the difference of the two logits, and adding one number to all logits leaves them as they are.
+    """
+    x_NM = predictor.interpretations(torch.stack([one.features_D for one in subjects]).float())
+    return [_story(predictor, x_M, logits_C, subject)
+            for x_M, logits_C, subject in zip(x_NM, predictor.logits(x_NM), subjects, strict=True)]
 
 
-def explain(predictor: Predictor, features_ND: torch.Tensor, rows: int = 64) -> Explanation:
-    """Explain the predictions of representations (N, D), `rows` at a time: (rows, M, C) numbers in memory."""
-    x_NM, weight_CM = predictor.interpretations(features_ND), predictor.weight_CM
-    logits_NC = predictor.logits(x_NM)
-    classes_NC = logits_NC.argsort(dim=1, descending=True, stable=True)
-    first_N, second_N = classes_NC[:, 0], classes_NC[:, 1]
-    without = []
-    for x_BM, logits_BC, first_B in zip(x_NM.split(rows), logits_NC.split(rows), first_N.split(rows), strict=True):
-        probability_BMC = (logits_BC[:, None, :] - x_BM[:, :, None] * weight_CM.T).softmax(2)
-        best = probability_BMC.max(2)
-        still_BM = probability_BMC.gather(2, first_B[:, None, None].expand(*x_BM.shape, 1))[..., 0]  # (B, M)
-        without.append((best.indices, best.values, still_BM))
-    return Explanation(x_NM, logits_NC, classes_NC, x_NM * weight_CM[first_N], x_NM * weight_CM[second_N],
-                       *map(torch.cat, zip(*without, strict=True)))
+def _story(predictor: Predictor, x_M: torch.Tensor, logits_C: torch.Tensor, subject: Subject) -> dict[str, Any]:
+    names, probability_C = predictor.class_names, logits_C.softmax(0)
+    first, second = logits_C.argsort(descending=True, stable=True)[:2].tolist()
+    given_CM = x_M * predictor.weight_CM
+    margin_M, without_MC = given_CM[first] - given_CM[second], predictor.logits_without(x_M[None])[0].softmax(1)
+    order = strongest(margin_M)  # then the kept concepts that move the margin by nothing
+    order += [m for m in strongest(x_M) if m not in set(order)]
+    concepts = [{"concept": m, "evidence": predictor.evidence[m], "activation": float(x_M[m]),
+                 "to_predicted": float(given_CM[first, m]), "to_runner_up": float(given_CM[second, m]),
+                 "margin": float(margin_M[m]), "without_class": names[int(without_MC[m].argmax())],
+                 "without_probability": float(without_MC[m].max()), "predicted_without": float(without_MC[m, first])}
+                for m in order]
+    story = {"picture": subject.name, "true": None if subject.label is None else names[subject.label]}
+    for what, c in (("predicted", first), ("runner_up", second)):
+        story |= {what: names[c], f"logit_{what}": float(logits_C[c]), f"bias_{what}": float(predictor.bias_C[c])}
+    return story | {"probability": float(probability_C[first]), "runner_up_probability": float(probability_C[second]),
+                    "margin": float(logits_C[first] - logits_C[second]), "concepts": concepts}
 
 
 def explain_class(predictor: Predictor, features_ND: torch.Tensor, label: int) -> list[dict[str, Any]]:
@@ -143,19 +144,17 @@ def explain_class(predictor: Predictor, features_ND: torch.Tensor, label: int) -
     kept: share of images whose interpretation has the concept; activation: its mean over those; recall: share of
     images predicted as this class; without: the same when the concept is removed from all of them.
     """
-    weight_CM, found = predictor.weight_CM, explain(predictor, features_ND)
+    x_NM, weight_CM = predictor.interpretations(features_ND), predictor.weight_CM
     others_M = (weight_CM.sum(0) - weight_CM[label]) / (len(weight_CM) - 1)
-    mean_M = found.x_NM.mean(0) * (weight_CM[label] - others_M)
-    kept_M = (found.x_NM != 0).double().mean(0)
-    columns = {"mean": mean_M, "kept": kept_M, "activation": found.x_NM.double().mean(0) / kept_M,
-               "recall": (found.classes_NC[:, :1] == label).double().mean(0).expand_as(mean_M),
-               "without": (found.without_class_NM == label).double().mean(0)}
+    mean_M, kept_M = x_NM.mean(0) * (weight_CM[label] - others_M), (x_NM != 0).double().mean(0)
+    without_NM = torch.cat([predictor.logits_without(x_BM).argmax(2) == label for x_BM in x_NM.split(64)])
+    recall = float((predictor.logits(x_NM).argmax(1) == label).double().mean())
+    columns = {"mean": mean_M, "kept": kept_M, "activation": x_NM.double().mean(0) / kept_M,
+               "recall": torch.full_like(kept_M, recall), "without": without_NM.double().mean(0)}
     return [{"concept": m, "evidence": predictor.evidence[m],
              **{name: float(column_M[m]) for name, column_M in columns.items()}} for m in strongest(mean_M)]
 
 
-def strongest(values_M: torch.Tensor | Sequence[float]) -> list[int]:
+def strongest(values_M: torch.Tensor) -> list[int]:
     """Indices of all non-zero values, the largest magnitude first; equal ones in their order."""
-    values_M = torch.as_tensor(values_M)
-    order = values_M.abs().argsort(descending=True, stable=True).tolist()
-    return [m for m in order if values_M[m] != 0]
+    return [m for m in values_M.abs().argsort(descending=True, stable=True).tolist() if values_M[m] != 0]

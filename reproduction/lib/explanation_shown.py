@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 
 from reproduction.lib.explained_images import Concept, Subject, concepts_of
-from reproduction.lib.explanation import Explanation, Predictor, explain, strongest
+from reproduction.lib.explanation import Predictor, stories
 from reproduction.lib.outputs import new_figure
 from reproduction.lib.page import PAGES, percent
 
@@ -20,37 +19,11 @@ FOR, AGAINST = "#1f6fb4", "#c4622d"
 TILE = 44  # points: side of a concept's image in the figure
 
 
-def stories(predictor: Predictor, explanation: Explanation, subjects: Sequence[Subject]) -> list[dict[str, Any]]:
-    """One dictionary an image: its prediction, and every concept that its interpretation keeps, the one that moved
-    the margin between predicted class and runner-up most first. Contributions are in logits."""
-    return [_story(predictor, explanation, n, subject) for n, subject in enumerate(subjects)]
-
-
-def _story(predictor: Predictor, explanation: Explanation, n: int, subject: Subject) -> dict[str, Any]:
-    names = predictor.class_names
-    first, second = explanation.classes_NC[n, :2].tolist()
-    logits_C, margin_M = explanation.logits_NC[n], explanation.margin_NM[n]
-    order = strongest(margin_M)  # then the kept concepts that move the margin by nothing
-    order += [m for m in strongest(explanation.x_NM[n]) if m not in set(order)]
-    concepts = [{"concept": m, "evidence": predictor.evidence[m], "activation": float(explanation.x_NM[n, m]),
-                 "to_predicted": float(explanation.to_predicted_NM[n, m]),
-                 "to_runner_up": float(explanation.to_runner_up_NM[n, m]), "margin": float(margin_M[m]),
-                 "without_class": names[int(explanation.without_class_NM[n, m])],
-                 "without_probability": float(explanation.without_probability_NM[n, m]),
-                 "predicted_without": float(explanation.predicted_without_NM[n, m])} for m in order]
-    story = {"picture": subject.name, "true": None if subject.label is None else names[subject.label]}
-    for what, c in (("predicted", first), ("runner_up", second)):
-        story |= {what: names[c], f"logit_{what}": float(logits_C[c]), f"bias_{what}": float(predictor.bias_C[c])}
-    probability_C = logits_C.softmax(0)
-    return story | {"probability": float(probability_C[first]), "runner_up_probability": float(probability_C[second]),
-                    "margin": float(logits_C[first] - logits_C[second]), "concepts": concepts}
-
-
 def explained(predictor: Predictor, subjects: Sequence[Subject], root: Path | None, top: int,
               lines: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
     """What the templates' cards take: `told` (`stories`), `images` of the subjects, `top`, and `concepts`, the images
     or words of each concept that is shown. lines: of `explain_class`, where a class is shown too."""
-    told = stories(predictor, explain(predictor, torch.stack([one.features_D for one in subjects]).float()), subjects)
+    told = stories(predictor, subjects)
     shown = [one for mine in (*(story["concepts"] for story in told), lines) for one in mine[:top]]
     return {"told": told, "images": [one.image for one in subjects], "top": top,
             "concepts": concepts_of(shown, predictor.identity["bank"], root)}
