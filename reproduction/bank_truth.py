@@ -24,7 +24,7 @@ import pandas as pd
 if TYPE_CHECKING:
     import torch
 
-    from IP_training.concept_banks import Bank
+    from IP_training.banks import Bank
 
 from iis.cli import run_script, setting
 from iis.runtime import ROOT, UserError, each, make_output_folder, write_text
@@ -103,8 +103,7 @@ def measure(run: Run, captions: Captions, title: str) -> list[dict[str, Any]]:
 
 def activations(bank: "Bank", train_ND: "torch.Tensor", val_ND: "torch.Tensor") -> list[list[np.ndarray]]:
     """Of train and val (N, M): the interpretations before scale, shift and sparsity, and h · bankᵀ."""
-    from IP_training.normalise import fit_normaliser
-    from IP_training.predictor import interpret
+    from IP_training.predictor import fit_normaliser, interpret
 
     normaliser = fit_normaliser(bank.blocks, train_ND, bank.vectors_MD)
     return [[interpret(split_ND, bank.vectors_MD, normaliser).numpy() for split_ND in (train_ND, val_ND)],

@@ -74,11 +74,12 @@ def read_plan(file: Path) -> dict[str, Any]:
 def cells_of(plan: dict[str, Any]) -> list[dict[str, Any]]:
     """What to run: the backbone as it came, once where all images are used and else per seed (each seed has its own
     images); objectives × seeds; then the ablations that are not among them."""
-    usual = usual_recipe()
-    recipe = {name: plan["recipe"].get(name, usual[name]) for name in ("num_concepts", "sparsity")}
-    subset = plan["recipe"].get("num_pictures", usual["num_pictures"])
+    from IP_training import IP_Finetuning
+
+    usual = vars(IP_Finetuning.Settings()) | plan["recipe"]
+    recipe = {name: usual[name] for name in ("num_concepts", "sparsity")}
     cells = [{"objective": BEFORE, "seed": seed, "num_concepts": None, "sparsity": None}
-             for seed in range(plan["seeds"] if subset else 1)]
+             for seed in range(plan["seeds"] if usual["num_pictures"] else 1)]
     cells += [{"objective": objective, "seed": seed, **recipe}
               for seed in range(plan["seeds"]) for objective in plan["objectives"]]
     ablations = plan["ablations"]
@@ -86,15 +87,6 @@ def cells_of(plan: dict[str, Any]) -> list[dict[str, Any]]:
               for name in recipe for value in ablations.get(name, []) for seed in range(ablations.get("seeds", 3))]
     named = {name_of(cell): cell for cell in cells}  # an ablation may list the usual value
     return [{"name": name, **cell} for name, cell in named.items()]
-
-
-def usual_recipe() -> dict[str, Any]:
-    """The defaults of IP_training/IP_Finetuning.py."""
-    from IP_training import IP_Finetuning
-
-    if not hasattr(IP_Finetuning, "Settings"):  # TRANSITION
-        return vars(IP_Finetuning.parser().settings([]))
-    return vars(IP_Finetuning.Settings())
 
 
 def name_of(cell: dict[str, Any]) -> str:
@@ -133,7 +125,7 @@ def embed(plan: dict[str, Any], seed: int, weights: str | None, folder: Path, de
     from iis.layers import HEAD_INPUT
     from iis.names import elements_folder
     from iis.runtime import choose_device
-    from IP_training.finetune_images import chosen_images
+    from IP_training.finetune import chosen_images
 
     dataset, device = load_dataset(plan["dataset"]), choose_device(device_name)
     backbone = configured_backbone(plan["model_config"], weights, device)

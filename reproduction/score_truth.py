@@ -28,7 +28,7 @@ from reproduction.lib.figures import legend_below, panels, style
 from reproduction.lib.known_attributes import RESTS, Captions, Images, controlled, linear_probe
 from reproduction.lib.outputs import write_figure, write_table
 from reproduction.lib.runs import REPRODUCED, read_run
-from reproduction.lib.scripts import call_script, setting_names
+from reproduction.lib.scripts import call_script
 from reproduction.lib.statistics import associate
 from reproduction.lib.tables import plus_minus
 
@@ -128,13 +128,11 @@ def train(settings: Settings, folder: Path, bank: str, count: int, draw: int) ->
     own = {"Prototype": {"concept_path": folder / "elements.pkl", "num_concepts": count},
            "Random": {"kind": "Random", "num_concepts": count}, "Own": {"bank": folder / "bank.npy"}}[bank]
     script = IP_Prototype_training if bank == "Prototype" else IP_Bank_training
-    if "dense_heads_dir" in setting_names(script):  # TRANSITION: always
-        own["dense_heads_dir"] = settings.save_dir / "dense_heads"
     return call_script(script, {
         "model_name": "controlled", "dataset": "controlled", "train_pt": folder / "train.npy", "seeds": 1,
         "train_labels": folder / "train_labels.npy", "val_pt": folder / "val.npy", "first_seed": draw,
         "val_labels": folder / "val_labels.npy", "n_epoch": settings.n_epoch, "device": settings.device, **own,
-        "save_dir": folder / bank})
+        "dense_heads_dir": settings.save_dir / "dense_heads", "save_dir": folder / bank})
 
 
 def by_share(found: pd.DataFrame, rest: str, bank: str, key: str = "iis") -> pd.DataFrame:

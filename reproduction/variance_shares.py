@@ -69,7 +69,7 @@ def main(settings: Settings) -> Path:
              for place in np.ndindex(scores_SBH.shape)]
     write_text(folder / "scores.csv", as_csv(cells))
     lines, people = table(scores_SBH)
-    marks = ", ".join(sorted({mark for sample in runs for run in sample for mark in run.get("marks", [])}))
+    marks = ", ".join(sorted({mark for sample in runs for run in sample for mark in run["marks"]}))
     what = (f"{settings.model} on {settings.dataset}, {settings.bank} bank, M = {settings.num_concepts}; "
             f"{len(elements)} stage-1 samples × {settings.banks} banks × {settings.heads} heads; mean IIS "
             f"{scores_SBH.mean():.4f}{f' ({marks})' if marks else ''}.")

@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from conftest import prototype_flags
 
 from iis.cli import parse
 from iis.grid import DENSE, RATIOS
@@ -18,6 +19,11 @@ COUNT, CHANCE = 1000, 0.2
 def call(script: ModuleType, *flags: object) -> Any:
     """What `main` of a script returns for a command line."""
     return script.main(parse(script.Settings, [str(flag) for flag in flags]))
+
+
+def trained(script: ModuleType, folder: Path, out: str = "out", **changes: object) -> Path:
+    """A short run of a training script on the `toy` files in `folder`; its folder."""
+    return call(script, *prototype_flags(folder, folder / out, **changes))
 
 
 def rows_of(file: Path) -> list[dict[str, str]]:

@@ -5,7 +5,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from bank_runs import own_caches  # noqa: F401
 from made_sweep import call, rows_of
 from sklearn.metrics import roc_auc_score
 

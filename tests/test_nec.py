@@ -4,9 +4,8 @@ import json
 
 import pytest
 import torch
-from bank_runs import own_caches, run  # noqa: F401 - a fixture
 from conftest import clusters
-from made_sweep import call, rows_of
+from made_sweep import call, rows_of, trained
 from safetensors.torch import load_file
 
 from iis.embedding_file import save_embeddings
@@ -21,7 +20,7 @@ from reproduction.lib.runs import Source, find_runs
 def fit(*rows):
     """A Fit with these weights, the bias 0."""
     W = torch.tensor(rows)
-    return Fit(W, torch.zeros(len(W)), 0.0, 1)
+    return Fit(W, torch.zeros(len(W)), 0.0, 1, True)
 
 
 def test_prune_by_hand_and_by_a_plain_loop():
@@ -75,7 +74,7 @@ def test_one_direction_per_class_is_enough():
 
 
 def test_script(toy, monkeypatch, capsys):
-    folder = run(IP_Prototype_training, toy, seeds=2, num_concepts=12)
+    folder = trained(IP_Prototype_training, toy, seeds=2, num_concepts=12)
     measure = lambda: call(accuracy_at_nec, "--model_root", folder, "--device", "cpu")  # noqa: E731
     measure()
     lines = rows_of(folder / "nec.csv")  # without --save_dir: beside the run
@@ -103,7 +102,7 @@ def test_script(toy, monkeypatch, capsys):
 
 
 def test_bad_input(toy):
-    folder = run(IP_Prototype_training, toy, num_concepts=8)
+    folder = trained(IP_Prototype_training, toy, num_concepts=8)
     save_embeddings(toy / "train.pt", clusters(300, "train", seed=3))
     with pytest.raises(UserError, match="holds other numbers"):
         call(accuracy_at_nec, "--model_root", folder, "--device", "cpu")
@@ -116,7 +115,7 @@ def test_all_banks_of_one_data_set(toy, capsys):
     """A data set whose name begins the same is not among them; sizes and epochs that differ are in the title."""
     models = toy / "IP_Prototype" / "net"
     for name, changes in (("toy_a", {}), ("toy_b", {"n_epoch": 3}), ("toy_c", {"dataset": "toy_painted"})):
-        run(IP_Prototype_training, toy, f"IP_Prototype/net/{name}", num_concepts=8, **changes)
+        trained(IP_Prototype_training, toy, f"IP_Prototype/net/{name}", num_concepts=8, **changes)
     call(bank_table, "--dataset", "toy", "--root", toy, "--kept", 4, "--save_dir", toy / "out")
     lines = rows_of(toy / "out" / "banks.csv")
     assert {line["title"] for line in lines} == {"Prototype, 2 epochs", "Prototype, 3 epochs"} and len(lines) == 2

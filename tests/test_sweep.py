@@ -180,7 +180,6 @@ def test_cells_of_a_fine_tuning(tmp_path):
 
 
 def test_from_yaml_to_table(world, monkeypatch, capsys):  # noqa: F811
-    monkeypatch.setattr("IP_training.training_run.DENSE_HEADS", world / "dense_heads")
     monkeypatch.setattr("iis.names.elements_folder", lambda *_: world / "elements")
     monkeypatch.setattr("IP_training.IP_Finetuning.elements_folder", lambda *_: world / "elements")
     file = written(world, f"model_config: {world}/net.yaml\ndataset: {world}/toy.yaml\nseeds: 2\n"

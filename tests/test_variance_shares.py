@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from bank_runs import own_caches  # noqa: F401
 from conftest import clusters
 from made_sweep import call, rows_of
 

@@ -132,10 +132,10 @@ def lines_of_nec(runs: Iterable[Run]) -> list[dict[str, Any]]:
 def lines_of_fine_tuning(root: Path) -> list[dict[str, Any]]:
     """Every measure of every objective, mean ± std over seeds, of the fine-tunings in `root` (runs.json of
     reproduction/finetuning.py). The paper's is plain: Eq. 8, M = 200, s = 0.1, and the backbone as it came."""
-    from reproduction.finetuning import usual_recipe
+    from IP_training import IP_Finetuning
     from reproduction.lib.finetuned import BEFORE, INDEX, NAMES, finished_cells
 
-    usual, lines = usual_recipe(), []
+    usual, lines = IP_Finetuning.Settings(), []
     for index in sorted(root.glob(f"*/{INDEX}")):
         made = read_json(index.parent / "manifest.json")
         cells, failed = finished_cells(index.parent)
@@ -145,10 +145,10 @@ def lines_of_fine_tuning(root: Path) -> list[dict[str, Any]]:
             continue
         for (objective, size, sparsity), mine in cells.groupby(["objective", "num_concepts", "sparsity"], dropna=False,
                                                                sort=False):
-            words = [NAMES[objective]] if objective not in (BEFORE, usual["objective"]) else []
+            words = [NAMES[objective]] if objective not in (BEFORE, usual.objective) else []
             if objective != BEFORE:
-                words += [f"M = {size:g}"] if size != usual["num_concepts"] else []
-                words += [f"s = {sparsity:g}"] if sparsity != usual["sparsity"] else []
+                words += [f"M = {size:g}"] if size != usual.num_concepts else []
+                words += [f"s = {sparsity:g}"] if sparsity != usual.sparsity else []
             of_bank = mine["measured_with"].iloc[0]
             common = {"method": "fine-tuning", "model": made["model_config"], "dataset": made["dataset"],
                       "setting": "before fine-tuning" if objective == BEFORE else "after fine-tuning",
@@ -157,7 +157,7 @@ def lines_of_fine_tuning(root: Path) -> list[dict[str, Any]]:
             for name, (measure, unit) in FINE_TUNED.items():
                 if mine[name].isna().any():  # the original head of the backbone as it came
                     continue
-                with_bank = [f"measured at M = {of_bank}"] if of_bank != usual["num_concepts"] and name in (
+                with_bank = [f"measured at M = {of_bank}"] if of_bank != usual.num_concepts and name in (
                     "fresh_ip", "iis", "iis_chance_corrected") else []
                 mean, std = mean_std(mine[name])
                 lines.append({**common, "variant": "; ".join(words + with_bank), "measure": measure,

@@ -16,10 +16,8 @@ from typing import Any, NamedTuple
 import torch
 
 from iis.statistics import mean_std
-from IP_training.elastic_gram import gram_path as elastic_net_path
-from IP_training.elastic_net import Fit, largest_lam
-from IP_training.predictor import fit_normaliser
-from IP_training.predictor import interpret
+from IP_training.elastic_net import Fit, elastic_net_path, largest_lam
+from IP_training.predictor import fit_normaliser, interpret
 
 CACHE = "nec.json"  # beside a ledger, written by reproduction/accuracy_at_nec.py: {seed: {"depends", "levels"}}
 LEVELS = (5, 10, 15, 20, 25, 30)

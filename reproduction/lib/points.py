@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from IP_training.flags import PROTOCOLS
-from reproduction.lib.runs import Run, epoch_of  # noqa: F401
+from IP_training.config import PROTOCOLS
+from reproduction.lib.runs import Run
 from reproduction.lib.tables import plus_minus
 
 # Runs are comparable where these agree. What a model or its images decide is not among them.
@@ -152,10 +152,3 @@ def models_of(runs: Sequence[Run]) -> str:
 def nets_of(runs: Sequence[Run]) -> int:
     """Number of independent nets: checkpoints of one net count once."""
     return len({run.net for run in runs})
-
-
-def warning(run: Run) -> str:  # TRANSITION
-    return "; ".join(run.marks)
-
-
-seeds_said = seeds_of  # TRANSITION

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from iis.cli import path, setting
-from iis.equations import area, too_close_to_chance
+from iis.equations import area
 from iis.results import LEDGER, read_ledger
 from iis.runtime import ROOT, UserError, each, read_json
 from iis.summary import summarise
 
 if TYPE_CHECKING:
-    from IP_training.concept_banks import Bank
+    from IP_training.banks import Bank
 
 SWEEPS = ROOT / "results" / "sweeps"
 REPRODUCED = ROOT / "results" / "reproduction"
@@ -65,7 +65,7 @@ class Run:
         self.iis, self.corrected, self.dense = (summary[name]["mean"] for name in (
             "iis", "iis_chance_corrected", "dense"))
         self.area = float(np.mean(area(summary["ratios"], summary["curves"]["best"]["accuracy"])))
-        self.marks: list[str] = summary["marks"] if "marks" in summary else _marks(summary)  # TRANSITION: the first
+        self.marks: list[str] = summary["marks"]
         self.meaningful = "close to chance" not in self.marks  # else ARR and IIS mean nothing
 
     def banks(self, seed: int) -> dict[str, Bank]:
@@ -75,7 +75,7 @@ class Run:
         """
         from safetensors.torch import load_file
 
-        from IP_training.concept_banks import Bank
+        from IP_training.banks import Bank
 
         file = self.folder / "predictors" / f"seed_{seed}.safetensors"
         if not file.is_file():
@@ -98,15 +98,6 @@ def epoch_of(model: str) -> int | None:
     """4 of `shapes_large_epoch4`; None for a model that is no checkpoint."""
     match = re.search(r"_epoch(\d+)$", model)
     return int(match[1]) if match else None
-
-
-def _marks(summary: dict[str, Any]) -> list[str]:  # TRANSITION
-    found = []
-    if too_close_to_chance(summary["dense"]["mean"], summary["chance"], summary["n_val"]):
-        found.append("close to chance")
-    if any("saturated" in remark for remark in summary["remarks"]):
-        found.append("saturated")
-    return found + (["above the dense head"] if summary["iis"]["mean"] > summary["span"] else [])
 
 
 def output_folder(source: Source) -> Path:
