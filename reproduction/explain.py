@@ -21,7 +21,7 @@ from iis.names import slug
 from iis.runtime import ROOT, UserError, make_output_folder, write_json, write_text
 from reproduction.lib.explained_images import Subject, class_label, elements_root, from_files, from_rows, spread
 from reproduction.lib.explanation import Predictor, explain_class, load_predictor
-from reproduction.lib.explanation_shown import csv_lines, explained, explanation_figure
+from reproduction.lib.explanation_shown import cards_of, csv_lines, explanation_figure
 from reproduction.lib.outputs import write_figure
 from reproduction.lib.page import render
 from reproduction.lib.run_files import embeddings_of
@@ -74,22 +74,23 @@ def main(settings: Settings) -> Path:
     root = elements_root(settings.run, identity, settings.elements)
     folder = make_output_folder(settings.out or default_folder(settings, predictor))
     subjects, of_class = chosen(settings, predictor, val, val_file)
-    cards = explained(predictor, subjects, root, settings.top, of_class["lines"] if of_class else ())
-    told = cards["told"]
-    activations = [one["activation"] for story in told for one in story["concepts"]]
+    cards = cards_of(predictor, subjects, root, settings.top, of_class["lines"] if of_class else ())
+    predictions = cards["predictions"]
+    activations = [concept["activation"] for one in predictions for concept in one["concepts"]]
     about = {"ratio": predictor.ratio, "kept": predictor.kept, "top1": predictor.top1, "seed": predictor.seed,
              "identity": identity, "warnings": warnings_of(settings.run)}
     size = len(predictor.bank_MD)
     title = (f"Why {identity['model']} says so: {size} {identity['bank']} concepts, {identity['dataset']}, "
              f"s = {predictor.ratio:g}, seed {predictor.seed}")
-    write_json(folder / "explanation.json", {"run": str(settings.run), **about, "class": of_class, "pictures": told})
-    write_text(folder / "explanation.csv", as_csv(csv_lines(told)))
+    write_json(folder / "explanation.json", {"run": str(settings.run), **about, "class": of_class,
+                                             "pictures": predictions})
+    write_text(folder / "explanation.csv", as_csv(csv_lines(predictions)))
     write_text(folder / "explanation.html", render(
         "explanation.html", title=title, size=size, asked=settings.ratio is not None, of_class=of_class, **cards,
         negative=sum(value < 0 for value in activations) / max(len(activations), 1), **about))
     write_figure(folder, "explanation", explanation_figure(title, **cards))
     print(f"{title}: {predictor.kept} concepts kept, top-1 {100 * predictor.top1:.2f} %", *about["warnings"], sep="\n")
-    print(f"written: {folder}/explanation.html, .png, .pdf, .json, .csv ({len(told)} images)")
+    print(f"written: {folder}/explanation.html, .png, .pdf, .json, .csv ({len(predictions)} images)")
     return folder
 
 

@@ -24,7 +24,7 @@ from reproduction import faithfulness
 from reproduction.faithfulness import CHANGED, ORDERS, bootstrap_means, order_curves
 from reproduction.lib import explained_images, runs
 from reproduction.lib.explained_images import Subject, concept_of, concepts_of, embed_images, spread
-from reproduction.lib.explanation import Predictor, explain_class, load_predictor, stories, strongest
+from reproduction.lib.explanation import Predictor, explain, explain_class, load_predictor, strongest
 from reproduction.lib.explanation_shown import explanation_figure, if_removed
 from reproduction.lib.page import render
 
@@ -75,20 +75,21 @@ def test_contributions_margins_and_removals_against_loops():
     predictor, h_ND = predictor_of(), features(40)
     predictor.class_names[:] = range(3)
     changed = 0
-    for n, story in enumerate(stories(predictor, [Subject("", None, n % 3, h_D) for n, h_D in enumerate(h_ND)])):
+    subjects = [Subject("", None, n % 3, h_D) for n, h_D in enumerate(h_ND)]
+    for n, found in enumerate(explain(predictor, subjects)):
         x_M = predictor.interpretations(h_ND[n:n + 1])[0]
         kept = x_M.nonzero().flatten().tolist()
         given = [[float(x_M[m] * predictor.weight_CM[c, m]) for m in range(8)] for c in range(3)]
         logits = [sum(given[c]) + float(predictor.bias_C[c]) for c in range(3)]
         first, second = np.argsort(logits)[::-1][:2]
-        assert (story["true"], story["predicted"], story["runner_up"]) == (n % 3, first, second)
-        assert [story[name] for name in ("logit_predicted", "logit_runner_up", "margin", "probability")] == pytest.approx(
-            [logits[first], logits[second], logits[first] - logits[second], np.exp(logits[first]) / np.exp(logits).sum()],
-            abs=1e-5)
-        margins = [abs(one["margin"]) for one in story["concepts"]]
+        assert (found["true"], found["predicted"], found["runner_up"]) == (n % 3, first, second)
+        numbers = [found[name] for name in ("logit_predicted", "logit_runner_up", "margin", "probability")]
+        assert numbers == pytest.approx([logits[first], logits[second], logits[first] - logits[second],
+                                         np.exp(logits[first]) / np.exp(logits).sum()], abs=1e-5)
+        margins = [abs(one["margin"]) for one in found["concepts"]]
         assert margins == sorted(margins, reverse=True)
-        assert sorted(one["concept"] for one in story["concepts"]) == kept and len(kept) == predictor.kept == 4
-        for one in story["concepts"]:
+        assert sorted(one["concept"] for one in found["concepts"]) == kept and len(kept) == predictor.kept == 4
+        for one in found["concepts"]:
             m, probability_C = one["concept"], zeroed(predictor, x_M, one["concept"])
             numbers = [one[name] for name in ("activation", "to_predicted", "to_runner_up", "margin",
                                               "without_probability", "predicted_without")]
@@ -154,28 +155,28 @@ def test_what_stands_on_a_page_adds_up_and_is_escaped():
     predictor.class_names[:] = [evil] * 3
     predictor.evidence[:] = [[evil]] * 8
     subject = Subject(evil, Image.new("RGB", (4, 4)), 0, h_ND[0])
-    told = stories(predictor, [subject])
+    predictions = explain(predictor, [subject])
     lines = explain_class(predictor, h_ND, 1)
-    concepts = concepts_of(told[0]["concepts"] + lines, "Text", None)
+    concepts = concepts_of(predictions[0]["concepts"] + lines, "Text", None)
     identity = {"model": evil, "dataset": evil, "bank": evil}
     page = whole(render("explanation.html", title=evil, identity=identity, size=8, kept=4, ratio=0.5, asked=False,
-                        seed=0, top1=0.5, negative=0.5, warnings=[evil], told=told, images=[subject.image], top=3,
-                        concepts=concepts, of_class={"name": evil, "count": 1, "lines": lines}))
+                        seed=0, top1=0.5, negative=0.5, warnings=[evil], predictions=predictions, concepts=concepts,
+                        images=[subject.image], top=3, of_class={"name": evil, "count": 1, "lines": lines}))
     assert page.count("&lt;script&gt;") >= 2 * 3 + 4 + 3 + 4 and "Without it</div>" in page  # column heads
-    margins = [one["margin"] for one in told[0]["concepts"]]
+    margins = [one["margin"] for one in predictions[0]["concepts"]]
     assert (f"the 3 concepts above {sum(margins[:3]):+.2f}, 1 more {margins[3]:+.2f}" in page.replace("\n", " ")
-            and f"{told[0]['margin']:+.2f} logits." in page)
-    figure = explanation_figure("Why net says so", told, [subject.image], concepts, 3)
+            and f"{predictions[0]['margin']:+.2f} logits." in page)
+    figure = explanation_figure("Why net says so", predictions, [subject.image], concepts, 3)
     heads = [text.get_text() for text in figure.axes[1].texts][:3]
     assert figure.get_suptitle() == "Why net says so" and heads[0] == "concept" and heads[2] == "without it"
 
 
 def test_what_is_said_of_a_removal():
-    story = {"predicted": "star", "probability": 0.912}
+    prediction = {"predicted": "star", "probability": 0.912}
     still = {"without_class": "star", "without_probability": 0.74, "predicted_without": 0.74}
     other = {"without_class": "circle", "without_probability": 0.551, "predicted_without": 0.3}
-    assert if_removed(story, still).replace("\xa0", " ") == "still star, 91.2 % → 74.0 %"
-    assert if_removed(story, other).replace("\xa0", " ") == "becomes circle, 55.1 %; star 91.2 % → 30.0 %"
+    assert if_removed(prediction, still).replace("\xa0", " ") == "still star, 91.2 % → 74.0 %"
+    assert if_removed(prediction, other).replace("\xa0", " ") == "becomes circle, 55.1 %; star 91.2 % → 30.0 %"
 
 
 def test_evidence_is_images_or_words(tmp_path):
@@ -212,17 +213,17 @@ def explained(run, out, *words):
 
 def test_a_class_from_the_command_line(run, toy, monkeypatch):
     monkeypatch.setattr(script, "warnings_of", lambda folder: ["warning: close to chance"])
-    out, told = explained(run, toy / "out", "--class", "class 2", "--num_images", 3, "--top", 4)
+    out, written = explained(run, toy / "out", "--class", "class 2", "--num_images", 3, "--top", 4)
     page = whole((out / "explanation.html").read_text())
     # The class and three images:
     assert page.count('<article class="card">') == 4 == page.count('class="concept columns"')
     assert page.count("<img") >= 3 + 4 * 4 and "warning: close to chance" in page
     assert "Why toy says so: 20 Prototype concepts, toy, s = 0.7, seed 0</h1>" in page
-    assert told["ratio"] == 0.7 and told["kept"] == 6 and told["class"]["count"] == 50
-    for story in told["pictures"]:
-        assert story["true"] == "class 2" and len(story["concepts"]) == 6
-        moved = sum(one["margin"] for one in story["concepts"]) + story["bias_predicted"] - story["bias_runner_up"]
-        assert moved == pytest.approx(story["margin"], abs=1e-4)
+    assert written["ratio"] == 0.7 and written["kept"] == 6 and written["class"]["count"] == 50
+    for one in written["pictures"]:
+        assert one["true"] == "class 2" and len(one["concepts"]) == 6
+        moved = sum(concept["margin"] for concept in one["concepts"])
+        assert moved + one["bias_predicted"] - one["bias_runner_up"] == pytest.approx(one["margin"], abs=1e-4)
     table = pd.read_csv(out / "explanation.csv")
     assert len(table) == 3 * 6 and table.evidence.str.startswith("class ").all()
     assert all((out / f"explanation.{kind}").stat().st_size for kind in ("png", "pdf"))
@@ -232,8 +233,8 @@ def test_rows_files_and_names_of_the_data_set_are_the_same_images(run, toy):
     names = ["class 1/val_5.png", "class 0/val_0.png"]
     _, by_row = explained(run, toy / "out", "--rows", "5,0", "--top", 1)
     _, by_file = explained(run, toy / "out", "--top", 1, "--images", names[0], toy / "images/val" / names[1])
-    assert [story["picture"] for story in by_row["pictures"]] == names and by_row["pictures"] == by_file["pictures"]
-    assert [story["true"] for story in by_file["pictures"]] == ["class 1", "class 0"]
+    assert [one["picture"] for one in by_row["pictures"]] == names and by_row["pictures"] == by_file["pictures"]
+    assert [one["true"] for one in by_file["pictures"]] == ["class 1", "class 0"]
 
 
 def test_bad_input_is_one_sentence(run, toy):

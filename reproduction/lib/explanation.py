@@ -106,7 +106,7 @@ def load_predictor(folder: Path, seed: int = 0, ratio: float | None = None) -> P
                      described["selected"][name]["top1"], seed)
 
 
-def stories(predictor: Predictor, subjects: Sequence[Subject]) -> list[dict[str, Any]]:
+def explain(predictor: Predictor, subjects: Sequence[Subject]) -> list[dict[str, Any]]:
     """One dictionary an image: its prediction, and every concept that its interpretation keeps, the one that moved
     the margin between predicted class and runner-up most first. Contributions are in logits: activation · weight.
 
@@ -114,11 +114,11 @@ def stories(predictor: Predictor, subjects: Sequence[Subject]) -> list[dict[str,
     sum to the difference of the two logits, and adding one number to all logits leaves them as they are.
     """
     x_NM = predictor.interpretations(torch.stack([one.features_D for one in subjects]).float())
-    return [_story(predictor, x_M, logits_C, subject)
+    return [_explain_one(predictor, x_M, logits_C, subject)
             for x_M, logits_C, subject in zip(x_NM, predictor.logits(x_NM), subjects, strict=True)]
 
 
-def _story(predictor: Predictor, x_M: torch.Tensor, logits_C: torch.Tensor, subject: Subject) -> dict[str, Any]:
+def _explain_one(predictor: Predictor, x_M: torch.Tensor, logits_C: torch.Tensor, subject: Subject) -> dict[str, Any]:
     names, probability_C = predictor.class_names, logits_C.softmax(0)
     first, second = logits_C.argsort(descending=True, stable=True)[:2].tolist()
     given_CM = x_M * predictor.weight_CM
@@ -130,10 +130,10 @@ def _story(predictor: Predictor, x_M: torch.Tensor, logits_C: torch.Tensor, subj
                  "margin": float(margin_M[m]), "without_class": names[int(without_MC[m].argmax())],
                  "without_probability": float(without_MC[m].max()), "predicted_without": float(without_MC[m, first])}
                 for m in order]
-    story = {"picture": subject.name, "true": None if subject.label is None else names[subject.label]}
+    found = {"picture": subject.name, "true": None if subject.label is None else names[subject.label]}
     for what, c in (("predicted", first), ("runner_up", second)):
-        story |= {what: names[c], f"logit_{what}": float(logits_C[c]), f"bias_{what}": float(predictor.bias_C[c])}
-    return story | {"probability": float(probability_C[first]), "runner_up_probability": float(probability_C[second]),
+        found |= {what: names[c], f"logit_{what}": float(logits_C[c]), f"bias_{what}": float(predictor.bias_C[c])}
+    return found | {"probability": float(probability_C[first]), "runner_up_probability": float(probability_C[second]),
                     "margin": float(logits_C[first] - logits_C[second]), "concepts": concepts}
 
 

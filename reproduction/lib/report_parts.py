@@ -20,7 +20,7 @@ from reproduction.arr_curves import curve
 from reproduction.iis_against_accuracy import scatter
 from reproduction.lib.explained_images import concept_of, elements_root, from_rows, spread
 from reproduction.lib.explanation import load_predictor
-from reproduction.lib.explanation_shown import explained
+from reproduction.lib.explanation_shown import cards_of
 from reproduction.lib.outputs import HANDED_OVER
 from reproduction.lib.points import counted, groups, percent, variant_of
 from reproduction.lib.run_files import images_of
@@ -236,7 +236,7 @@ def chosen(runs: Sequence[Run]) -> list[Run]:
 def examples_of(run: Run, concepts: int, images: int, top: int = 4) -> dict[str, Any]:
     """For the template: the `concepts` concepts with the largest weights (`tiles`), and `images` validation images with
     the `top` concepts that made their predictions. `no_concepts`, `no_images`: why there are none."""
-    found: dict[str, Any] = {"run": run, "tiles": [], "told": [], "no_concepts": "", "no_images": ""}
+    found: dict[str, Any] = {"run": run, "tiles": [], "predictions": [], "no_concepts": "", "no_images": ""}
     try:
         predictor = found["predictor"] = load_predictor(run.folder, run.summary["seeds"][0])
         root = elements_root(run.folder, run.identity)
@@ -249,6 +249,6 @@ def examples_of(run: Run, concepts: int, images: int, top: int = 4) -> dict[str,
         return found | {"no_concepts": str(error), "no_images": str(error), "tiles": []}
     try:
         val = images_of(run, "val")
-        return found | explained(predictor, from_rows(spread(range(len(val)), images), val, run.dataset), root, top)
+        return found | cards_of(predictor, from_rows(spread(range(len(val)), images), val, run.dataset), root, top)
     except UserError as error:
         return found | {"no_images": str(error)}
