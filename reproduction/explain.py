@@ -7,7 +7,6 @@
 --run is a folder that a training script wrote. Nothing is trained; a few seconds.
 """
 
-import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,13 +30,6 @@ from reproduction.lib.tables import as_csv
 MOST = 100  # images of one explanation: a page to be read, and a figure that can be drawn
 
 
-def row_numbers(text: str) -> tuple[int, ...]:
-    """A comma-separated list of row numbers, e.g. `0,5,7`."""
-    if not all(part.strip().isdecimal() for part in text.split(",")):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a comma-separated list of row numbers")
-    return tuple(int(part) for part in text.split(","))
-
-
 @dataclass(kw_only=True)
 class Settings:
     """What is explained, and how much of it is shown."""
@@ -49,8 +41,8 @@ class Settings:
                                        metavar="PATH")
     class_name: str | None = setting(None, "instead: validation images of one class, and what makes the class as a "
                                      "whole", also=("--class",), metavar="NAME")
-    rows: tuple[int, ...] | None = setting(None, "instead: rows of the validation features (default: --num_images "
-                                           "spread over all)", type=row_numbers, metavar="0,5,7")
+    rows: tuple[float, ...] | None = setting(None, "instead: rows of the validation features (default: --num_images "
+                                             "spread over all)", metavar="0,5,7")
     num_images: int = setting(8, "how many, without --images or --rows", type=positive)
     top: int = setting(5, "concepts shown of each image", type=positive)
     out: Path | None = setting(None, "output folder (default: results/explanations/…)")
@@ -101,7 +93,8 @@ def chosen(settings: Settings, predictor: Predictor, val: Embeddings,
     if settings.images:
         return from_files(settings.images, val, val_file, dataset, settings.config, settings.device), None
     if settings.class_name is None:
-        return from_rows(settings.rows or spread(range(len(val)), settings.num_images), val, dataset), None
+        rows = list(map(int, settings.rows or spread(range(len(val)), settings.num_images)))
+        return from_rows(rows, val, dataset), None
     label = class_label(settings.class_name, predictor.class_names, val.class_names)
     rows = (val.labels_N == label).nonzero().flatten().tolist()
     if not rows:

@@ -16,13 +16,17 @@ from iis.cli import parse
 from reproduction import report
 from reproduction.lib import report_parts
 from reproduction.lib.outputs import write_table
-from reproduction.lib.page import anchor, data_uri, kind, macro, render
+from reproduction.lib.page import PAGES, anchor, data_uri, kind, render
 from reproduction.lib.report_parts import made_before
 from reproduction.lib.runs import find_runs
 
 
 def flags(*words):
     return parse(report.Settings, [str(word) for word in words])
+
+
+def macro(name, *values):
+    return getattr(PAGES.get_template("macros.html").module, name)(*values)
 
 
 class Closed(HTMLParser):

@@ -120,9 +120,8 @@ def spread(rows: Sequence[int], count: int) -> list[int]:
 
 def from_rows(rows: Sequence[int], val: Embeddings, dataset: str) -> list[Subject]:
     """Rows of the validation features, with their images. Raises `UserError` for a row or image that is missing."""
-    wrong = next((row for row in rows if not 0 <= row < len(val)), None)
-    if wrong is not None:
-        raise UserError(f"--rows {wrong}: the validation split has rows 0 to {len(val) - 1}")
+    if wrong := [row for row in rows if not 0 <= row < len(val)]:
+        raise UserError(f"--rows {wrong[0]}: the validation split has rows 0 to {len(val) - 1}")
     images = load_dataset(dataset).images("val")
     index = {name: place for place, name in enumerate(images.names)}
     subjects = []

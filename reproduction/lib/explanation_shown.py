@@ -20,7 +20,7 @@ TILE = 44  # points: side of a concept's image in the figure
 
 
 def cards_of(predictor: Predictor, subjects: Sequence[Subject], root: Path | None, top: int,
-              lines: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+             lines: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
     """What the templates' cards take: `predictions` (of `explain`), `images` of the subjects, `top`, and `concepts`,
     the images or words of each concept shown. lines: of `explain_class`, where a class is shown too."""
     predictions = explain(predictor, subjects)

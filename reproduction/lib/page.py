@@ -20,11 +20,6 @@ def render(template: str, **values: Any) -> str:
     return PAGES.get_template(template).render(values)
 
 
-def macro(name: str, *values: Any) -> str:
-    """One macro of macros.html."""
-    return getattr(PAGES.get_template("macros.html").module, name)(*values)
-
-
 def data_uri(image: Path | Image.Image, width: int = 1200) -> str:
     """An image, at most `width` pixels wide, as a data URI: PNG, or JPEG where that takes less than half.
 
