@@ -93,8 +93,7 @@ def chosen(settings: Settings, predictor: Predictor, val: Embeddings,
     if settings.images:
         return from_files(settings.images, val, val_file, dataset, settings.config, settings.device), None
     if settings.class_name is None:
-        rows = list(map(int, settings.rows or spread(range(len(val)), settings.num_images)))
-        return from_rows(rows, val, dataset), None
+        return from_rows(settings.rows or spread(range(len(val)), settings.num_images), val, dataset), None
     label = class_label(settings.class_name, predictor.class_names, val.class_names)
     rows = (val.labels_N == label).nonzero().flatten().tolist()
     if not rows:

@@ -118,14 +118,14 @@ def spread(rows: Sequence[int], count: int) -> list[int]:
     return [rows[place * len(rows) // count] for place in range(count)]
 
 
-def from_rows(rows: Sequence[int], val: Embeddings, dataset: str) -> list[Subject]:
+def from_rows(rows: Sequence[float], val: Embeddings, dataset: str) -> list[Subject]:
     """Rows of the validation features, with their images. Raises `UserError` for a row or image that is missing."""
-    if wrong := [row for row in rows if not 0 <= row < len(val)]:
-        raise UserError(f"--rows {wrong[0]}: the validation split has rows 0 to {len(val) - 1}")
+    if wrong := [row for row in rows if row not in range(len(val))]:
+        raise UserError(f"--rows {wrong[0]:g}: the validation split has rows 0 to {len(val) - 1}")
     images = load_dataset(dataset).images("val")
     index = {name: place for place, name in enumerate(images.names)}
     subjects = []
-    for row in rows:
+    for row in map(int, rows):
         name = val.image_paths[row]
         if name not in index:
             raise UserError(f"{images.root} has no image {name!r}, which the validation features name; put the "
