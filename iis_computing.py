@@ -3,48 +3,58 @@
     python iis_computing.py --model_root ./IP_Prototype/resnet50
     python iis_computing.py --model_root IP_training/IP_Prototype --save_dir results/all_models
 
-Every ledger (results.jsonl) at or below --model_root is read; iis.json, iis.csv and iis.png are written beside it,
-and for several ledgers a comparison into --save_dir. A folder of checkpoints named as the authors' release names
+Every ledger (results.jsonl) at or below --model_root is read; iis.json, iis.csv, iis.png and iis.pdf are written beside
+it, and for several ledgers a comparison into --save_dir. A folder of checkpoints named as the authors' release names
 them is read too.
 """
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iis.cli import ScriptParser, path, run_script
-from iis.plots import plot_arr
+from pandas import DataFrame, isna
+
+from iis.cli import path, run_script, setting
+from iis.plots import write_arr
 from iis.results import LEDGER, read_ledger
 from iis.runtime import ROOT, UserError, each, make_output_folder, write_json, write_text
-from iis.summary import TITLE, is_release_folder, release_summary, summarise
-from reproduction.lib.tables import as_csv, plus_minus
+from iis.statistics import plus_minus
+from iis.summary import MARKS, TITLE, is_release_folder, mark_of, release_summary, summarise
+
+# Settings that may differ between the runs of a comparison, beside TITLE; a label names those that do. What follows from
+# model, data set and bank is named only where these are the same.
+RECIPE = ("sparsifier", "epochs", "batch_size", "holdout", "prototypes", "element_choice", "test_assignment", "parts",
+          "bank_name", "bank_seed", "tf32")
+FOLLOWS = ("concept_set", "clip", "clip_cutoff", "interpretability_cutoff", "weights", "node", "precision",
+           "elements_hash")
 
 
-def parser() -> ScriptParser:
-    """The flags of this script."""
-    script = ScriptParser(description=__doc__.splitlines()[0])
-    script.add_argument("--model_root", nargs="+", required=True,
-                      help="folder(s) with ledgers; also looked for below IP_training/")
-    script.add_argument("--save_dir", type=path, help="where a comparison of several ledgers goes (default: the first "
-                                                    "--model_root)")
-    script.add_argument("--bootstrap", type=int, default=1000, help="resamples of the validation images")
-    return script
+@dataclass(kw_only=True)
+class Settings:
+    """Which runs"""
+
+    model_root: list[str] = setting(help="folder(s) with ledgers; also looked for below IP_training/")
+    dataset: str | None = setting(None, "only ledgers of this data set")
+    save_dir: Path | None = setting(None, "where a comparison of several ledgers goes (default: the first --model_root)")
+    bootstrap: int = setting(1000, "resamples of the validation images")
 
 
-def main(args: argparse.Namespace) -> None:
+def main(settings: Settings) -> None:
     """Print and write the IIS of every ledger found."""
-    if args.bootstrap < 2:
-        raise UserError(f"--bootstrap {args.bootstrap}: at least 2 resamples are needed for a spread")
-    roots = [find_root(root) for root in args.model_root]
+    if settings.bootstrap < 2:
+        raise UserError(f"--bootstrap {settings.bootstrap}: at least 2 resamples are needed for a spread")
+    roots = [find_root(root) for root in settings.model_root]
     ledgers = sorted({file for root in roots for file in root.rglob(LEDGER)})
+    if settings.dataset:
+        ledgers = [file for file in ledgers if {row.get("dataset") for row in read_ledger(file)} == {settings.dataset}]
     release = [root for root in roots if is_release_folder(root)]
     if not ledgers and not release:
         raise UserError(f"there is no ledger ({LEDGER}) at or below {', '.join(map(str, roots))}; run stage 3 first")
     for root in release:
         report_release(root)
-    results, failed = each(lambda file: report(file, args.bootstrap), ledgers)
+    results, failed = each(lambda file: report(file, settings.bootstrap), ledgers)
     if len(results) > 1:
-        compare(results, make_output_folder(args.save_dir or roots[0]))
+        compare(results, make_output_folder(settings.save_dir or roots[0]))
     if failed:
         raise UserError(f"no IIS for {len(failed)} of {len(ledgers)} ledgers: {'; '.join(failed)}")
 
@@ -60,47 +70,83 @@ def find_root(name: str) -> Path:
 
 
 def report(file: Path, draws: int) -> dict[str, Any]:
-    """Summarise one ledger: print it, write iis.json, iis.csv and iis.png beside it."""
-    result = summarise(read_ledger(file), draws, str(file))
-    result["folder"] = str(file.parent)
-    result["label"] = (f"{result['model']}, {result['dataset']}, {result['bank']}, M = {result['num_concepts']}"
-                       + (f", {result['protocol']}" if result["protocol"] != "paper" else ""))
-    score, folder = result["iis"], file.parent
-    print(f"\n{result['label']}  ({len(result['seeds'])} seed{'s' if len(result['seeds']) > 1 else ''}, "
-          f"{result['n_val']} validation images, D = {result['width']})")
+    """Summarise one ledger: print it, write iis.json, iis.csv, iis.png and iis.pdf beside it."""
+    rows, folder = read_ledger(file), file.parent
+    result = summarise(rows, draws, str(file))
+    result |= {"folder": str(folder), "settings": {name: rows[0].get(name) for name in (*RECIPE, *FOLLOWS)},
+               "label": ", ".join(said for name in TITLE if (said := phrase(name, result[name])) != "paper")}
+    score, seeds = result["iis"], len(result["seeds"])
+    print(f"\n{result['label']}  ({seeds} seed{'s' if seeds > 1 else ''}, {result['n_val']} validation images, "
+          f"D = {result['width']})")
     print(text_table(result))
     low, high = result["bootstrap"]["interval_95"]
-    print(f"IIS = {with_spread(score)} of {result['span']:g} ({score['normalised']:.4f} of its span); "
+    print(f"IIS = {with_spread(score)}{mark_of(result)} of {result['span']:g} ({score['normalised']:.4f} of its span); "
           f"bootstrap over images 95 % [{low:.4f}, {high:.4f}]")
     print(f"last epoch instead of best: IIS = {with_spread(result['iis_last'])}; chance-corrected: "
           f"{with_spread(result['iis_chance_corrected'])}")
-    for remark in result["remarks"]:
-        print(remark)
+    print("\n".join(result["remarks"]))
     write_json(folder / "iis.json", result)
-    write_text(folder / "iis.csv", as_csv(result["table"]))
-    plot_arr({f"IIS = {with_spread(score)}": [curve(result, result["label"])]}, folder / "iis.png")
-    print(f"written: {folder}/iis.json, iis.csv, iis.png")
+    table = DataFrame(result["table"], dtype=object).assign(marks=", ".join(result["marks"]))
+    table["learning_rates"] = [" ".join(map(str, rates)) for rates in table["learning_rates"]]
+    write_text(folder / "iis.csv", table.to_csv(index=False))
+    write_arr({result["label"]: [curve(result, f"IIS = {with_spread(score)}{mark_of(result)}")]}, folder / "iis.png")
+    print(f"written: {folder}/iis.json, iis.csv, iis.png, iis.pdf")
     return result
 
 
 def compare(results: list[dict[str, Any]], folder: Path) -> None:
-    """One line per ledger, and all curves in one image."""
-    lines = [{**{name: result[name] for name in TITLE}, "seeds": len(result["seeds"]), "dense": result["dense"]["mean"],
-              "dense_std": result["dense"]["std"], "iis": result["iis"]["mean"], "iis_std": result["iis"]["std"],
+    """One line per ledger, and all curves in one figure."""
+    labels = distinct_labels(results)
+    lines = [{**{name: result[name] for name in TITLE}, "label": label, "seeds": len(result["seeds"]),
+              "dense": result["dense"]["mean"], "dense_std": result["dense"]["std"], "iis": result["iis"]["mean"],
+              "iis_std": result["iis"]["std"], "marks": ", ".join(result["marks"]),
               "iis_normalised": result["iis"]["normalised"], "iis_last": result["iis_last"]["mean"],
               "iis_chance_corrected": result["iis_chance_corrected"]["mean"],
               "bootstrap_low": result["bootstrap"]["interval_95"][0],
               "bootstrap_high": result["bootstrap"]["interval_95"][1], "folder": result["folder"]}
-             for result in results]
-    write_text(folder / "comparison.csv", as_csv(lines))
+             for result, label in zip(results, labels, strict=True)]
+    write_text(folder / "comparison.csv", DataFrame(lines, dtype=object).to_csv(index=False))
     write_json(folder / "comparison.json", lines)
-    plot_arr(panels(results), folder / "comparison.png")
-    width = max(len(result["label"]) for result in results)
+    by_bank = len({result["bank"] for result in results}) > 1 and len(results) > 3
+    parts = [[result for result in results if result["bank"] == bank or not by_bank]
+             for bank in (dict.fromkeys(result["bank"] for result in results) if by_bank else [None])]
+    write_arr({shared_title(part): [curve(result, f"{label}: IIS {with_spread(result['iis'])}{mark_of(result)}")
+                                    for result, label in zip(part, distinct_labels(part), strict=True)]
+               for part in parts}, folder / "comparison.png")
+    width = max(map(len, labels))
     print(f"\n{'run':{width}}  {'dense top-1':>17}  {'IIS':>17}  normalised")
-    for result in results:
-        print(f"{result['label']:{width}}  {with_spread(result['dense']):>17}  {with_spread(result['iis']):>17}  "
-              f"{result['iis']['normalised']:.4f}")
-    print(f"written: {folder}/comparison.json, comparison.csv, comparison.png")
+    for result, label in zip(results, labels, strict=True):
+        print(f"{label:{width}}  {with_spread(result['dense']):>17}  {with_spread(result['iis']):>17}"
+              f"{mark_of(result):2}  {result['iis']['normalised']:.4f}")
+    found = {mark for result in results for mark in result["marks"]}
+    if found:
+        print("; ".join(f"{sign} {mark}" for mark, sign in MARKS.items() if mark in found))
+    print(f"written: {folder}/comparison.json, comparison.csv, comparison.png, comparison.pdf")
+
+
+def distinct_labels(results: list[dict[str, Any]]) -> list[str]:
+    """A label for each run: everything that differs between the runs, and their model."""
+    frame = DataFrame([{name: "+".join(value) if isinstance(value, list) else str(value) for name, value in
+                        ({title: result[title] for title in TITLE} | result["settings"]).items() if value is not None}
+                       for result in results], columns=[*TITLE, *RECIPE, *FOLLOWS])
+    differing = [name for name in (*TITLE, *RECIPE) if frame[name].nunique() > 1]
+    differing += [name for name in FOLLOWS if (frame.groupby(list(TITLE), dropna=False)[name].nunique() > 1).any()]
+    return [", ".join(phrase(name, row[name]) for name in dict.fromkeys(("model", *differing)) if not isna(row[name]))
+            for _, row in frame.iterrows()]
+
+
+def shared_title(results: list[dict[str, Any]]) -> str:
+    """What all runs of a comparison share of what names a run."""
+    shared = [name for name in TITLE if len({str(result[name]) for result in results}) == 1]
+    return ", ".join(phrase(name, results[0][name]) for name in shared if results[0][name] != "paper")
+
+
+def phrase(name: str, value: Any) -> str:
+    """A setting in a label: "M = 64", "epochs 3"; what TITLE names stands alone."""
+    if name == "num_concepts":
+        return f"M = {value}"
+    value = value[:8] if name == "elements_hash" else value
+    return str(value) if name in TITLE else f"{name.replace('_', ' ')} {value}"
 
 
 def report_release(folder: Path) -> None:
@@ -113,21 +159,8 @@ def report_release(folder: Path) -> None:
     print(f"written: {folder}/iis_release.json")
 
 
-def panels(results: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The curves of a comparison: a panel per bank where there are several; labels tell only what differs."""
-    differing = [name for name in TITLE if len({str(result[name]) for result in results}) > 1]
-    by_bank = "bank" in differing and len(results) > 3
-    drawn: dict[str, list[dict[str, Any]]] = {}
-    for result in results:
-        parts = [f"M = {result[name]}" if name == "num_concepts" else str(result[name])
-                 for name in differing if not (by_bank and name == "bank")] or [result["model"]]
-        label = f"{', '.join(parts)}: IIS {with_spread(result['iis'])}"
-        drawn.setdefault(result["bank"] if by_bank else "", []).append(curve(result, label))
-    return drawn
-
-
 def curve(result: dict[str, Any], label: str) -> dict[str, Any]:
-    """A run as `plot_arr` wants it."""
+    """A run as `write_arr` wants it."""
     return {"label": label, "ratios": result["ratios"], "arr": result["curves"]["best"]["arr"]}
 
 
@@ -151,4 +184,4 @@ def with_spread(value: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    run_script(lambda: main(parser().settings()))
+    run_script(main, Settings)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from iis.embedding_file import Embeddings, content_hash, load_tensors
+from iis.embedding_file import Embeddings, as_embeddings, content_hash, load_tensors
 from iis.runtime import UserError, numpy_rng, seed_of, torch_rng
 
 MAX_ELEMENTS = 20_000  # release
@@ -109,6 +109,7 @@ def check_enough(elements: Embeddings, num_concepts: int) -> None:
 def prototypes(elements: Embeddings, num_concepts: int, choice: str = "balanced") -> MakeBank:
     """M of the E element embeddings (paper, section 3). choice: "balanced" over classes and seeded, or the "first" M
     rows (release)."""
+    elements = as_embeddings(elements)
     check_enough(elements, num_concepts)
 
     def make(seed: Seed) -> Bank:
@@ -125,6 +126,7 @@ def prototypes(elements: Embeddings, num_concepts: int, choice: str = "balanced"
 def clusters(elements: Embeddings, num_concepts: int, choice: str = "balanced") -> MakeBank:
     """M k-means centres of up to 20,000 normalised element embeddings (paper, section 3); the evidence of a centre is
     the images of its nearest elements. choice: see `chosen_elements`."""
+    elements = as_embeddings(elements)
     check_enough(elements, num_concepts)
 
     def make(seed: Seed) -> Bank:
@@ -195,8 +197,8 @@ def from_matrix(matrix: torch.Tensor, width: int, names: Sequence[str] | None = 
         shape = tuple(matrix.shape) if torch.is_tensor(matrix) else type(matrix).__name__
         raise UserError(f"{where} holds {shape}; one matrix of M x D is needed")
     if matrix.shape[1] != width:
-        raise UserError(f"{where} has D = {matrix.shape[1]}, and the representations have D = {width}; make the bank in "
-                        "the space of these representations"
+        raise UserError(f"{where} has D = {matrix.shape[1]}, and the representations have D = {width}; make the bank "
+                        "in the space of these representations"
                         + (" (it looks transposed)" if matrix.shape[0] == width else ""))
     vectors_MD = matrix.to(torch.float32)
     if not torch.isfinite(vectors_MD).all():

@@ -36,7 +36,8 @@ class Files:
     train_labels: Path | None = setting(None, "labels of a bare --train_pt: .pt, .npy or .txt")
     val_labels: Path | None = setting(None, "labels of a bare --val_pt")
     feature_layer: str | None = setting(None, "layer in the names of the representation files, as spelt in stage 2")
-    save_dir: Path | None = setting(None, "output folder (default IP_training/IP_<BANK>/MODEL/SETTING)")
+    save_dir: Path | None = setting(None, "output folder (default --save_root/IP_<BANK>/MODEL/SETTING)")
+    save_root: Path = setting(ROOT / "IP_training", "where output folders go by default")
     dense_heads_dir: Path | None = setting(None, "where dense heads are kept for all banks (default "
                                            "IP_training/dense_heads, or the environment variable IIS_DENSE_HEADS)")
     in_channels: int | None = setting(None, "D, checked against the files (default: theirs)")
@@ -104,7 +105,7 @@ class TrainingSettings(Grid):
         return Path(root) / slug("_".join(parts))
 
     def default_folder(self, identity: dict) -> Path:
-        """IP_training/IP_BANK/MODEL/… with what tells this setting from others. identity: see `run.identity_of`."""
+        """IP_BANK/MODEL/… below --save_root, with what tells this setting from others. identity: see `run.identity_of`."""
         concept_set = identity.get("concept_set")  # named where it is not the data set's own list
         parts = [self.dataset, *([self.element_kind] if identity["elements_hash"] else []),
                  *identity.get("parts", []), *([identity["bank_name"]] if "bank_name" in identity else []),
@@ -116,7 +117,7 @@ class TrainingSettings(Grid):
         parts += [f"epochs{self.n_epoch}"] if self.n_epoch != 30 else []
         parts += [f"bank{self.bank_seed}"] if self.bank_seed is not None else []
         parts += ["tf32"] if self.tf32 else []
-        return ROOT / "IP_training" / f"IP_{identity['bank']}" / slug(self.model_name) / slug("_".join(parts))
+        return self.save_root / f"IP_{identity['bank']}" / slug(self.model_name) / slug("_".join(parts))
 
 
 @dataclass(kw_only=True)

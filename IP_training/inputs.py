@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,7 +58,18 @@ class Inputs:
 
 
 def load_inputs(settings: TrainingSettings, with_elements: bool = True) -> Inputs:
-    """Load and check; every `UserError` comes before training starts. Fills --model_name and --dataset."""
+    """Load and check; every `UserError` comes before training starts. Fills --model_name and --dataset. A dry run ends
+    here, with success, where its inputs are not there yet."""
+    try:
+        return _load(settings, with_elements)
+    except UserError as error:
+        if not settings.dry_run:
+            raise
+        print(f"dry run: stage 3 needs the files of stages 1 and 2 to say more ({error})")
+        sys.exit(0)
+
+
+def _load(settings: TrainingSettings, with_elements: bool) -> Inputs:
     bare = settings.train_labels is not None  # ours carry their labels
     for name, published in (("model_name", "resnet50"), ("dataset", "imagenet")):
         if getattr(settings, name) is None:

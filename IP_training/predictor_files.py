@@ -1,9 +1,9 @@
 """The selected predictor of every ratio, with its bank, as safetensors + JSON: explanations need no retraining.
 
 `predictors/seed_R.safetensors` holds, per ratio s: `s/weight` (C, M), `s/bias` (C,), `s/scale` and `s/shift` (M,) of
-the normaliser; and `bank` (M, D), `mean`, `std` (M,), or `s/bank` … where every ratio has a bank of its own. Dense heads
-lie with their own ledger. `predictors/seed_R.json`: what each concept looks like, how blocks of concepts are normalised,
-the class names, and what was selected.
+the normaliser; and `bank` (M, D), `mean`, `std` (M,), or `s/bank` … where every ratio has a bank of its own. Dense
+heads lie with their own ledger. `predictors/seed_R.json`: what each concept looks like, how blocks of concepts are
+normalised, the class names, and what was selected.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ from IP_training.predictor_files import save_predictors
 from IP_training.train_heads import HeadGroup, Recipe, Trained, by_learning_rate, fit_grid
 
 BankOf = Callable[[Trained], tuple[Bank, Normaliser]]
+DENSE_LEDGER = "dense_heads.jsonl"
 # From a seed and its missing cells: groups that train together, and the bank of each trained head; one tuple after
 # another, so that only one need be in memory.
 MakeGroups = Callable[[Seed, list[Cell]], Iterator[tuple[list[HeadGroup], BankOf]]]
@@ -81,7 +82,7 @@ def train_dense(settings: TrainingSettings, inputs: Inputs, seed: Seed,
     trained now."""
     folder = settings.dense_folder(inputs.train.content_hash, inputs.val.content_hash)
     cells = [Cell(seed.number, DENSE, rate) for rate in settings.learning_rates]
-    known = {cell_of(row): row for row in read_ledger(folder / LEDGER)}
+    known = {cell_of(row): row for row in read_ledger(folder / DENSE_LEDGER)}
     missing = [cell for cell in cells if cell not in known]
     if missing:
         started = time.monotonic()
@@ -93,7 +94,7 @@ def train_dense(settings: TrainingSettings, inputs: Inputs, seed: Seed,
         rows = [row_of(head, None, settings.sparsifier, seconds) for head in heads]
         save_predictors(folder, heads, [(None, None)] * len(heads), merged(known.values(), rows), inputs.class_labels,
                         {"model": settings.model_name, "dataset": settings.dataset})
-        known |= {cell_of(row): row for row in add_rows(folder / LEDGER, rows)}
+        known |= {cell_of(row): row for row in add_rows(folder / DENSE_LEDGER, rows)}
         resume_file.unlink(missing_ok=True)
     return [known[cell] for cell in cells], len(missing)
 

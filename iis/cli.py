@@ -90,7 +90,7 @@ def part(text: str) -> float:
     return value
 
 
-CONVERTERS = {Path: path, tuple[float, ...]: numbers, tuple[str, ...]: words, list[str]: words}
+CONVERTERS = {Path: path, tuple[float, ...]: numbers, tuple[str, ...]: words}
 
 
 # ---- from a dataclass to a parser, and back ----
@@ -179,6 +179,8 @@ def _add_flag(group: Any, field: dataclasses.Field, hint: Any) -> None:
     if typing.get_origin(hint) is typing.Literal:
         options.setdefault("choices", typing.get_args(hint))
         hint = str
+    if typing.get_origin(hint) is list:  # --flag A B C
+        options, hint = {"nargs": "+", **options}, typing.get_args(hint)[0]
     if hint is bool:
         options["action"] = "store_true"
     else:
@@ -211,6 +213,8 @@ def _converted(action: argparse.Action, value: Any, where: str) -> Any:
         return value
     if action.type is path:
         return (ROOT / str(value)).resolve()
+    if action.nargs == "+":
+        return [action.type(str(one)) for one in (value if isinstance(value, list | tuple) else [value])]
     text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     try:
         converted = action.type(text) if action.type else text

@@ -160,21 +160,21 @@ def same_classes(train: list[str], val: list[str]) -> None:
 
 
 def readable_class_names(dataset: str, folders: list[str]) -> list[str]:
-    """Names for people: `class_names` of the data set's YAML (a text file, a name a line), ImageNet's synsets by their
-    words (`class_names: imagenet`, through timm's list), else the folder names."""
+    """Names for people: `class_names` of the data set's YAML (a text file, a name a line), else the words of ImageNet's
+    synsets where the folders are synsets (through timm's list), else the folder names."""
     try:
         names = load_dataset(dataset).class_names
     except UserError:  # features made elsewhere need no configuration
-        return folders
-    if names == "imagenet":
+        names = None
+    if names in (None, "imagenet"):
+        if not all(map(is_synset, folders)):
+            return folders
         from timm.data import ImageNetInfo
 
         info = ImageNetInfo("imagenet-1k")
         words = {synset: info.index_to_description(i).split(",")[0] for i, synset in enumerate(info.label_names())}
         return [words.get(folder, folder) for folder in folders]
-    if names is None:
-        return folders
-    lines = (ROOT / names).read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / names).read_text(encoding="utf-8").strip().split("\n")
     if len(lines) != len(folders):
         raise UserError(f"{names} has {len(lines)} lines for {len(folders)} classes")
     return lines

@@ -85,8 +85,6 @@ def load_embeddings(file: Path, labels: Path | None = None) -> Embeddings:
         found = _bare(file, data, labels)
     if found.features_ND.ndim != 2:
         raise UserError(f"{file} holds features of shape {tuple(found.features_ND.shape)}; N x D is needed")
-    if len(found.labels_N) != len(found):
-        raise UserError(f"{file} has {len(found)} rows and {len(found.labels_N)} labels")
     return found
 
 
@@ -140,10 +138,25 @@ def _bare(file: Path, data: Any, labels: Path | None) -> Embeddings:
         labels_N = load_tensors(labels)
         if not torch.is_tensor(labels_N) or not labels_N.numel():
             raise UserError(f"{labels} holds no labels: one tensor of N class numbers is needed")
-        labels_N = labels_N.to(torch.int64).flatten()
-        classes = [f"class {label:03d}" for label in range(int(labels_N.max()) + 1)]
-    features_ND = data.float() if data.dtype == torch.float64 else data
-    found = Embeddings(features_ND, labels_N, classes, [f"row {row}" for row in range(len(features_ND))])
+        labels_N, classes = labels_N.to(torch.int64).flatten(), None
+    return as_embeddings(data, labels_N, classes)
+
+
+def as_embeddings(features: Any, labels: Any = None, class_names: list[str] | None = None) -> Embeddings:
+    """`Embeddings` of an array or tensor (N, D), float16 to 64, with class numbers (N,), all 0 unless given."""
+    if isinstance(features, Embeddings):
+        return features
+    features_ND = torch.as_tensor(features)
+    if features_ND.ndim != 2 or not features_ND.is_floating_point():
+        raise UserError(f"features of shape {tuple(features_ND.shape)} and type {features_ND.dtype}: a floating-point "
+                        "matrix N x D is needed")
+    features_ND = features_ND.float() if features_ND.dtype == torch.float64 else features_ND
+    count = len(features_ND)
+    labels_N = torch.zeros(count, dtype=torch.int64) if labels is None else torch.as_tensor(labels).to(torch.int64)
+    if labels_N.shape != (count,):
+        raise UserError(f"{count} rows of features and labels of shape {tuple(labels_N.shape)} do not belong together")
+    names = class_names or [f"class {label:03d}" for label in range(int(labels_N.max()) + 1 if count else 0)]
+    found = Embeddings(features_ND.detach().cpu(), labels_N.cpu(), names, [f"row {row}" for row in range(count)])
     found.content_hash = content_hash(found.features_ND, found.labels_N)
     return found
 

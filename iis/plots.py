@@ -15,59 +15,57 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vP*X"
 
 
-def plot_arr(panels: dict[str, Sequence[dict[str, Any]]], file: Path) -> None:
-    """`arr_figure` as a PNG or PDF file."""
+def write_arr(panels: dict[str, Sequence[dict[str, Any]]], file: Path) -> None:
+    """`arr_figure` as `file` (PNG) and as a PDF beside it."""
     figure = arr_figure(panels)
-    write_whole(Path(file), lambda temporary: figure.savefig(temporary, dpi=150))
-
-    import matplotlib.pyplot as plt
-
-    plt.close(figure)
+    for one in (Path(file), Path(file).with_suffix(".pdf")):
+        write_whole(one, lambda temporary: figure.savefig(temporary, dpi=150))
 
 
 def arr_figure(panels: dict[str, Sequence[dict[str, Any]]]) -> Any:
-    """A figure of curves, a panel per entry of {title: curves}, all on one scale; the caller writes and closes it.
+    """A matplotlib figure of curves, a panel per entry of {title: curves}, all on one scale.
 
     A curve is {"label", "ratios" (S,), "arr" (R, S) one row per seed}. The line is the mean over seeds, the band mean
-    ± one standard deviation (ddof 1). One label has one style in all panels, and where labels recur one legend serves
-    all panels.
+    ± one standard deviation (ddof 1). Where labels recur or are many, one legend serves all panels, and a label has one
+    style in all of them. Panels of an unfinished last row are wider: no place stays empty.
     """
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
+    titles, columns = list(panels), 2 if len(panels) in (2, 4) else min(3, len(panels))
+    rows = [titles[start:start + columns] for start in range(0, len(titles), columns)]
     labels = list(dict.fromkeys(curve["label"] for curves in panels.values() for curve in curves))
-    recurring = len(labels) < sum(len(curves) for curves in panels.values())
-    figure, grid = plt.subplots(rows, columns, squeeze=False, sharey=True, layout="constrained",
-                                figsize=(7.2 if columns == 1 else 3.6 * columns, 4.4 if rows == 1 else 3.4 * rows))
+    one_legend = len(labels) < sum(map(len, panels.values())) or max(map(len, panels.values())) > 5
+    figure = Figure(figsize=(7.2 if columns == 1 else 4.2 * columns,
+                             3.8 * len(rows) + 0.6 + (0.25 * len(labels) / columns if one_legend else 0)),
+                    layout="constrained")
     handles: dict[str, Any] = {}
-    for axes, (title, curves) in zip(grid.flat, panels.items(), strict=False):
-        for index, curve in enumerate(curves):
-            place = labels.index(curve["label"]) if recurring else index
-            handles[curve["label"]] = _draw(axes, curve, COLOURS[place % len(COLOURS)],
-                                            MARKERS[(place + place // len(COLOURS)) % len(MARKERS)])
-        axes.axhline(100, color="0.6", linewidth=0.8, linestyle=":")
-        axes.set_title(title, fontsize=12 if columns == 1 else 10)
-        axes.set(xlim=(-0.02, 1.0), xticks=np.arange(0, 1, 0.2),
-                 xlabel="sparsity ratio s (fraction of concepts set to zero)")
-        axes.xaxis.label.set_size(10 if columns == 1 else 8)
-        axes.grid(alpha=0.25)
-        if not recurring:  # below the axes, so that it never covers data however many runs there are
-            axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16 if columns == 1 else -0.2), frameon=False,
-                        fontsize=9 if columns == 1 else 8, borderaxespad=0)
-    if recurring:
-        figure.legend(handles.values(), handles, loc="outside lower center", ncols=2 * columns, frameon=False,
-                      fontsize=8)
-    for axes in list(grid.flat)[len(panels):]:
-        axes.set_axis_off()
+    shared = None
+    for part, row in zip(np.atleast_1d(figure.subfigures(len(rows), 1)), rows, strict=True):
+        for place, title in enumerate(row, start=1):
+            axes = shared = part.add_subplot(1, len(row), place, sharey=shared)
+            _draw_panel(axes, title, panels[title], labels, one_legend, handles, small=columns > 1)
+    if one_legend:
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     figure.supylabel("accuracy retention rate, % of dense top-1", fontsize=10)
     return figure
 
 
-def _draw(axes: Any, curve: dict[str, Any], colour: str, marker: str) -> Any:
+def _draw_panel(axes: Any, title: str, curves: Sequence[dict[str, Any]], labels: list[str], one_legend: bool,
+                handles: dict[str, Any], small: bool) -> None:
+    for index, curve in enumerate(curves):
+        place = labels.index(curve["label"]) if one_legend else index
+        handles[curve["label"]] = _draw_curve(axes, curve, COLOURS[place % len(COLOURS)],
+                                              MARKERS[(place + place // len(COLOURS)) % len(MARKERS)])
+    axes.axhline(100, color="0.6", linewidth=0.8, linestyle=":")
+    axes.set_title(title, fontsize=9 if small or len(title) > 60 else 11, wrap=True)
+    axes.set(xlim=(-0.02, 1.0), xticks=np.arange(0, 1, 0.2))
+    axes.set_xlabel("sparsity ratio s (fraction of concepts set to zero)", fontsize=8 if small else 10)
+    axes.grid(alpha=0.25)
+    if not one_legend:  # where curves that fall to the right leave room
+        axes.legend(loc="lower left", fontsize=7.5 if small else 9, framealpha=0.7)
+
+
+def _draw_curve(axes: Any, curve: dict[str, Any], colour: str, marker: str) -> Any:
     arr_RS = 100 * np.atleast_2d(np.asarray(curve["arr"], float))
     mean = arr_RS.mean(0)
     line, = axes.plot(curve["ratios"], mean, marker=marker, color=colour, label=curve["label"], markersize=4.5,

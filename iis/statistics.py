@@ -39,3 +39,8 @@ def interval(samples: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """The central `level` interval of bootstrap samples."""
     low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def plus_minus(mean: float, std: float | None, digits: int = 4) -> str:
+    """"0.8123 ± 0.0021"; without ± where there is one seed."""
+    return f"{mean:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}")

@@ -1,81 +1,69 @@
-"""The three bash scripts and the set-up files: syntax, promises, and the message where data is missing."""
+"""The bash scripts and the set-up files: syntax, promises, settings handed on."""
 
-import os
 import re
-import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import yaml
+from conftest import ROOT
+from test_end_to_end import bash
 
-ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ("concept_extract.sh", "emb_extractor.sh", "ip_train.sh")
 
 
-def bash(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
-    """Run bash without the settings of whoever runs the tests."""
-    clean = {key: value for key, value in os.environ.items() if key in ("PATH", "HOME", "TMPDIR", "LANG")}
-    return subprocess.run(["bash", *words], cwd=cwd, text=True, capture_output=True, timeout=120,
-                          env={**clean, "PYTHON": sys.executable, **environment})
-
-
-@pytest.fixture(scope="module")
-def bare_tree(tmp_path_factory) -> Path:
-    """The code without data sets, elements or embeddings."""
-    tree = tmp_path_factory.mktemp("tree")
-    for folder in ("iis", "extractor", "IP_training", "dataset_configs", "model_configs"):
-        shutil.copytree(ROOT / folder, tree / folder,
-                        ignore=shutil.ignore_patterns("embs", "__pycache__", "IP_Prototype"))
-    for file in (*SCRIPTS, "iis_computing.py"):
-        shutil.copy(ROOT / file, tree)
-    return tree
+@pytest.fixture
+def echo(tmp_path):
+    """A stand-in for Python that prints its arguments."""
+    file = tmp_path / "python"
+    file.write_text("#!/usr/bin/env bash\nprintf '%s ' \"$@\"; echo\n")
+    file.chmod(0o755)
+    return str(file)
 
 
 @pytest.mark.parametrize("script", [*SCRIPTS, ".ci/run"])
 def test_syntax_and_header(script):
-    assert bash("-n", script).returncode == 0
+    assert subprocess.run(["bash", "-n", ROOT / script]).returncode == 0
     text = (ROOT / script).read_text()
-    assert text.startswith("#!/usr/bin/env bash\n#") and "set -euo pipefail" in text
-    assert 'cd "$(dirname "$0")' in text
+    assert text.startswith("#!/usr/bin/env bash\n#") and "set -euo pipefail" in text and 'cd "$(dirname "$0")' in text
     if script in SCRIPTS:
         header = text.partition("set -euo")[0]
         assert all(f"# {promise}:" in header for promise in ("Input", "Output", "Expect"))
         assert re.search(r"hour|minute", header) and "GB" in header and "DATASET=" in header
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_missing_data_is_told_from_any_folder(script, bare_tree, tmp_path):
-    done = bash(str(bare_tree / script), cwd=tmp_path)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "imagenet" in done.stderr and "DATASET=" in done.stderr
-    if script != "ip_train.sh":  # it points at emb_extractor.sh instead
-        assert "DATASET=shapes" in done.stderr
-
-
-def test_unknown_kind_of_elements(bare_tree):
-    done = bash(str(bare_tree / "concept_extract.sh"), ELEMENTS="segment")
-    assert done.returncode == 2 and "segments" in done.stderr
-
-
-def test_scripts_hand_their_settings_on(bare_tree, tmp_path):
-    """With a stand-in for Python that prints its arguments."""
-    echo = tmp_path / "python"
-    echo.write_text("#!/usr/bin/env bash\nprintf '%s ' \"$@\"; echo\n")
-    echo.chmod(0o755)
-    run = {"PYTHON": str(echo), "DATASET": "shapes", "PROTOCOL": "release"}
-    told = bash(str(bare_tree / "concept_extract.sh"), SEED="3", WORKERS="2", FORMAT="png", **run).stdout.splitlines()
-    assert [line.split()[0] for line in told[:2]] == ["extractor/segment_extractor.py", "extractor/patch_extractor.py"]
+def test_settings_are_handed_on(echo):
+    run = {"PYTHON": echo, "DATASET": "shapes", "PROTOCOL": "release"}
+    stage1 = bash(ROOT, "concept_extract.sh", SEED="3", WORKERS="2", FORMAT="png", **run).stdout.split("\n")[:2]
+    assert [line.split()[0] for line in stage1] == ["extractor/segment_extractor.py", "extractor/patch_extractor.py"]
     for flag in ("--dataset shapes", "--protocol release", "--seed 3", "--workers 2", "--format png"):
-        assert all(flag in line for line in told[:2])
-    assert re.search(r"stage 1.*: \d+ s, 0 images, 0.0 images/s$", told[-1])  # the stand-in makes none
+        assert all(flag in line for line in stage1)
+    variables = {"SEEDS": "2", "NUM_CONCEPTS": "9", "RATIOS": "0,0.5", "LEARNING_RATES": "0.1,1", "HOLDOUT": "0.1",
+                 "HEAD_BATCH_SIZE": "64", "EPOCHS": "7", "OUT": "there", "RESULTS": "tables"}
+    stage3 = bash(ROOT, "ip_train.sh", MODELS="a b", **variables, **run).stdout.split("\n")
+    training = [line for line in stage3 if line.startswith("IP_training/")]
+    assert ["--model_name a " in training[0], "--model_name b " in training[1], len(training)] == [True, True, 2]
+    for flag in ("--element_kind segments", "--seeds 2", "--num_concepts 9", "--ratios 0,0.5", "--protocol release",
+                 "--learning_rates 0.1,1", "--holdout 0.1", "--batch_size 64", "--n_epoch 7", "--save_root there"):
+        assert all(flag in line for line in training), flag
+    score = next(line for line in stage3 if line.startswith("iis_computing.py"))
+    assert "--model_root there/IP_Prototype/a there/IP_Prototype/b --dataset shapes --save_dir tables" in score
 
-    trained = bash(str(bare_tree / "ip_train.sh"), MODELS="a b", SEEDS="2", NUM_CONCEPTS="9", RATIOS="0,0.5", **run)
-    lines = [line for line in trained.stdout.splitlines() if line.startswith("IP_training/")]
-    assert ["--model_name a " in lines[0], "--model_name b " in lines[1], len(lines)] == [True, True, 2]
-    for flag in ("--element_kind segments", "--seeds 2", "--num_concepts 9", "--ratios 0,0.5", "--protocol release"):
-        assert all(flag in line for line in lines)
+
+@pytest.mark.parametrize("words, variables", [(["--dry-run"], {}), ([], {"DRY_RUN": "1"})])
+def test_a_dry_run_is_handed_on(echo, words, variables):
+    for script in SCRIPTS:
+        shown = bash(ROOT, script, *words, PYTHON=echo, DATASET="shapes", **variables).stdout.split("\n")
+        scripts = [line for line in shown if ".py " in line]
+        assert scripts and all("--dry_run" in line for line in scripts)
+    assert "--dry_run" not in bash(ROOT, "concept_extract.sh", PYTHON=echo, DATASET="shapes", DRY_RUN="0").stdout
+
+
+@pytest.mark.parametrize("script, variables, value", [
+    ("concept_extract.sh", {"ELEMENTS": "segment"}, "ELEMENTS=segment"), ("ip_train.sh", {"BANKS": "Clutser"}, "Clutser")])
+def test_unknown_settings(echo, script, variables, value):
+    done = bash(ROOT, script, PYTHON=echo, **variables)
+    assert done.returncode == 2 and value in done.stderr
+    assert "--dry" in bash(ROOT, script, "--dry", PYTHON=echo).stderr
 
 
 def test_every_data_set_and_citation_can_be_read():
@@ -88,22 +76,5 @@ def test_every_data_set_and_citation_can_be_read():
 
 
 def test_every_requirement_has_its_reason():
-    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
-    assert lines and all(re.fullmatch(r"[A-Za-z_-]+>=[\d.]+ +# \S.*", line) for line in lines)
-
-
-@pytest.mark.parametrize("how", ["argument", "variable"])
-def test_a_dry_run_is_handed_on_and_summed_up(bare_tree, tmp_path, how):
-    """With a stand-in for Python that prints its arguments and says that it made three."""
-    echo = tmp_path / "python"
-    echo.write_text('#!/usr/bin/env bash\nprintf "%s " "$@"; echo\n[ -f "$1" ] && echo 3 >>"$IIS_TALLY" || true\n')
-    echo.chmod(0o755)
-    dry = (["--dry-run"], {}) if how == "argument" else ([], {"DRY_RUN": "1"})
-    for script in SCRIPTS:
-        told = bash(str(bare_tree / script), *dry[0], PYTHON=str(echo), DATASET="shapes", **dry[1]).stdout
-        scripts = [line for line in told.splitlines() if ".py " in line]
-        assert scripts and all("--dry_run" in line for line in scripts)
-        assert "dry run, nothing was made" in told
-    told = bash(str(bare_tree / "concept_extract.sh"), PYTHON=str(echo), DATASET="shapes", DRY_RUN="0").stdout
-    assert "--dry_run" not in told and re.search(r"stage 1.*: \d+ s, 6 images, [\d.]+ images/s\n$", told)
-    assert "--dry-run" in bash(str(bare_tree / "ip_train.sh"), "--dry", PYTHON=str(echo)).stderr
+    lines = [line for line in (ROOT / "requirements.txt").read_text().split("\n") if line and not line.startswith("#")]
+    assert lines and all(re.fullmatch(r"[A-Za-z_0-9-]+>=[\d.]+ +# \S.*", line) for line in lines)

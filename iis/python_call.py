@@ -1,0 +1,166 @@
+"""The IIS from Python, without files: arrays in, a result out. The numbers are those of the scripts.
+
+Nothing is written, no global setting is changed, and what a script prints as a warning is a `warnings.warn`. This is
+the one place where iis/ reaches stage 3.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from iis.embedding_file import Embeddings, as_embeddings
+from iis.grid import DENSE, LEARNING_RATES, RATIOS, Cell
+from iis.layers import HEAD_INPUT, Node, find_head, represent, resolve
+from iis.plots import arr_figure
+from iis.preprocessing import normalise, preprocessing, to_uint8
+from iis.runtime import UserError, choose_device, progress
+from iis.summary import summarise
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from IP_training.banks import Bank, MakeBank
+
+Array = np.ndarray | torch.Tensor
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `score` found. iis: mean over seeds (0 to 0.98); std: over seeds, ddof 1, None for one seed; interval: 95 %
+    bootstrap over validation images; curve: {sparsity ratio: mean ARR}; dense: mean top-1 of the dense heads, a
+    fraction; remarks: what to know before using the number; summary: everything that `iis_computing.py` writes; rows:
+    the ledger, one dictionary per head."""
+
+    iis: float
+    std: float | None
+    interval: tuple[float, float]
+    curve: dict[float, float]
+    dense: float
+    remarks: list[str]
+    summary: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+    def frame(self) -> DataFrame:
+        """One row per ratio, the dense head first: accuracies and ARR, mean and std over seeds."""
+        from pandas import DataFrame
+
+        return DataFrame(self.summary["table"])
+
+    def plot(self) -> Any:
+        """The ARR curve as a matplotlib figure."""
+        label = f"{self.summary['bank']}, M = {self.summary['num_concepts']}"
+        curve = {"label": label, "ratios": self.summary["ratios"], "arr": self.summary["curves"]["best"]["arr"]}
+        return arr_figure({f"IIS = {self.iis:.4f}": [curve]})
+
+
+def score(x_train: Array, y_train: Array | Sequence, x_val: Array, y_val: Array | Sequence,
+          bank: str | MakeBank | Bank | Array = "random", num_concepts: int = 200, *, seeds: int = 3,
+          ratios: Sequence[float] = RATIOS, learning_rates: Sequence[float] = LEARNING_RATES, epochs: int = 30,
+          batch_size: int = 1024, holdout: float = 0.0, sparsifier: str = "mask", draws: int = 1000,
+          device: str | None = None, show_progress: bool = True) -> Result:
+    """The Inherent Interpretability Score of representations x (N, D), float16 to 64, with labels y (N,).
+
+    bank: "random" (with `num_concepts`), what a function of `iis.banks` returns, or M x D concept vectors. Labels are
+    class numbers or names. draws: resamples of the bootstrap. Raises `UserError` (an Exception) for input without a
+    meaning.
+    """
+    from IP_training.config import TrainingSettings
+    from IP_training.inputs import Inputs, check_features
+    from IP_training.run import dense_groups, identity_of, predictor_groups, recipe_of, row_of, seed_of_run
+    from IP_training.train_heads import fit_grid
+
+    train, val = _labelled(x_train, y_train, x_val, y_val)
+    for name, embeddings in (("train", train), ("val", val)):
+        check_features(name, embeddings, f"x_{name}")
+    settings = TrainingSettings(model_name="from Python", dataset="from Python", ratios=tuple(ratios), seeds=seeds,
+                                learning_rates=tuple(learning_rates), n_epoch=epochs, batch_size=batch_size,
+                                holdout=holdout, sparsifier=sparsifier)
+    inputs, make_bank = Inputs(train, val, None, train.class_names), _bank_maker(bank, num_concepts, train.width)
+    where, rows = choose_device(device, silent=True), []
+    y_N, y_V = train.labels_N.to(where), val.labels_N.to(where)
+    for number in settings.seed_numbers:
+        seed = seed_of_run(settings, number, len(train))
+        made = make_bank(seed)
+        identity = identity_of(settings, made.kind, len(made), inputs, {})
+        dense = [Cell(number, DENSE, rate) for rate in settings.learning_rates]
+        cells = [Cell(number, ratio, rate) for ratio in settings.ratios for rate in settings.learning_rates]
+        for groups, of_rows, what in (
+                (dense_groups(inputs, seed, dense, where), None, "dense heads"),
+                (predictor_groups(inputs, made, seed, cells, where, settings.sparsifier)[0], made, "predictors")):
+            trained = fit_grid(groups, y_N, y_V, recipe_of(settings), number, seed.selection, show=show_progress,
+                               what=what)
+            rows += [{**identity, **row_of(head, of_rows, settings.sparsifier, 0.0)} for head in trained]
+    summary = summarise(rows, draws, "the result")
+    for remark in summary["remarks"]:
+        if remark.startswith("warning: "):
+            warnings.warn(remark.removeprefix("warning: "), stacklevel=2)
+    best = summary["curves"]["best"]
+    return Result(summary["iis"]["mean"], summary["iis"]["std"], tuple(summary["bootstrap"]["interval_95"]),
+                  dict(zip(summary["ratios"], np.mean(best["arr"], axis=0).tolist(), strict=True)),
+                  summary["dense"]["mean"], summary["remarks"], summary, rows)
+
+
+def embed(model: nn.Module, images: torch.Tensor | Sequence, node: str | None = None, *,
+          settings: dict[str, Any] | None = None, batch_size: int = 32, device: str | None = None,
+          show_progress: bool = True) -> torch.Tensor:
+    """Representations (N, D), float32 on the CPU, of N images at the input of the model's classification head.
+
+    images: float (N, 3, H, W), normalised as the model expects; or PIL images, which are resized, cropped and
+    normalised by `settings` (see `iis.preprocessing.preprocessing`; default: the model's own attribute `preprocessing`,
+    else ImageNet's). node: the name of an earlier layer, pooled to (N, D). The model comes back in the mode and on the
+    device it had.
+    """
+    if not len(images):
+        raise UserError("there are no images to embed")
+    ready = torch.is_tensor(images)
+    settings = preprocessing(**(settings or getattr(model, "preprocessing", {})))
+    was_training, before = model.training, next(model.parameters()).device
+    where, found = choose_device(device, silent=True), []
+    model.eval().to(where)
+    try:
+        head = find_head(model)
+        side = images.shape[-1] if ready else settings["crop"]
+        place = Node(HEAD_INPUT, head) if node is None else resolve(model, head, node, side)
+        with torch.inference_mode():
+            for start in progress(range(0, len(images), batch_size), desc="embedding", unit="batch",
+                                  disable=not show_progress):
+                part = images[start:start + batch_size]
+                if not ready:
+                    part = normalise(torch.stack([to_uint8(image.convert("RGB"), settings) for image in part]), settings)
+                found.append(represent(model, place, part.to(where, torch.float32)).float().cpu())  # (B, D)
+    finally:
+        model.train(was_training).to(before)
+    return torch.cat(found)
+
+
+def _labelled(x_train: Array, y_train: Any, x_val: Array, y_val: Any) -> tuple[Embeddings, Embeddings]:
+    """Both splits with labels counted over one list of classes."""
+    y_train, y_val = (np.asarray(y.cpu() if torch.is_tensor(y) else y).ravel() for y in (y_train, y_val))
+    classes = np.unique(y_train)
+    if unknown := sorted(set(y_val.tolist()) - set(classes.tolist())):
+        raise UserError(f"y_val has classes that y_train lacks: {unknown[:5]}")
+    names = [str(name) for name in classes.tolist()]
+    train, val = (as_embeddings(x, np.searchsorted(classes, y), names) for x, y in ((x_train, y_train), (x_val, y_val)))
+    if train.width != val.width:
+        raise UserError(f"x_train has D = {train.width} and x_val D = {val.width}")
+    return train, val
+
+
+def _bank_maker(bank: Any, num_concepts: int, width: int) -> Callable:
+    from IP_training.banks import Bank, from_matrix, random
+
+    if isinstance(bank, str):
+        if bank != "random":
+            raise UserError(f"bank = {bank!r}: give \"random\", a bank of iis.banks, or M x D vectors")
+        return random(num_concepts, width)
+    if callable(bank):
+        return bank
+    made = bank if isinstance(bank, Bank) else from_matrix(torch.as_tensor(bank), width)
+    return lambda seed: made
