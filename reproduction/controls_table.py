@@ -76,8 +76,7 @@ def main(settings: Settings) -> Path:
 
 
 def grouped(runs: Sequence[Run], base_bank: str) -> dict[tuple[str, Any], dict[str, dict[str, Run]]]:
-    """{(data set, M): {choice: {model of the base: run}}}, in the order of the runs; of two runs that share all of
-    these the first counts, and a sentence names the other."""
+    """{(data set, M): {choice: {model of the base: run}}}; of two runs that share all of these the first counts."""
     groups: dict[tuple[str, Any], dict[str, dict[str, Run]]] = {}
     for run in runs:
         choices = groups.setdefault((run.dataset, run.summary["num_concepts"]), {})
@@ -105,8 +104,8 @@ def base_model(run: Run) -> str:
 
 def compare(name: str, choice: dict[str, Run], base: dict[str, Run], ratio: float
             ) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
-    """A choice against the base, on the models both have: a line per model, and the line people read (None without
-    a common model)."""
+    """A choice against the base, on the models both have (None without one): a line per model, and the line people
+    read."""
     models = [model for model in base if model in choice]
     if not models:
         return [], None

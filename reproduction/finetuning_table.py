@@ -72,10 +72,8 @@ def main(settings: Settings) -> None:
 
 def write(folder: Path, name: str, column: str, groups: Mapping[Any, pd.DataFrame], control: pd.DataFrame,
           compared: Sequence[str] = ("own_head", "predictor", "iis")) -> str:
-    """One table: a line per group, its means and its paired differences to the control; the Markdown.
-
-    compared: the measures whose differences people see. Predictors of another M or s are not like the control's.
-    """
+    """One table: a line per group, its means and its paired differences to the control; the Markdown. compared: measures
+    whose differences people see (predictors of another M or s are not like the control's)."""
     lines, people = [], []
     for label, cells in groups.items():
         line: dict[str, Any] = {column: f"{label:g}" if isinstance(label, float) else label, "seeds": len(cells)}

@@ -59,7 +59,7 @@ for sweep in $SWEEPS; do
     echo "fine-tuning goes on (tail -f $out/finetuning.log)"
     wait
     lane=
-    grep -E '^(--|[a-z_]+: .* finished)' "$out/finetuning.log"
+    grep -E '^(--|[a-z0-9_]+: .* cells finished)' "$out/finetuning.log"
     unset OMP_NUM_THREADS
     step compare --collect --sweep "$sweep" --ours results/ours.csv --save_dir "$out"
     step report --sweep "$sweep"

@@ -4,10 +4,9 @@
 
 lib/known_attributes.py makes the features; the usual scripts train on them as on features made elsewhere, with a bank
 of Prototypes (whole train images, 80 of each class), of Random directions, and of the true attributes' directions
-(Own), at M = the number of attributes. If IIS measures semantic content, it rises with the share of attributes wherever
-accuracy is held equal, whatever the rest is, and does not under the Random bank. ρ is Spearman's between share and mean
-IIS, p its two-sided permutation value (shares whose dense head is close to chance are left out); every draw has its own
-codes, turn, noise, bank and head. Writes score_truth.md, .csv, .tex and score_truth.png, .pdf; a killed run goes on.
+(Own). If IIS measures semantic content, it rises with the share of attributes wherever accuracy is held equal, whatever
+the rest is, and does not under the Random bank. Every draw has its own codes, turn, noise, bank and head. Writes
+score_truth.md, .csv, .tex and score_truth.png, .pdf; a killed run goes on.
 """
 
 import sys
@@ -114,11 +113,10 @@ def save_elements(file: Path, features_ED: np.ndarray, labels_E: np.ndarray, row
 
     from iis.embedding_file import Embeddings, save_embeddings
 
-    classes = [f"class {label:03d}" for label in range(labels_E.max() + 1)]
-    features = torch.from_numpy(features_ED.astype(np.float32))
-    names = [f"train row {row}" for row in rows]
-    save_embeddings(file, Embeddings(features, torch.from_numpy(labels_E), classes, names,
-                                     {"elements": {"kind": "pictures"}}))
+    save_embeddings(file, Embeddings(
+        torch.from_numpy(features_ED.astype(np.float32)), torch.from_numpy(labels_E),
+        [f"class {label:03d}" for label in range(labels_E.max() + 1)], [f"train row {row}" for row in rows],
+        {"elements": {"kind": "pictures"}}))
 
 
 def train(settings: Settings, folder: Path, bank: str, count: int, draw: int) -> Path:

@@ -96,7 +96,7 @@ def test_without_a_sweep_the_choice_is_read_off_the_ledger(tmp_path):
     lines, _ = table(tmp_path, "--model_root", tmp_path / "all")
     assert {line["choice"]: round(float(line["top-1 at s=0.9"]), 2) for line in lines} == {
         "base": 0.9, "sparsifier shrink": 0.88, "holdout 0.1": 0.87, "patches": 0.86, "release protocol": 0.85,
-        "prototypes first": 0.84, "elements of other": 0.82, "bank seed 2": 0.83, "5 epochs": 0.81}
+        "prototypes first": 0.84, "segments of other": 0.82, "bank seed 2": 0.83, "5 epochs": 0.81}
 
 
 def test_even_classes_need_no_second_accuracy(tmp_path):

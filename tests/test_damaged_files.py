@@ -4,11 +4,11 @@ import json
 from importlib import import_module
 
 import pytest
-from made_sweep import made_ledger
+from made_sweep import call, made_ledger
 
 from iis.runtime import UserError
 
-DOORS = ("accuracy_at_nec", "along_pretraining", "arr_curves", "bank_truth", "compare", "controls_table",
+SCRIPTS = ("accuracy_at_nec", "along_pretraining", "arr_curves", "bank_truth", "compare", "controls_table",
          "faithfulness", "iis_against_accuracy", "predictions_table", "report")
 LEDGERS = {"not text": "is no ledger", "not rows": "is not a ledger row", "without correct": "says nothing of hits",
            "correct damaged": "`correct` are damaged", "correct too few": "`correct` hold fewer",
@@ -39,29 +39,27 @@ def damaged(tmp_path_factory):
 
 
 def refusal(name, capsys, *flags):
-    """What a script says on the way, and the sentence it ends with."""
-    script = import_module(f"reproduction.{name}")
+    """What a script prints, and the sentence it ends with."""
     with pytest.raises(UserError) as error:
-        script.main(script.parser().settings([*("--collect",) * (name == "compare"), *map(str, flags)]))
+        call(import_module(f"reproduction.{name}"), *("--collect",) * (name == "compare"), *flags)
     return capsys.readouterr().out + str(error.value)
 
 
-@pytest.mark.parametrize("name", DOORS)
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_of_every_script(name, damaged, tmp_path, capsys):
     out = ["--save_dir", tmp_path / "out", *(["--ours", tmp_path / "ours.csv"] if name == "compare" else [])]
     if name == "bank_truth":
         (tmp_path / "captions.json").write_text('{"attributes": {}, "images": {}}')
         out += ["--captions", tmp_path / "captions.json"]
-    said = refusal(name, capsys, *out, "--model_root", *(damaged / kind for kind in LEDGERS))
+    text = refusal(name, capsys, *out, "--model_root", *(damaged / kind for kind in LEDGERS))
     for kind, sentence in LEDGERS.items():
-        assert sentence in said, kind
-    for text, sentence in INDICES.items():
-        (tmp_path / "cells.json").write_text(text)
-        assert sentence in refusal(name, capsys, *out, "--sweep", tmp_path / "cells.json"), text
+        assert sentence in text, kind
+    for index, sentence in INDICES.items():
+        (tmp_path / "cells.json").write_text(index)
+        assert sentence in refusal(name, capsys, *out, "--sweep", tmp_path / "cells.json"), index
     assert "not both" in refusal(name, capsys, *out, "--sweep", "x", "--model_root", damaged)
     assert refusal(name, capsys, *out).endswith("name either --sweep NAME or --model_root FOLDER")
     if name != "compare":  # it writes --ours
-        assert "--save_dir says" in refusal(name, capsys, *out[2:], "--model_root", damaged / "whole")
         (tmp_path / "file").touch()
         assert "cannot write" in refusal(name, capsys, "--save_dir", tmp_path / "file", *out[2:], "--model_root",
                                          damaged / "whole")

@@ -77,7 +77,7 @@ def test_every_setting_that_differs_is_in_the_title(tmp_path):
         f"{start}, 30 {usual}, bank seed 2", f"{start}, 30 {usual}, precision bf16"))}
     assert all([run.model for run in mine] == ["net_a", "net_b"] for mine in found.values())
     assert {variant_of(mine[0]) for mine in found.values()} == {
-        "", "sparsifier shrink", "elements of other", "elements of toy", "5 epochs", "holdout 0.1", "bank seed 2"}
+        "", "sparsifier shrink", "segments of other", "segments of toy", "5 epochs", "holdout 0.1", "bank seed 2"}
 
 
 def test_other_ratios_are_another_setting(tmp_path):

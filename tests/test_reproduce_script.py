@@ -1,4 +1,4 @@
-"""reproduction/reproduce.sh with a Python that only says what it was asked to run."""
+"""reproduction/reproduce.sh with a Python that only records what it was asked to run."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from conftest import ROOT
 FAKE = """#!/usr/bin/env bash
 echo "$1" >> ran
 case $1 in
-    */finetuning.py) echo $$ > lane; exec sleep 30 ;;
+    */finetuning.py) echo "finetuning_cifar10: 2 of 2 cells finished"; echo $$ > lane; exec sleep 30 ;;
     */arr_curves.py) trap 'exit 130' INT; while :; do sleep 0.05; done ;;
     */explain.py) exit 1 ;;
 esac
@@ -61,6 +61,7 @@ def test_ctrl_c_stops_all_of_it(tmp_path):
 
 def test_a_table_that_fails_does_not_stop_the_others(tmp_path):
     script = start(tmp_path, FAKE.replace("exec sleep 30", "exit 0").replace("while :; do sleep 0.05; done", "exit 0"))
-    said = script.communicate(timeout=20)[0]
-    assert script.returncode == 1 and "error: not made: explain --run" in said
+    text = script.communicate(timeout=20)[0]
+    assert script.returncode == 1 and "error: not made: explain --run" in text
     assert (tmp_path / "ran").read_text().split()[-1] == "reproduction/report.py"
+    assert "\nfinetuning_cifar10: 2 of 2 cells finished\n" in text

@@ -2,18 +2,14 @@
 
     h = Q · [√share · attributes ⊕ √(1 − share) · rest ⊕ 0] + noise        Q a random orthogonal matrix (D × D)
 
-attributes: one coordinate per attribute word, centred on train and scaled to mean squared length 1. The rest, of mean
-squared length 1 too, is one of
+attributes: one coordinate per word, centred on train; their mean squared length is 1, and that of the rest. It is one of
 
-    class code        a random vector of the image's class: it tells the class and nothing else
-    scattered code    a random vector of one of SCATTER groups of the class, drawn at random: it tells the class as
-                      well, but no few directions do
-    noise             isotropic noise: it tells nothing, so that accuracy falls with the share
+    class code        a random vector of the image's class, which holds the class and nothing else
+    scattered code    a random vector of one of SCATTER random groups of the class: no few directions hold the class
+    noise             isotropic, without content, so that accuracy falls with the share
 
-Only the first two answer whether a score orders semantic content: there the class can be told at every share, and
-isotropic noise is set so that a linear classifier reaches one accuracy everywhere, so a score that divides by accuracy
-divides by the same number. The price is that the noise differs between shares (it is in the table). Under "noise"
-nothing is added and nothing equalised: content and accuracy fall together.
+Under a code, isotropic noise is set so that a linear classifier reaches one accuracy at every share: a score that
+divides by accuracy divides by the same number. The price is that the noise differs between shares (see the table).
 """
 
 from __future__ import annotations
@@ -77,11 +73,8 @@ def auroc(values_NM: np.ndarray, has_NA: np.ndarray) -> np.ndarray:
 
 def best_matching(train_NM: np.ndarray, train_has_NA: np.ndarray, val_NM: np.ndarray, val_has_NA: np.ndarray
                   ) -> np.ndarray:
-    """AUROC (A,) on val of each attribute's best concept, free of sign.
-
-    Concept and sign are chosen on train and judged on val: the best of M on one set flatters, and the more the larger
-    M is. An AUROC below 0.5 therefore means that the choice did not carry over.
-    """
+    """AUROC (A,) on val of each attribute's best concept. Concept and sign are chosen on train, because the best of M on
+    one set flatters; below 0.5 the choice did not carry over."""
     train_AM, val_AM = auroc(train_NM, train_has_NA), auroc(val_NM, val_has_NA)
     best_A = np.abs(train_AM - 0.5).argmax(1)
     rows = np.arange(len(best_A))
@@ -116,10 +109,8 @@ class Images:
 
 @dataclass(frozen=True)
 class Controlled:
-    """Features of both splits, and the true directions (A, D): column a of Q, the direction of attribute a.
-
-    noise: standard deviation of the isotropic noise per coordinate; accuracy: what the linear classifier then reaches.
-    """
+    """Features of both splits, the true directions (A, D), the standard deviation of the isotropic noise per coordinate,
+    and the accuracy that the linear classifier reaches."""
 
     train_ND: np.ndarray
     val_ND: np.ndarray
@@ -129,11 +120,8 @@ class Controlled:
 
 
 def controlled(images: Images, rest: str, share: float, draw: int, target: float = 0.9) -> Controlled:
-    """Features at a share in [0, 1]; everything random follows from `draw` alone, the same at every share.
-
-    target: validation accuracy of the linear classifier under a class or scattered code. Raises `UserError` where
-    even noiseless features do not reach it.
-    """
+    """Features at a share in [0, 1]; everything random follows from `draw` alone, the same at every share. Raises
+    `UserError` where a linear classifier does not reach the accuracy `target` under a code without noise."""
     if rest not in RESTS or not 0 <= share <= 1:
         raise UserError(f"rest {rest!r} with share {share:g}: the rest is one of {', '.join(RESTS)}, the share in "
                         "[0, 1]")

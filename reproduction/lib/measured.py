@@ -89,7 +89,7 @@ def lines_of_own_heads(root: Path = EMBEDDINGS) -> list[dict[str, Any]]:
 
 
 def lines_of_elastic_nets(folders: Iterable[Path]) -> list[dict[str, Any]]:
-    """Top-1 of LF-CBM's final layer on the Text bank (elastic_net.json at or below the folders)."""
+    """Top-1 of LF-CBM's final layer on a bank (elastic_net.json at or below the folders)."""
     lines = []
     for file in sorted({file for folder in folders for file in folder.rglob("elastic_net.json")}):
         found = read_json(file)

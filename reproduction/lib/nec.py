@@ -73,11 +73,10 @@ def lams_from(largest: float, lams: int = PATH["lams"], floor: float = PATH["flo
 def accuracy_at_levels(train: tuple[torch.Tensor, torch.Tensor], val: tuple[torch.Tensor, torch.Tensor],
                        bank_MD: torch.Tensor, num_classes: int,
                        levels: Sequence[int] = LEVELS) -> list[dict[str, Any]]:
-    """Fit on train = (features (N, D), labels (N,)), measure on val; one line per level.
+    """Fit on train = (features (N, D), labels (N,)), measure on val; one line per level: {"nec", "top1" (fraction; None
+    where nec > M), "used": ‖W‖₀ / C of the layer, "lam", "nonzero": before pruning}.
 
-    {"nec", "top1" (fraction; None where nec > M), "used": ‖W‖₀ / C of the layer, "lam", "nonzero": before pruning}.
-    The activations h · bankᵀ of every bank are standardised by the moments of train, because one lam treats all
-    concepts alike; a LayerNorm that the bank's predictors have is left out.
+    Activations h · bankᵀ of every bank are standardised on train, because one lam treats all concepts alike.
     """
     device = bank_MD.device
     normaliser = fit_normaliser([("standard", len(bank_MD))], train[0], bank_MD)

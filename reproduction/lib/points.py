@@ -42,19 +42,15 @@ def bank_place(bank: str) -> int:
 
 
 def setting(run: Run) -> dict[str, Any]:
-    """Everything that must agree between runs that are compared, beside the data set; None where a bank lacks it."""
-    made, parts = run.identity["elements"], run.identity.get("parts")
+    """Everything that must agree between runs that are compared, beside the data set; None where a bank lacks it.
+    elements: "segments", with another data set that they are of, another protocol that stage 1 made them under."""
+    made, parts, protocol = run.identity["elements"], run.identity.get("parts"), run.identity["protocol"]
     identity = {**run.identity, "parts": " + ".join(parts) if parts else None}
     if made:
-        protocol = made.get("protocol", identity["protocol"])
-        cut = f" (stage 1: {protocol})" if protocol != identity["protocol"] else ""
-        identity["elements"] = run.elements + _of_other(run) + cut
+        of, cut = made.get("dataset"), made.get("protocol", protocol)
+        identity["elements"] = (run.elements + (f" of {of}" if of not in (None, run.dataset, "unnamed") else "")
+                                + (f" (stage 1: {cut})" if cut != protocol else ""))
     return {name: identity.get(name) for name in SETTING}
-
-
-def _of_other(run: Run) -> str:
-    other = (run.identity["elements"] or {}).get("dataset")
-    return f" of {other}" if other not in (None, run.dataset, "unnamed") else ""
 
 
 def in_words(name: str, value: Any) -> str:
@@ -83,16 +79,10 @@ def groups(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
 def variant_of(run: Run) -> str:
     """How the run differs from the plain one of its protocol (balanced prototypes, segments, no holdout, the paper's
     epochs, …), else the sweep's name for it; "" for the plain one."""
-    usual = {**PROTOCOLS[run.identity["protocol"]], "holdout": 0.0, "epochs": EPOCHS, "bank_seed": None}
-
-    def differing(*names: str) -> list[str]:
-        return [in_words(name, run.identity[name]) for name in names
-                if run.identity.get(name, usual[name]) != usual[name]]
-
-    made = [run.elements] if run.elements not in ("-", "segments") else []
-    other = [f"elements{_of_other(run)}"] if _of_other(run) else []
-    return "; ".join([*differing(*PROTOCOLS["paper"]), *made, *other, *differing("holdout", "epochs", "bank_seed")]
-                     ) or run.variant
+    mine, usual = setting(run), {**PROTOCOLS[run.identity["protocol"]], "elements": "segments", "holdout": 0.0,
+                                 "epochs": EPOCHS, "bank_seed": None}
+    return "; ".join(in_words(name, mine[name]) for name, value in usual.items()
+                     if mine[name] not in (value, None)) or run.variant
 
 
 # ---- numbers, and how people read them ----
