@@ -239,7 +239,8 @@ def test_rows_files_and_names_of_the_data_set_are_the_same_images(run, toy):
 
 def test_bad_input_is_one_sentence(run, toy):
     for words, said in ((["--class", "class 9"], "there is no class 'class 9'; did you mean"),
-                        (["--rows", "200"], "rows 0 to 199"), (["--rows", "0.5"], "--rows 0.5: the"), (["--rows", "x"], "comma-separated list of numbers"),
+                        (["--rows", "200"], "rows 0 to 199"), (["--rows", "0.5"], "--rows 0.5: the"),
+                        (["--rows", "x"], "comma-separated list of numbers"),
                         (["--rows", "1", "--class", "class 1"], "do not go together"),
                         (["--images", toy / "none.png"], "there is no image"),
                         (["--images", toy / "val.pt"], "cannot be read as an image"),
