@@ -172,20 +172,18 @@ def _joined(values: Iterable[Any]) -> str:
 
 def curves(runs: Sequence[Run]) -> dict[str, list[tuple[Image.Image, str]]]:
     """{data set: [(figure, its description)]}: the ARR curves of each bank. runs: of `finished`."""
-    return _panels({key: arr_figure({key[1]: [curve(run) for run in mine]}) for key, mine in groups(runs).items()},
-                   "Accuracy retention rate against the sparsity ratio")
+    return _panels({key: arr_figure({", ".join(key): [curve(run) for run in mine]})
+                    for key, mine in groups(runs).items()}, "Accuracy retention rate against the sparsity ratio")
 
 
 def scatters(runs: Sequence[Run]) -> dict[str, list[tuple[Image.Image, str]]]:
     """The same of IIS against dense top-1, for each bank with two models or more."""
-    return _panels({key: scatter({key[1]: mine}) for key, mine in groups(runs).items()
+    return _panels({key: scatter({", ".join(key): mine}) for key, mine in groups(runs).items()
                     if len({run.model for run in mine}) > 1}, "IIS against dense top-1")
 
 
 def _panels(figures: dict[tuple[str, str], Any], what: str) -> dict[str, list[tuple[Image.Image, str]]]:
     """Images of the figures; those of a data set share one range of values, so that they can be compared by eye."""
-    import matplotlib.pyplot as plt
-
     found: dict[str, list[tuple[Image.Image, str]]] = {}
     for (dataset, bank), figure in figures.items():
         limits = [other.axes[0].get_ylim() for (where, _), other in figures.items() if where == dataset]
@@ -195,8 +193,6 @@ def _panels(figures: dict[tuple[str, str], Any], what: str) -> dict[str, list[tu
         figure.savefig(out, format="png", dpi=150)
         alt = f"{what}, {dataset}, {bank}; the scores table has the numbers"
         found.setdefault(dataset, []).append((Image.open(out), alt))
-    for figure in figures.values():
-        plt.close(figure)
     return found
 
 
