@@ -118,8 +118,8 @@ def run_cell(plan: dict[str, Any], cell: dict[str, Any], folder: Path, device: s
 
 def embed(plan: dict[str, Any], seed: int, weights: str | None, folder: Path, device_name: str | None) -> list[Path]:
     """Stage 2 for the fine-tuning images of a seed, the validation images and the elements: the three files."""
+    from extractor.embed import embed_together, plan_target
     from extractor.image_walk import read_stage1
-    from extractor.jobs import plan as job_of
     from iis.backbones import configured_backbone
     from iis.datasets import folder_images, load_dataset
     from iis.layers import HEAD_INPUT
@@ -135,9 +135,11 @@ def embed(plan: dict[str, Any], seed: int, weights: str | None, folder: Path, de
     recipe = plan["recipe"]
     sources = [(chosen_images(dataset.images("train"), recipe.get("num_pictures", 0), seed), None),
                (dataset.images("val"), None), (folder_images(place, dataset.name, "elements"), stage1)]
-    jobs = [job_of(images, backbone, HEAD_INPUT, folder.parent.name, folder, elements=elements, place=folder)
-            for images, elements in sources]
-    return [job.run(backbone, 256, recipe.get("workers", 8), device) for job in jobs]
+    targets = [plan_target(images, backbone, HEAD_INPUT, folder.parent.name, folder, elements=elements, place=folder)
+               for images, elements in sources]
+    for (images, _), target in zip(sources, targets, strict=True):
+        embed_together(images, [target], 256, recipe.get("workers", 8), device)
+    return [target.file for target in targets]
 
 
 if __name__ == "__main__":

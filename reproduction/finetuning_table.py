@@ -23,7 +23,7 @@ from iis.cli import path, run_script, setting
 from iis.plots import COLOURS
 from iis.runtime import UserError, make_output_folder
 from iis.statistics import mean_std
-from reproduction.lib.figures import legend_below, panels
+from reproduction.lib.figures import band, legend_below, panels
 from reproduction.lib.finetuned import BEFORE, CONTROL, FOLDER, INDEX, MEASURES, NAMES, PERCENT, finished_cells
 from reproduction.lib.outputs import write_figure, write_table
 from reproduction.lib.runs import REPRODUCED
@@ -72,8 +72,8 @@ def main(settings: Settings) -> None:
 
 def write(folder: Path, name: str, column: str, groups: Mapping[Any, pd.DataFrame], control: pd.DataFrame,
           compared: Sequence[str] = ("own_head", "predictor", "iis")) -> str:
-    """One table: a line per group, its means and its paired differences to the control; the Markdown. compared: measures
-    whose differences people see (predictors of another M or s are not like the control's)."""
+    """One table: a line per group, its means and its paired differences to the control; the Markdown. compared: the
+    measures whose differences people see (predictors of another M or s are not like the control's)."""
     lines, people = [], []
     for label, cells in groups.items():
         line: dict[str, Any] = {column: f"{label:g}" if isinstance(label, float) else label, "seeds": len(cells)}
@@ -115,11 +115,7 @@ def draw(folder: Path, title: str, groups: Mapping[str, pd.DataFrame]) -> None:
                                  strict=True):
         for (objective, cells), colour in zip(groups.items(), COLOURS, strict=False):
             curves_RT = 100 * np.array([[entry[key] for entry in log] for log in cells["log"]])
-            epochs, mean = range(curves_RT.shape[1]), curves_RT.mean(0)
-            axis.plot(epochs, mean, marker="o", markersize=3, color=colour, label=NAMES[objective])
-            if len(curves_RT) > 1:
-                std = curves_RT.std(0, ddof=1)
-                axis.fill_between(epochs, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
+            band(axis, range(curves_RT.shape[1]), curves_RT, NAMES[objective], color=colour, marker="o")
         axis.set(xlabel="epoch of fine-tuning (0: as it came)", ylabel="validation top-1, %", title=name)
         axis.locator_params(axis="x", integer=True)
     legend_below(figure, axes)

@@ -23,7 +23,7 @@ from iis.cli import positive, run_script, setting
 from iis.names import slug
 from iis.runtime import ROOT, UserError, make_output_folder, progress, write_whole
 from iis.statistics import mean_std
-from reproduction.lib.figures import legend_below, panels, style
+from reproduction.lib.figures import band, legend_below, panels, style
 from reproduction.lib.known_attributes import RESTS, Captions, Images, controlled, linear_probe
 from reproduction.lib.outputs import write_figure, write_table
 from reproduction.lib.runs import REPRODUCED, read_run
@@ -42,8 +42,7 @@ class Settings:
     captions: Path = setting(ROOT / "datasets" / "shapes" / "captions.json",
                              "the true attributes of every image (demo/paint_shapes.py)")
     shares: tuple[float, ...] = setting((0.0, 0.2, 0.4, 0.6, 0.8, 1.0), "shares of attributes")
-    rests: list[str] = setting(RESTS, f"what the rest may be: {', '.join(RESTS)}", nargs="+", type=str, choices=RESTS,
-                               metavar="REST")
+    rests: list[str] = setting(RESTS, f"what the rest may be: {', '.join(RESTS)}", choices=RESTS, metavar="REST")
     draws: int = setting(3, "how many times everything random is drawn anew", type=positive)
     target: float = setting(0.9, "linear accuracy that noise is set to, but for the rest `noise`")
     n_epoch: int = setting(30, "epochs per head", type=positive)
@@ -167,19 +166,14 @@ def figure(found: pd.DataFrame) -> Any:
     made, axes = panels(len(rests), "IIS of features with a known share of attributes", 3.5, 3.3, sharey=True)
     for panel, rest in zip(axes, rests, strict=True):
         for place, (bank, name) in enumerate(BANKS.items()):
-            _line(panel, by_share(found, rest, bank), f"IIS, bank: {name}", **style(place))
-        _line(panel, by_share(found, rest, next(iter(BANKS)), "dense"), "dense top-1", color="0.5", linestyle="--")
+            values = by_share(found, rest, bank)
+            band(panel, values.columns, values.to_numpy(), f"IIS, bank: {name}", **style(place))
+        dense = by_share(found, rest, next(iter(BANKS)), "dense")
+        band(panel, dense.columns, dense.to_numpy(), "dense top-1", color="0.5", linestyle="--")
         panel.set(title=f"rest: {rest}", xlabel="share of true attributes in power")
     axes[0].set_ylabel("IIS (0 to 0.98), dense top-1 (0 to 1)")
     legend_below(made, axes)
     return made
-
-
-def _line(panel: Any, values: pd.DataFrame, label: str, **look: Any) -> None:
-    mean, std = values.mean(skipna=False), values.std(skipna=False)
-    panel.plot(values.columns, mean, label=label, markersize=4.5, **look)
-    if len(values) > 1:
-        panel.fill_between(values.columns, mean - std, mean + std, color=look["color"], alpha=0.18, linewidth=0)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ fails does not stop the others: it is reported at the end with its message, and 
 results/sweeps/NAME/cells.json names the folder of every cell's ledger; reproduction/*.py --sweep NAME read it.
 """
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from iis.results import LEDGER
 from iis.runtime import ROOT, make_output_folder
 from reproduction.lib.cells import find_sweep, run_cells, with_results
 from reproduction.lib.runs import SWEEPS
-from reproduction.lib.sweep_cells import read_sweep
+from reproduction.lib.sweep_cells import KEY, read_sweep
 
 
 @dataclass(kw_only=True)
@@ -36,18 +35,15 @@ class Settings:
 
 def main(settings: Settings) -> None:
     """Run every cell that is not finished, and keep the index up to date after each."""
-    from reproduction.lib.sweep_steps import Steps
+    from reproduction.lib.sweep_steps import Steps, check_settings
 
-    sweep = read_sweep(find_sweep(settings.sweep))
-    index = (settings.save_dir or SWEEPS / sweep.name) / "cells.json"
-    cells = [json.loads(json.dumps({"name": cell.name, **cell.key, **cell.of_tables, "variant": cell.variant}))
-             for cell in sweep.cells]
-    entries = with_results(cells, index, list(sweep.cells[0].key))
+    file = find_sweep(settings.sweep)
+    cells, stage1, stage2 = read_sweep(file)
+    check_settings(file.stem, cells, stage1, stage2)
+    index = (settings.save_dir or SWEEPS / file.stem) / "cells.json"
     if not settings.dry_run:
         make_output_folder(index.parent)
-    steps = Steps(sweep, settings.device)
-    by_entry = {id(entry): cell for entry, cell in zip(entries, sweep.cells, strict=True)}
-    run_cells(sweep.name, entries, lambda entry: steps.run(by_entry[id(entry)]),
+    run_cells(file.stem, with_results(cells, index, KEY), Steps(stage1, stage2, settings.device).run,
               lambda entry: ROOT / entry["folder"] / LEDGER, index, settings.only, settings.dry_run)
 
 

@@ -43,8 +43,9 @@ def made_ledger(folder: Path, model: str, dense: float, accuracies: float | list
     more, the second `spread` less, the dense head has none."""
     curve = np.broadcast_to(accuracies, len(RATIOS))
     identity = {"bank": "Prototype", "num_concepts": 20, "model": model, "dataset": "toy", "protocol": "paper",
-            "sparsifier": "mask", "elements": {"kind": "segments", "protocol": "paper", "dataset": "toy"}, "width": 12,
-            "weights_hash": model, "chance": CHANCE, "n_val": COUNT, "holdout": 0.0, "epochs": 30, "batch_size": 1024, **identity}
+                "sparsifier": "mask", "elements": {"kind": "segments", "protocol": "paper", "dataset": "toy"},
+                "width": 12, "weights_hash": model, "chance": CHANCE, "n_val": COUNT, "holdout": 0.0, "epochs": 30,
+                "batch_size": 1024, **identity}
     rows = []
     for seed in range(seeds):
         shift = spread * (1 - 2 * seed) if seeds > 1 else 0.0

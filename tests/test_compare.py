@@ -75,7 +75,8 @@ def test_collects_and_compares(place, capsys):
 
 
 def test_marks_are_collected_and_compared(place, capsys):
-    add_rows(place / "near" / "results.jsonl", [{**row, **PLAIN, "model": "near", "chance": 0.79} for row in hand_made()])
+    near = {**PLAIN, "model": "near", "chance": 0.79}
+    add_rows(place / "near" / "results.jsonl", [{**row, **near} for row in hand_made()])
     run(place, "--collect", "--model_root", place, "--all")
     ours = read_lines(place / "ours.csv", ("value",), OURS)
     marked = ours[(ours["marks"] == "close to chance") & (ours["measure"] == "IIS")]

@@ -88,7 +88,8 @@ def test_choices_by_hand(tmp_path):
 def test_without_a_sweep_the_choice_is_read_off_the_ledger(tmp_path):
     for name, right, changes in (("base", 90, {}), ("shrunk", 88, {"sparsifier": "shrink"}),
                                  ("held", 87, {"holdout": 0.1}), ("patches", 86, {"elements": {"kind": "patches"}}),
-                                 ("release", 85, {"protocol": "release", "sparsifier": "strict", "prototypes": "first"}),
+                                 ("release", 85, {"protocol": "release", "sparsifier": "strict",
+                                                  "prototypes": "first"}),
                                  ("first", 84, {"prototypes": "first"}),
                                  ("foreign", 82, {"elements": {"kind": "segments", "dataset": "other"}}),
                                  ("fixed", 83, {"bank_seed": 2}), ("short", 81, {"epochs": 5})):

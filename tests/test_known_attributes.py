@@ -92,8 +92,8 @@ def known(tmp_path):
 
 
 def truth(folder, *flags):
-    return call(bank_truth, "--model_root", folder / "run", "--captions", folder / "toy" / "captions.json", "--save_dir",
-                folder / "out", *flags)
+    return call(bank_truth, "--model_root", folder / "run", "--captions", folder / "toy" / "captions.json",
+                "--save_dir", folder / "out", *flags)
 
 
 def test_bank_truth_finds_the_concept_that_is_there_and_misses_the_other(known):
@@ -189,8 +189,8 @@ def test_what_cannot_be_made_is_one_sentence(images, tmp_path, captions):
                    images.val_labels_N)  # size alone cannot tell the class
     with pytest.raises(UserError, match="lower --target"):
         controlled(blind, "class code", 1.0, 0)
-    for flags, sentence in ((("--shares", "0,1"), "needs 3 or more"),
-                            (("--target", "nan"), "--target nan is no accuracy"), (("--target", 2), "--target 2 is no")):
+    for flags, sentence in ((("--shares", "0,1"), "needs 3 or more"), (("--target", "nan"), "--target nan is no accu"),
+                            (("--target", 2), "--target 2 is no accuracy")):
         with pytest.raises(UserError, match=sentence):
             call(score_truth, "--captions", captions, "--save_dir", tmp_path, *flags)
 

@@ -26,7 +26,8 @@ def of_sweep(tmp_path, script, *names, flags=()):
     """The script on `made_sweep`: its CSVs, and the Markdown of the first."""
     call(script, "--sweep", made_sweep(tmp_path), "--save_dir", tmp_path / "out", *flags)
     assert all((tmp_path / "out" / f"{name}.{suffix}").stat().st_size for name in names for suffix in ("md", "tex"))
-    return *(rows_of(tmp_path / "out" / f"{name}.csv") for name in names), (tmp_path / "out" / f"{names[0]}.md").read_text()
+    text = (tmp_path / "out" / f"{names[0]}.md").read_text()
+    return *(rows_of(tmp_path / "out" / f"{name}.csv") for name in names), text
 
 
 # ---- runs, settings, titles ----
@@ -207,7 +208,8 @@ def test_two_models_give_no_correlation_and_two_data_sets_a_panel_each(tmp_path)
 def test_checkpoints_of_a_sweep_by_hand(tmp_path):
     lines, (trend,), text = of_sweep(tmp_path, along_pretraining, "along_pretraining", "along_pretraining_trend")
     assert [(line["net"], line["epoch"], line["marks"]) for line in lines] == [
-        ("net_c", "1", "close to chance; saturated"), ("net_c", "2", "saturated"), ("net_c", "4", ""), ("net_c", "8", "")]
+        ("net_c", "1", "close to chance; saturated"), ("net_c", "2", "saturated"), ("net_c", "4", ""),
+        ("net_c", "8", "")]
     # ARR 0.95 at dense 0.4 of 1000: one standard error is 0.95 · √(0.62 / 380 + 0.6 / 400) = 0.053.
     # Epochs 2, 4, 8 have ARR 0.95, 0.84, 0.86: ranks 3 1 2, ρ = −½, τ = −⅓; dense top-1 only rises.
     assert (trend["checkpoints"], trend["near_chance"]) == ("3", "1")

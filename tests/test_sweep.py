@@ -32,13 +32,14 @@ def written(tmp_path, text, name="toy.yaml"):
 
 def test_a_yaml_is_models_times_banks(tmp_path):
     text = PLAIN + "blocks: [{datasets: [other], models: [one], banks: [Text], settings: {seeds: 1}}]"
-    cells = read_sweep(written(tmp_path, text)).cells
+    cells, *_ = read_sweep(written(tmp_path, text))
     plain, small = {"seeds": 2, "num_concepts": 5}, {"seeds": 2, "num_concepts": 3}
-    assert [(cell.model_name, cell.bank, cell.variant, cell.flags) for cell in cells] == [
+    assert [tuple(map(cell.get, ("model", "bank", "variant", "flags"))) for cell in cells] == [
         ("one", "Prototype", "", plain), ("one", "Random", "small", small), ("two", "Prototype", "", plain),
         ("two", "Random", "small", small), ("one", "Text", "", {"seeds": 1, "num_concepts": 5})]
-    assert cells[2].stage2 == {"model_name": "two", "config_yaml": "one", "weights": "none"}
-    assert cells[2].of_tables == {"family": "ones"} and cells[4].dataset == "other"
+    assert cells[2]["stage2"] == {"model_name": "two", "config_yaml": "one", "weights": "none"}
+    assert cells[2]["family"] == "ones" and "family" not in cells[0] and cells[4]["dataset"] == "other"
+    assert cells[1]["name"] == "one, toy, Random, M = 3, small"
 
 
 def test_checkpoints_are_models_in_the_order_of_their_epochs(tmp_path, monkeypatch):
@@ -47,9 +48,9 @@ def test_checkpoints_are_models_in_the_order_of_their_epochs(tmp_path, monkeypat
         (tmp_path / f"net_epoch{epoch}.pth").touch()
     text = PLAIN.replace("[one, {model_name: two, config_yaml: one, weights: none, family: ones}]",
                          "[{config_yaml: one, checkpoints: 'net_epoch*.pth'}]")
-    cells = read_sweep(written(tmp_path, text)).cells
-    assert [cell.stage2["weights"] for cell in cells[::2]] == ["net_epoch2.pth", "net_epoch10.pth"]
-    assert cells[0].stage2 == {"config_yaml": "one", "model_name": "net_epoch2", "weights": "net_epoch2.pth"}
+    cells, *_ = read_sweep(written(tmp_path, text))
+    assert [cell["stage2"]["weights"] for cell in cells[::2]] == ["net_epoch2.pth", "net_epoch10.pth"]
+    assert cells[0]["stage2"] == {"config_yaml": "one", "model_name": "net_epoch2", "weights": "net_epoch2.pth"}
 
 
 @pytest.mark.parametrize("text, sentence", [
@@ -72,13 +73,13 @@ def test_checkpoints_are_models_in_the_order_of_their_epochs(tmp_path, monkeypat
     (PLAIN.replace("[Prototype,", "[{bank: Prototype, element_kind: patch},"), "element_kind 'patch'; did you")])
 def test_a_wrong_sweep_is_one_sentence(tmp_path, text, sentence):
     with pytest.raises(UserError, match=sentence):
-        sweep_steps.check_settings(read_sweep(written(tmp_path, text)))
+        sweep_steps.check_settings("toy", *read_sweep(written(tmp_path, text)))
 
 
 @pytest.mark.parametrize(("text", "words"), [
     ("dataset: toy", "needs a line `model_config: NAME`"), ("model: net", "unknown key 'model'"),
     ("objectives: [iis]", "the objective iis is not known"), ("ablations: {width: [1]}", "unknown key 'width'"),
-    ("ablations: [1]", "ablations should hold `key: value` pairs"), ("objectives: dense", "objectives should be a list"),
+    ("ablations: [1]", "ablations should hold `key: value` pairs"), ("objectives: dense", "should be a list"),
     ("ablations: {sparsity: 0.5}", "sparsity should be a list, and is 0.5"),
     ("seeds: many", "seeds should be a whole number above 0, and is 'many'"),
     ("seeds: 0", "seeds should be a whole number above 0, and is 0")])
@@ -106,10 +107,10 @@ def test_cells_that_fail_and_cells_that_are_done(tmp_path, monkeypatch, capsys):
     ran, broken = [], True
 
     def run(steps, cell):
-        ran.append(cell.name)
-        if broken and cell.bank == "Random":
-            raise UserError("mend me") if cell.model_name == "one" else ZeroDivisionError("a bug")
-        folder = tmp_path / cell.name
+        ran.append(cell["name"])
+        if broken and cell["bank"] == "Random":
+            raise UserError("mend me") if cell["model"] == "one" else ZeroDivisionError("a bug")
+        folder = tmp_path / cell["name"]
         folder.mkdir()
         (folder / "results.jsonl").touch()
         return folder
@@ -133,11 +134,12 @@ def test_cells_that_fail_and_cells_that_are_done(tmp_path, monkeypatch, capsys):
 
 
 def test_a_cell_prepares_what_it_needs_once_and_a_failure_is_not_tried_again(tmp_path, monkeypatch):
-    steps, called = sweep_steps.Steps(read_sweep(written(tmp_path, PLAIN)), None), []
+    cells, *stages = read_sweep(written(tmp_path, PLAIN))
+    steps, called = sweep_steps.Steps(*stages, None), []
     monkeypatch.setattr(sweep_steps, "call_script", lambda script, settings: called.append(
         (script.__name__.split(".")[1], {key: value for key, value in settings.items() if value is not None})))
     monkeypatch.setattr(sweep_steps, "elements_folder", lambda *_: tmp_path)
-    for cell in steps.sweep.cells[:2]:
+    for cell in cells[:2]:
         steps.run(cell)
     embed = {"model_name": "one", "config_yaml": "one", "dataset": "toy", "representations": "train,val"}
     train = {"model_name": "one", "dataset": "toy", "seeds": 2}
@@ -152,7 +154,7 @@ def test_a_cell_prepares_what_it_needs_once_and_a_failure_is_not_tried_again(tmp
     monkeypatch.setattr(sweep_steps, "call_script", failing)
     for _ in range(2):
         with pytest.raises(UserError, match="no weights"):
-            steps.run(steps.sweep.cells[2])
+            steps.run(cells[2])
     assert called[4:] == ["two"]
 
 
@@ -161,7 +163,7 @@ def test_the_sweeps_of_the_repository_can_be_read():
         if file.stem.startswith("finetuning"):
             assert cells_of(read_plan(file))
         elif "checkpoints:" not in file.read_text():
-            sweep_steps.check_settings(read_sweep(file))
+            sweep_steps.check_settings(file.stem, *read_sweep(file))
 
 
 # ---- fine-tuning ----

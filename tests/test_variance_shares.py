@@ -34,8 +34,8 @@ def embedded(tmp_path, monkeypatch):
 
 
 def shares(folder, *flags):
-    return call(variance_shares, "--dataset", "toy", "--model", "net", "--num_concepts", 8, "--n_epoch", 1, "--stage1", 1,
-                "--save_dir", folder / "out", *flags)
+    return call(variance_shares, "--dataset", "toy", "--model", "net", "--num_concepts", 8, "--n_epoch", 1, "--stage1",
+                1, "--save_dir", folder / "out", *flags)
 
 
 def test_the_script_trains_every_bank_under_every_head(embedded):

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from math import ceil
 from typing import Any
 
+import numpy as np
+
 from iis.plots import COLOURS, MARKERS
 from reproduction.lib.outputs import new_figure
 from reproduction.lib.runs import Run
@@ -43,6 +45,15 @@ def legend_below(figure: Any, axes: Iterable[Any], columns: int = 4) -> None:
     labels = {label: handle for one in axes for handle, label in zip(*one.get_legend_handles_labels(), strict=True)}
     figure.legend(labels.values(), labels, loc="outside lower center", ncols=min(columns, len(labels)), frameon=False,
                   fontsize=8)
+
+
+def band(axes: Any, x: Any, values_RT: np.ndarray, label: str, **look: Any) -> None:
+    """The mean over rows R as a line, and mean ± one standard deviation (ddof 1) where there are several."""
+    mean = values_RT.mean(0)
+    axes.plot(x, mean, label=label, markersize=4.5, **look)
+    if len(values_RT) > 1:
+        std = values_RT.std(0, ddof=1)
+        axes.fill_between(x, mean - std, mean + std, color=look["color"], alpha=0.18, linewidth=0)
 
 
 def draw_marks(axes: Any, runs: Iterable[Run], place: Callable[[Run], tuple[float, float]]) -> None:

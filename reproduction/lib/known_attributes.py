@@ -2,7 +2,7 @@
 
     h = Q · [√share · attributes ⊕ √(1 − share) · rest ⊕ 0] + noise        Q a random orthogonal matrix (D × D)
 
-attributes: one coordinate per word, centred on train; their mean squared length is 1, and that of the rest. It is one of
+attributes: one coordinate per word, centred on train, of mean squared length 1. The rest, of the same length, is one of
 
     class code        a random vector of the image's class, which holds the class and nothing else
     scattered code    a random vector of one of SCATTER random groups of the class: no few directions hold the class
@@ -73,8 +73,8 @@ def auroc(values_NM: np.ndarray, has_NA: np.ndarray) -> np.ndarray:
 
 def best_matching(train_NM: np.ndarray, train_has_NA: np.ndarray, val_NM: np.ndarray, val_has_NA: np.ndarray
                   ) -> np.ndarray:
-    """AUROC (A,) on val of each attribute's best concept. Concept and sign are chosen on train, because the best of M on
-    one set flatters; below 0.5 the choice did not carry over."""
+    """AUROC (A,) on val of each attribute's best concept. Concept and sign are chosen on train, because the best of M
+    on one set flatters; below 0.5 the choice did not carry over."""
     train_AM, val_AM = auroc(train_NM, train_has_NA), auroc(val_NM, val_has_NA)
     best_A = np.abs(train_AM - 0.5).argmax(1)
     rows = np.arange(len(best_A))
@@ -109,8 +109,8 @@ class Images:
 
 @dataclass(frozen=True)
 class Controlled:
-    """Features of both splits, the true directions (A, D), the standard deviation of the isotropic noise per coordinate,
-    and the accuracy that the linear classifier reaches."""
+    """Features of both splits, the true directions (A, D), the standard deviation of the isotropic noise per
+    coordinate, and the accuracy that the linear classifier reaches."""
 
     train_ND: np.ndarray
     val_ND: np.ndarray

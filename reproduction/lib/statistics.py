@@ -27,8 +27,8 @@ ASSOCIATION = ("rho", "rho_p", "low", "high", "dropped", "tau", "tau_p", "null_m
 
 
 def associate(x: Sequence[float], y: Sequence[float], seed: int = 0) -> dict[str, float | None]:
-    """Association of x (n,) and y (n,), a value per model each, by the names of ASSOCIATION; None below three models, or
-    where a measure is constant.
+    """Association of x (n,) and y (n,), a value per model each, by the names of ASSOCIATION; None below three models,
+    or where a measure is constant.
 
     rho, tau: Spearman's ρ and Kendall's τ-b; rho_p: SciPy's t approximation, far too small for few models; tau_p:
     SciPy's, exact for few models without ties. low, high, dropped: of `bootstrap_rho`. null_mean, null_sd, null_p: ρ
@@ -68,8 +68,8 @@ def bootstrap_rho(x_n: np.ndarray, y_n: np.ndarray, seed: int = 0) -> tuple[tupl
 def division_null(area: Sequence[float], dense: Sequence[float], seed: int = 0
                   ) -> tuple[float | None, float | None, float | None]:
     """Mean, and central 95 % range, of the correlation that division alone gives: area / permuted dense with permuted
-    dense, over orders of the models. An observed ρ(IIS, dense) in this range needs no other explanation. None below three
-    models, or where all dense accuracies are equal."""
+    dense, over orders of the models. An observed ρ(IIS, dense) in this range needs no other explanation. None below
+    three models, or where all dense accuracies are equal."""
     area_n, dense_n = _comparable(area), _comparable(dense)
     if len(dense_n) < FEWEST or np.ptp(dense_n) == 0:
         return None, None, None

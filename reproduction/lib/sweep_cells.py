@@ -15,8 +15,8 @@ differs from the plain cell, `elements_of` takes the elements of another data se
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -30,87 +30,51 @@ SCRIPTS = {"Prototype": "IP_Prototype_training", "Cluster": "IP_Cluster_training
            "Own": "IP_Bank_training"}
 BLOCK = ("datasets", "models", "banks", "settings")
 OF_TABLES = ("family", "base_model")  # of a model: for tables, not for stage 2
+KEY = ("model", "stage2", "dataset", "bank", "elements_of", "flags")  # what decides a cell's ledger
 
 
-@dataclass(frozen=True)
-class SweepCell:
-    """One ledger to make. stage2: settings of stage 2 with model_name; flags: settings of the training script, without
-    model and data set; of_tables: family and base_model, where given."""
+def read_sweep(file: Path) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
+    """The cells in the order of the file, as plain values for cells.json, and the settings of stage 1 and of stage 2.
 
-    stage2: dict[str, Any]
-    dataset: str
-    bank: str
-    variant: str
-    elements_of: str | None
-    flags: dict[str, Any]
-    of_tables: dict[str, Any]
-
-    @property
-    def model_name(self) -> str:
-        """The backbone."""
-        return self.stage2["model_name"]
-
-    @property
-    def name(self) -> str:
-        """What messages call it."""
-        size = f", M = {self.flags['num_concepts']}" if "num_concepts" in self.flags else ""
-        return f"{self.model_name}, {self.dataset}, {self.bank}{size}" + (f", {self.variant}" if self.variant else "")
-
-    @property
-    def key(self) -> dict[str, Any]:
-        """Everything that decides the ledger: an entry of cells.json with another key is another cell."""
-        return {"model": self.model_name, "stage2": self.stage2, "dataset": self.dataset, "bank": self.bank,
-                "elements_of": self.elements_of, "flags": self.flags}
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """cells: in the order of the file; stage1, stage2: settings of the scripts that prepare them."""
-
-    name: str
-    cells: list[SweepCell]
-    stage1: dict[str, Any]
-    stage2: dict[str, Any]
-
-
-def read_sweep(file: Path) -> Sweep:
-    """Expand the YAML. Raises `UserError` for an unknown key or bank, and for two cells that are the same."""
+    A cell has a name, the keys of KEY (stage2: settings of stage 2 for its model; flags: settings of the training
+    script), variant, and family and base_model where the model has them. Raises `UserError` for an unknown key or bank,
+    and for two cells that are the same.
+    """
     data = checked(read_yaml(file), str(file), (*BLOCK, "blocks", "stage1", "stage2"))
     stage1, stage2, settings = (checked(data.get(key), f"{file}: {key}") for key in ("stage1", "stage2", "settings"))
     first = {key: data[key] for key in BLOCK[:3] if key in data}
-    cells: list[SweepCell] = []
+    cells: list[dict[str, Any]] = []
     for block in ([first] if first else []) + list(data.get("blocks") or []):
-        cells += _cells(block, settings, file)
+        block = checked(block, f"{file}: a block", BLOCK)
+        own = {**settings, **checked(block.get("settings"), f"{file}: settings")}
+        for key in BLOCK[:3]:
+            if not isinstance(block.get(key), list) or not block[key]:
+                raise UserError(f"{file}: a block needs a list of {key}")
+        models = [model for entry in block["models"] for model in _models(entry, file)]
+        cells += [_cell(*parts, own, file) for parts in product(block["datasets"], models, block["banks"])]
     if not cells:
         raise UserError(f"{file} names no cell: it needs datasets, models and banks")
     for place, cell in enumerate(cells):
-        if any(cell.key == other.key for other in cells[:place]):
-            raise UserError(f"{file} holds the cell ({cell.name}) twice; leave one out")
-    return Sweep(file.stem, cells, stage1, stage2)
+        if any(all(cell[key] == other[key] for key in KEY) for other in cells[:place]):
+            raise UserError(f"{file} holds the cell ({cell['name']}) twice; leave one out")
+    return json.loads(json.dumps(cells)), stage1, stage2
 
 
-def _cells(block: dict[str, Any], settings: dict[str, Any], file: Path) -> list[SweepCell]:
-    block = checked(block, f"{file}: a block", BLOCK)
-    settings = {**settings, **checked(block.get("settings"), f"{file}: settings")}
-    for key in BLOCK[:3]:
-        if not isinstance(block.get(key), list) or not block[key]:
-            raise UserError(f"{file}: a block needs a list of {key}")
-    models = [model for entry in block["models"] for model in _models(entry, file)]
-    return [_cell(*parts, settings, file) for parts in product(block["datasets"], models, block["banks"])]
-
-
-def _cell(dataset: str, model: dict[str, Any], bank: str | dict[str, Any], settings: dict[str, Any],
-          file: Path) -> SweepCell:
+def _cell(dataset: str, model: dict[str, Any], bank: str | dict[str, Any], settings: dict[str, Any], file: Path
+          ) -> dict[str, Any]:
     if not isinstance(dataset, str) or not isinstance(bank, str | dict):
         raise UserError(f"{file}: the data set {dataset!r} or the bank {bank!r} is no name (in quotes, where it looks "
                         "like a number)")
-    flags = {"bank": bank} if isinstance(bank, str) else dict(bank)
-    kind, variant, elements_of = flags.pop("bank", None), flags.pop("variant", ""), flags.pop("elements_of", None)
+    own = {"bank": bank} if isinstance(bank, str) else dict(bank)
+    kind, variant, elements_of = own.pop("bank", None), own.pop("variant", ""), own.pop("elements_of", None)
     if kind not in SCRIPTS:
         raise UserError(f"{file}: the bank {kind!r} is not known{nearest(str(kind), SCRIPTS)}")
-    of_tables = {key: model[key] for key in OF_TABLES if key in model}
-    return SweepCell({key: value for key, value in model.items() if key not in of_tables}, dataset, kind, variant,
-                     elements_of, {**settings, **flags}, of_tables)
+    flags, of_tables = {**settings, **own}, {key: model[key] for key in OF_TABLES if key in model}
+    size = f"M = {flags['num_concepts']}" if "num_concepts" in flags else ""
+    return {"name": ", ".join(filter(None, (model["model_name"], dataset, kind, size, variant))),
+            "model": model["model_name"], "stage2": {key: model[key] for key in model if key not in of_tables},
+            "dataset": dataset, "bank": kind, "elements_of": elements_of, "flags": flags, **of_tables,
+            "variant": variant}
 
 
 def _models(entry: str | dict[str, Any], file: Path) -> list[dict[str, Any]]:
