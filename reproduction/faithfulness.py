@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -96,9 +96,9 @@ def measure(run: Run, settings: Settings) -> dict[str, Any]:
     curves = [order_curves(predictor, features_ND, labels_N, settings.reference, settings.random_orders)
               for predictor in predictors]
     first = predictors[0]
-    line = {"model": run.model, "data set": run.dataset, "bank": run.identity["bank"], "elements": run.elements,
-            "setting": run.variant or run.folder.name, "M": len(first.bank_MD), "s": first.ratio, "kept": first.kept,
-            "seeds": len(seeds), "pictures": len(rows)}
+    named = {"model": run.model, "data set": run.dataset, "bank": run.identity["bank"]}
+    kept = {"setting": run.variant or run.folder.name, "M": len(first.bank_MD), "s": first.ratio, "kept": first.kept}
+    line = {**named, "elements": run.elements, **kept, "seeds": len(seeds), "pictures": len(rows)}
     of_seeds = [one.quantities() for one in curves]
     drawn = bootstrap_means(np.mean([list(one.values()) for one in of_seeds], axis=0), settings.draws)
     areas, shown = {}, {}
@@ -113,8 +113,7 @@ def measure(run: Run, settings: Settings) -> dict[str, Any]:
     probability_OF, right_OF = (
         np.mean([[np.interp(steps_F, one.share_F, curve_F) for curve_F in getattr(one, name).mean(2)]
                  for one in curves], axis=0) for name in ("probability_OFN", "right_OFN"))
-    named = {key: line[key] for key in ("model", "data set", "bank", "setting", "M", "s", "kept")}
-    points = [{**named, "order": order, "removed": float(share), "probability": float(probability_OF[o, f]),
+    points = [{**named, **kept, "order": order, "removed": float(share), "probability": float(probability_OF[o, f]),
                "top-1": float(right_OF[o, f])} for o, order in enumerate(ORDERS) for f, share in enumerate(steps_F)]
     return {"line": line, "areas": areas, "shown": shown, "marks": "; ".join(run.marks), "curves": points}
 
@@ -142,17 +141,13 @@ def figure(results: list[dict[str, Any]]) -> Any:
 # ---- order curves ----
 
 
-@dataclass(frozen=True)
-class Curves:
-    """share_F: shares of the kept concepts that are removed, from 0 to 1. For each of `ORDERS` (axis O), each step and
-    each image: probability_OFN of the class predicted at first, and right_OFN, 1 where the true class is predicted
-    (for `random`: means over its orders). changed_N: 1 where the first concept of `most` alone, removed, changes the
-    predicted class."""
+class Curves(NamedTuple):
+    """What becomes of N images in each of O `ORDERS` (random: means over its orders), at F steps."""
 
-    share_F: np.ndarray
-    probability_OFN: np.ndarray
-    right_OFN: np.ndarray
-    changed_N: np.ndarray
+    share_F: np.ndarray  # of the kept concepts that are removed, from 0 to 1
+    probability_OFN: np.ndarray  # of the class predicted at first
+    right_OFN: np.ndarray  # 1 where the true class is predicted
+    changed_N: np.ndarray  # 1 where removing the first concept of `most` alone changes the predicted class
 
     def quantities(self) -> dict[str, np.ndarray]:
         """What a table averages over images, each (N,): `changed_N`, the areas under both curves in each order (by the

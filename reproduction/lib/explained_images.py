@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,10 +143,9 @@ def from_files(words: Sequence[str], val: Embeddings, val_file: Path, dataset: s
     """Image files, or names in the validation split. Images that the validation features hold are taken from there;
     the others go through the backbone. Raises `UserError` for a file that is missing or no image."""
     known = {name: row for row, name in enumerate(val.image_paths)}
-    try:
+    root = None
+    with contextlib.suppress(UserError):  # the data set is not in place
         root = path(str(load_dataset(dataset).images("val").root))
-    except UserError:  # the data set is not in place
-        root = None
     found: list[Subject | Image.Image] = []
     for word in words:
         file = path(word)

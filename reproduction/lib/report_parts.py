@@ -67,8 +67,7 @@ def score_tables(runs: Sequence[Run]) -> dict[str, Lines]:
 
 
 def _filled(lines: Lines) -> Lines:
-    shown = texts(lines)
-    return shown.loc[:, (shown != "").any()].to_dict("records")
+    return texts(lines).loc[:, lambda shown: (shown != "").any()].to_dict("records")
 
 
 def remarks(runs: Sequence[Run]) -> tuple[list[str], Lines]:
