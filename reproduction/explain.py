@@ -7,133 +7,117 @@
 --run is a folder that a training script wrote. Nothing is trained; a few seconds.
 """
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from iis.cli import ScriptParser, path, positive, run_script
+from iis.cli import positive, run_script, setting
+from iis.embedding_file import Embeddings
+from iis.names import slug
 from iis.runtime import ROOT, UserError, make_output_folder, write_json, write_text
+from reproduction.lib.explained_images import Subject, class_label, elements_root, from_files, from_rows, spread
+from reproduction.lib.explanation import Predictor, explain_class, load_predictor
+from reproduction.lib.explanation_shown import cards_of, csv_lines, explanation_figure
+from reproduction.lib.outputs import write_figure
+from reproduction.lib.page import render
+from reproduction.lib.run_files import embeddings_of
+from reproduction.lib.runs import read_run
+from reproduction.lib.tables import as_csv
 
 MOST = 100  # images of one explanation: a page to be read, and a figure that can be drawn
 
 
-def parser() -> ScriptParser:
-    """The flags of this script."""
-    script = ScriptParser(description=__doc__.splitlines()[0])
-    script.add_argument("--run", type=path, required=True, help="a ledger's folder, with its predictors/")
-    script.add_argument("--seed", type=int, default=0, help="whose predictor is explained")
-    script.add_argument("--ratio", type=float, help="sparsity ratio s (default: the sparsest that keeps at least 5 "
-                      "concepts)")
-    which = script.add_mutually_exclusive_group()
-    which.add_argument("--images", nargs="+", metavar="PATH", help="image files, or names in the validation split")
-    which.add_argument("--class", dest="class_name", metavar="NAME", help="validation images of one class, and what "
-                       "makes the class as a whole")
-    which.add_argument("--rows", type=_rows, metavar="0,5,7", help="rows of the validation features (default: "
-                       "--num_images spread over all)")
-    script.add_argument("--num_images", type=positive, default=8, help="how many, without --images or --rows")
-    script.add_argument("--top", type=positive, default=5, help="concepts shown of each image")
-    script.add_argument("--out", type=path, help="output folder (default: results/explanations/…)")
-    script.add_argument("--val_pt", type=path, help="the run's validation features, where they are not found")
-    script.add_argument("--elements", type=path, help="folder with the concepts' images, likewise")
-    script.add_argument("--config_yaml", dest="config", help="YAML of the backbone, for --images outside the data set")
-    script.add_argument("--device", help="for the same: cpu, cuda or cuda:N")
-    return script
+@dataclass(kw_only=True)
+class Settings:
+    """What is explained, and how much of it is shown."""
+
+    run: Path = setting(help="a ledger's folder, with its predictors/")
+    seed: int = setting(0, "whose predictor is explained")
+    ratio: float | None = setting(None, "sparsity ratio s (default: the sparsest that keeps at least 5 concepts)")
+    images: list[str] | None = setting(None, "image files, or names in the validation split", type=str, nargs="+",
+                                       metavar="PATH")
+    class_name: str | None = setting(None, "instead: validation images of one class, and what makes the class as a "
+                                     "whole", also=("--class",), metavar="NAME")
+    rows: tuple[float, ...] | None = setting(None, "instead: rows of the validation features (default: --num_images "
+                                             "spread over all)", metavar="0,5,7")
+    num_images: int = setting(8, "how many, without --images or --rows", type=positive)
+    top: int = setting(5, "concepts shown of each image", type=positive)
+    out: Path | None = setting(None, "output folder (default: results/explanations/…)")
+    val_pt: Path | None = setting(None, "the run's validation features, where they are not found")
+    elements: Path | None = setting(None, "folder with the concepts' images, likewise")
+    config: str | None = setting(None, "YAML of the backbone, for --images outside the data set",
+                                 also=("--config_yaml",))
+    device: str | None = setting(None, "for the same: cpu, cuda or cuda:N")
 
 
-def main(args: argparse.Namespace) -> Path:
+def main(settings: Settings) -> Path:
     """Explain, write explanation.html, .png, .pdf, .json and .csv; returns their folder."""
-    import torch
-
-    from reproduction.lib.concept_images import concept_of, elements_root
-    from reproduction.lib.explanation import explain, load_predictor
-    from reproduction.lib.explanation_figure import explanation_figure
-    from reproduction.lib.explanation_page import explanation_page
-    from reproduction.lib.outputs import write_figure
-    from reproduction.lib.run_files import embeddings_of
-    from reproduction.lib.stories import csv_lines, stories
-    from reproduction.lib.tables import as_csv
-
-    predictor = load_predictor(args.run, args.seed, args.ratio)
-    identity = predictor.identity
-    val, val_file = embeddings_of(args.run, identity, "val", args.val_pt)
-    root = elements_root(args.run, identity, args.elements)
-    folder = make_output_folder(args.out or default_folder(args, predictor))
-    wanted = len(args.images or args.rows or range(args.num_images))
+    if sum(value is not None for value in (settings.images, settings.class_name, settings.rows)) > 1:
+        raise UserError("--images, --class and --rows do not go together; name one of them")
+    wanted = len(settings.images or settings.rows or range(settings.num_images))
     if wanted > MOST:
         raise UserError(f"{wanted} images do not fit on one page; name at most {MOST}")
-    subjects, of_class = chosen(args, predictor, val, val_file)
-    explanation = explain(predictor, torch.stack([one.features_D for one in subjects]).float())
-    told = stories(predictor, explanation, subjects)
-    shown = {concept["concept"] for story in told for concept in story["concepts"][:args.top]}
-    shown |= {line["concept"] for line in of_class["lines"][:args.top]} if of_class else set()
-    concepts = {m: concept_of(m, predictor.evidence[m], identity["bank"], root) for m in sorted(shown)}
-    title = f"Why {identity['model']} says so: {identity['bank']} concepts"
-    about = described(predictor, args.ratio, explanation.x_NM)
-    write_json(folder / "explanation.json", {"run": str(args.run), "seed": args.seed, "ratio": predictor.ratio,
-                                             "kept": predictor.kept, "top1": predictor.top1, "identity": identity,
-                                             "class": of_class, "pictures": told})
-    write_text(folder / "explanation.csv", as_csv(csv_lines(told)))
-    made = explanation_page(title, about, told, subjects, concepts, args.top, of_class)
-    write_text(folder / "explanation.html", made)
-    write_figure(folder, "explanation", explanation_figure(told, subjects, concepts, args.top))
-    print("\n".join(about))
-    print(f"written: {folder}/explanation.html, .png, .pdf, .json, .csv ({len(told)} images)")
+    predictor = load_predictor(settings.run, settings.seed, settings.ratio)
+    identity = predictor.identity
+    val, val_file = embeddings_of(settings.run, identity, "val", settings.val_pt)
+    root = elements_root(settings.run, identity, settings.elements)
+    folder = make_output_folder(settings.out or default_folder(settings, predictor))
+    subjects, of_class = chosen(settings, predictor, val, val_file)
+    cards = cards_of(predictor, subjects, root, settings.top, of_class["lines"] if of_class else ())
+    predictions = cards["predictions"]
+    activations = [concept["activation"] for one in predictions for concept in one["concepts"]]
+    about = {"ratio": predictor.ratio, "kept": predictor.kept, "top1": predictor.top1, "seed": predictor.seed,
+             "identity": identity, "warnings": warnings_of(settings.run)}
+    size = len(predictor.bank_MD)
+    title = (f"Why {identity['model']} says so: {size} {identity['bank']} concepts, {identity['dataset']}, "
+             f"s = {predictor.ratio:g}, seed {predictor.seed}")
+    write_json(folder / "explanation.json", {"run": str(settings.run), **about, "class": of_class,
+                                             "pictures": predictions})
+    write_text(folder / "explanation.csv", as_csv(csv_lines(predictions)))
+    write_text(folder / "explanation.html", render(
+        "explanation.html", title=title, size=size, asked=settings.ratio is not None, of_class=of_class, **cards,
+        negative=sum(value < 0 for value in activations) / max(len(activations), 1), **about))
+    write_figure(folder, "explanation", explanation_figure(title, **cards))
+    print(f"{title}: {predictor.kept} concepts kept, top-1 {100 * predictor.top1:.2f} %", *about["warnings"], sep="\n")
+    print(f"written: {folder}/explanation.html, .png, .pdf, .json, .csv ({len(predictions)} images)")
     return folder
 
 
-def chosen(args: argparse.Namespace, predictor: Any, val: Any,
-           val_file: Path) -> tuple[list[Any], dict[str, Any] | None]:
-    """The subjects the flags name, and, with --class, the explanation of the class."""
-    from reproduction.lib.explanation import explain_class
-    from reproduction.lib.subjects import class_label, from_files, from_rows, spread
-
+def chosen(settings: Settings, predictor: Predictor, val: Embeddings,
+           val_file: Path) -> tuple[list[Subject], dict[str, Any] | None]:
+    """The subjects that the settings name, and, with --class, the explanation of the class."""
     dataset = predictor.identity["dataset"]
-    if args.images:
-        return from_files(args.images, val, val_file, dataset, args.config, args.device), None
-    if args.class_name is None:
-        return from_rows(args.rows or spread(range(len(val)), args.num_images), val, dataset), None
-    label = class_label(args.class_name, predictor.class_names, val.class_names)
+    if settings.images:
+        return from_files(settings.images, val, val_file, dataset, settings.config, settings.device), None
+    if settings.class_name is None:
+        return from_rows(settings.rows or spread(range(len(val)), settings.num_images), val, dataset), None
+    label = class_label(settings.class_name, predictor.class_names, val.class_names)
     rows = (val.labels_N == label).nonzero().flatten().tolist()
     if not rows:
-        raise UserError(f"the validation split has no image of the class {args.class_name!r}; choose another one")
-    lines = explain_class(predictor, val.features_ND[rows].float(), label)
-    for line in lines:
-        line["evidence"] = predictor.evidence[line["concept"]]
-    of_class = {"name": predictor.class_names[label], "count": len(rows), "lines": lines}
-    return from_rows(spread(rows, args.num_images), val, dataset), of_class
+        raise UserError(f"the validation split has no image of the class {settings.class_name!r}; choose another one")
+    return (from_rows(spread(rows, settings.num_images), val, dataset), {
+        "name": predictor.class_names[label], "count": len(rows),
+        "lines": explain_class(predictor, val.features_ND[rows].float(), label)})
 
 
-def described(predictor: Any, asked: float | None, x_NM: Any) -> list[str]:
-    """What was explained, in sentences."""
-    identity, total = predictor.identity, len(predictor.bank_MD)
-    negative = float((x_NM < 0).sum() / max(int((x_NM != 0).sum()), 1))
-    why = "" if asked is not None else " (chosen: the sparsest that keeps at least 5 concepts)"
-    return [f"Backbone {identity['model']}, data set {identity['dataset']}, bank {identity['bank']} of {total} "
-            f"concepts, seed {predictor.seed}.",
-            f"Sparsity ratio {predictor.ratio:g}{why}: {predictor.kept} of {total} concepts stay in each prediction; "
-            f"top-1 {100 * predictor.top1:.2f} % on the validation split.",
-            f"Of the activations kept in these predictions {100 * negative:.0f} % are negative: less of a concept than "
-            "usual, not more."]
+def warnings_of(run: Path) -> list[str]:
+    """The warnings of the run's summary; none where its ledger cannot be summarised (it lacks a ratio)."""
+    try:
+        return [remark for remark in read_run(run, draws=2).summary["remarks"] if remark.startswith("warning: ")]
+    except UserError:
+        return []
 
 
-def default_folder(args: argparse.Namespace, predictor: Any) -> Path:
+def default_folder(settings: Settings, predictor: Predictor) -> Path:
     """results/explanations/IP_BANK_MODEL_SETTING_seedR_sS[_what]."""
-    from iis.names import slug
-
-    parts = [f"IP_{predictor.identity['bank']}", predictor.identity["model"], args.run.name, f"seed{args.seed}",
-             f"s{predictor.ratio:g}", *([args.class_name] if args.class_name else []),
-             *(["images"] if args.images else []), *(["rows"] if args.rows else [])]
+    what = [settings.class_name, settings.images and "images", settings.rows and "rows"]
+    parts = [f"IP_{predictor.identity['bank']}", predictor.identity["model"], settings.run.name,
+             f"seed{settings.seed}", f"s{predictor.ratio:g}", *filter(None, what)]
     return ROOT / "results" / "explanations" / slug("_".join(parts))
 
 
-def _rows(text: str) -> list[int]:
-    if not all(part.strip().isdecimal() for part in text.split(",")):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a comma-separated list of row numbers")
-    return [int(part) for part in text.split(",")]
-
-
 if __name__ == "__main__":
-    run_script(lambda: main(parser().settings()))
+    run_script(main, Settings)

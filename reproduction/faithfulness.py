@@ -7,64 +7,74 @@ Kept concepts are set to 0 one after another: those that speak most for the pred
 most against it first, or in random order. Writes faithfulness.csv, .md, .tex (areas under the curves),
 faithfulness_curves.csv and faithfulness.png, .pdf. About a second a seed on 2,000 images.
 
-What it shows: how much faster a prediction falls when it loses the concepts its explanation names first, and so on how
-few concepts it rests. What it cannot show: the head is linear, so contributions are exact by construction and the order
-`most` beats `random` unless something is broken; nothing here says that a concept means what its image or word
-suggests, or what the backbone would make of an image without it.
+It shows how much faster a prediction falls when it loses the concepts its explanation names first, and so on how few
+concepts it rests. The head is linear, so contributions are exact by construction and `most` beats `random` unless
+something is broken; nothing here says that a concept means what its image or word suggests.
 """
 
-import argparse
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+import torch
 
-from iis import plots
-from iis.cli import ScriptParser, count, positive, run_script
-from iis.runtime import UserError, each, make_output_folder, numpy_rng, write_text
+from iis.cli import count, positive, run_script, setting
+from iis.plots import COLOURS
+from iis.runtime import UserError, each, make_output_folder, numpy_rng, torch_rng, write_text
 from iis.statistics import interval, mean_std
+from reproduction.lib.explanation import Predictor, load_predictor, stored_seeds
+from reproduction.lib.figures import legend_below, panels
+from reproduction.lib.outputs import write_figure, write_table
 from reproduction.lib.points import finished
-from reproduction.lib.runs import Run, add_source_flags, find_runs, output_folder
+from reproduction.lib.run_files import images_of
+from reproduction.lib.runs import Run, Source, find_runs, output_folder
 from reproduction.lib.tables import as_csv, plus_minus
 
 PANELS = 18  # of the figure
-COLOURS = {"most": plots.COLOURS[1], "random": "0.5", "least": plots.COLOURS[0]}
-SAID = {"most": "most important first", "random": "random order", "least": "least important first"}
+STEPS = 20  # of a curve, at most
+ORDERS = {"most": (COLOURS[1], "most important first"), "random": ("0.5", "random order"),
+          "least": (COLOURS[0], "least important first")}
+CHANGED = "changed by one removal"
+CAPTION = ("Area under the probability of the predicted class (and under top-1), from none to all of the kept concepts "
+           "removed: first those that speak most for the predicted class against the {reference}, first those that "
+           "speak least for it, and the mean of {orders} random orders. Changed by one removal: share of the "
+           "predictions that become another class without their single most important concept. Mean ± std over seeds; "
+           "in brackets the 95 % bootstrap interval over validation images. The head is linear, so contributions are "
+           "exact by construction; the table tells how few concepts predictions rest on, not what the concepts mean.")
 
 
-def parser() -> ScriptParser:
-    """The flags of this script."""
-    from reproduction.lib.removal import REFERENCES
+@dataclass(kw_only=True)
+class Settings(Source):
+    """How concepts are removed."""
 
-    script = add_source_flags(ScriptParser(description=__doc__.splitlines()[0]))
-    script.add_argument("--ratio", type=float, help="sparsity ratio s (default: the sparsest that keeps at least 5 "
-                      "concepts, for each run its own)")
-    script.add_argument("--reference", choices=REFERENCES, default="runner_up", help="importance of a concept: what it "
-                      "gives the predicted class rather than the runner-up, or than the other classes on average")
-    script.add_argument("--random_orders", type=positive, default=5, help="seeded random orders that are averaged")
-    script.add_argument("--max_images", type=count, default=0, help="only the first N of the seeded-shuffled "
-                      "validation images; 0 for all")
-    script.add_argument("--draws", type=positive, default=1000, help="bootstrap resamples of the images")
-    return script
+    ratio: float | None = setting(None, "sparsity ratio s (default: the sparsest that keeps at least 5 concepts, for "
+                                  "each run its own)")
+    reference: Literal["runner_up", "mean"] = setting("runner_up", "importance of a concept: its contribution to the "
+                                                      "predicted class minus that to the runner-up, or minus the mean "
+                                                      "of the other classes")
+    random_orders: int = setting(5, "seeded random orders that are averaged", type=positive)
+    max_images: int = setting(0, "only the first N of the seeded-shuffled validation images; 0 for all", type=count)
+    draws: int = setting(1000, "bootstrap resamples of the images", type=positive)
 
 
-def main(args: argparse.Namespace) -> Path:
+def main(settings: Settings) -> Path:
     """Measure every run that has predictors and features; returns the output folder."""
-    from reproduction.lib.outputs import write_figure, write_table
-
-    folder = make_output_folder(output_folder(args))
-    results, failed = each(lambda run: measure(run, args), finished(find_runs(args, draws=2)))
+    folder = make_output_folder(output_folder(settings))
+    results, failed = each(lambda run: measure(run, settings), finished(find_runs(settings, draws=2)))
     for sentence in failed:
         print(f"left out: {sentence}")
     if not results:
         raise UserError(f"no run has predictors and features to remove concepts from; the first said: {failed[0]}")
-    lines = [{**result["line"], **result["areas"]} for result in results]
-    shown = [{**result["line"], **result["shown"]} for result in results]
-    print(write_table(folder, "faithfulness", lines, shown, CAPTION.format(
-        reference=REFERENCES_SAID[args.reference], orders=args.random_orders)))
+    reference = {"runner_up": "runner-up", "mean": "mean of the other classes"}[settings.reference]
+    lines, shown = ([result["line"] | result[kind] | {"marks": result["marks"]} for result in results]
+                    for kind in ("areas", "shown"))
+    caption = CAPTION.format(reference=reference, orders=settings.random_orders)
+    print(write_table(folder, "faithfulness", lines, shown, caption))
     write_text(folder / "faithfulness_curves.csv", as_csv([line for result in results for line in result["curves"]]))
     if len(results) > PANELS:
         print(f"faithfulness.png shows the first {PANELS} of {len(results)} runs; the tables hold all")
@@ -73,113 +83,134 @@ def main(args: argparse.Namespace) -> Path:
     return folder
 
 
-CAPTION = ("Area under the probability of the predicted class (and under top-1), from none to all of the kept concepts "
-           "removed: first those that speak most for the predicted class against the {reference}, first those that "
-           "speak least for it, and the mean of {orders} random orders. Changed by one removal: share of the "
-           "predictions that become another class without their single most important concept. Mean ± std over seeds; "
-           "in brackets the 95 % bootstrap interval over validation images. The head is linear, so contributions are "
-           "exact by construction; the table tells how few concepts predictions rest on, not what the concepts mean.")
-CHANGED = "changed by one removal"
-GAPS = ("probability, random − most", "top-1, random − most")
-REFERENCES_SAID = {"runner_up": "runner-up", "mean": "mean of the other classes"}
-
-
-def measure(run: Run, args: argparse.Namespace) -> dict[str, Any]:
-    """One run, all its seeds: `line` (what it is), `areas` (numbers), `shown` (as read), `curves` (for the figure)."""
-    from reproduction.lib.explanation import load_predictor
-    from reproduction.lib.removal import bootstrap_means, order_curves
-    from reproduction.lib.run_files import images_of
-
+def measure(run: Run, settings: Settings) -> dict[str, Any]:
+    """One run, all its seeds: `line` (which run), `areas` (numbers), `shown` (as read), `marks`, and `curves`: a line
+    for every order and step, means over seeds and images."""
+    seeds = stored_seeds(run.folder)
+    if not seeds:
+        raise UserError(f"{run.folder} has no predictors/; run its training script again")
     val = images_of(run, "val")
-    rows = numpy_rng("faithfulness pictures").permutation(len(val))[:args.max_images or None]
+    rows = numpy_rng("faithfulness pictures").permutation(len(val))[:settings.max_images or None]
     features_ND, labels_N = val.features_ND[rows].float(), val.labels_N[rows]
-    predictors = [load_predictor(run.folder, seed, args.ratio) for seed in seeds_of(run.folder)]
-    curves = [order_curves(predictor, features_ND, labels_N, args.reference, args.random_orders)
+    predictors = [load_predictor(run.folder, seed, settings.ratio) for seed in seeds]
+    curves = [order_curves(predictor, features_ND, labels_N, settings.reference, settings.random_orders)
               for predictor in predictors]
     first = predictors[0]
-    line = {"model": run.model, "data set": run.identity["dataset"], "bank": run.identity["bank"],
-            "elements": run.elements, "setting": run.variant or run.folder.name, "M": len(first.bank_MD),
-            "s": first.ratio, "kept": first.kept, "seeds": len(predictors), "pictures": len(rows)}
-    of_seeds = [quantities(one) for one in curves]
-    drawn = bootstrap_means(np.mean([list(one.values()) for one in of_seeds], axis=0), args.draws)
+    named = {"model": run.model, "data set": run.dataset, "bank": run.identity["bank"]}
+    kept = {"setting": run.variant or run.folder.name, "M": len(first.bank_MD), "s": first.ratio, "kept": first.kept}
+    line = {**named, "elements": run.elements, **kept, "seeds": len(seeds), "pictures": len(rows)}
+    of_seeds = [one.quantities() for one in curves]
+    drawn = bootstrap_means(np.mean([list(one.values()) for one in of_seeds], axis=0), settings.draws)
     areas, shown = {}, {}
     for k, name in enumerate(of_seeds[0]):
         mean, std = mean_std([one[name].mean() for one in of_seeds])
         low, high = interval(drawn[:, k])
         areas |= {name: mean, f"{name}, std": std, f"{name}, low": low, f"{name}, high": high}
-        shown[name] = plus_minus(mean, std, 3) + (f" [{low:.3f}, {high:.3f}]" if name in (CHANGED, *GAPS) else "")
-    return {"line": line, "areas": areas, "shown": shown, "curves": curve_lines(line, curves)}
-
-
-def quantities(curves: Any) -> dict[str, np.ndarray]:
-    """What is averaged over images, each (N,): areas, their gaps, and whether one removal changes the prediction."""
-    from reproduction.lib.removal import ORDERS
-
-    found = {CHANGED: curves.changed_N}
-    for what, gap, area_ON in zip(("probability", "top-1"), GAPS, curves.areas(), strict=True):
-        found |= {f"{what}, {order}": area_N for order, area_N in zip(ORDERS, area_ON, strict=True)}
-        found[gap] = found[f"{what}, random"] - found[f"{what}, most"]
-    return found
-
-
-def seeds_of(folder: Path) -> list[int]:
-    """The seeds with a stored predictor. Raises `UserError` where there is none."""
-    files = sorted((folder / "predictors").glob("seed_*.safetensors"))
-    if not files:
-        raise UserError(f"{folder} has no predictors/; run its training script again")
-    return sorted(int(file.stem.rpartition("_")[2]) for file in files)
-
-
-def curve_lines(line: dict[str, Any], curves: list[Any]) -> list[dict[str, Any]]:
-    """A line for every order and step, means over seeds and images. Banks of different size over seeds (Text) have
-    different steps: their curves are read at those of the first."""
-    from reproduction.lib.removal import ORDERS
-
+        shown[name] = plus_minus(mean, std, 3) + (
+            f" [{low:.3f}, {high:.3f}]" if name == CHANGED or "−" in name else "")
+    # Banks of different size over seeds (Text) have different steps: all curves are read at those of the first.
     steps_F = curves[0].share_F
-
-    def mean_of(name: str) -> np.ndarray:
-        return np.mean([[np.interp(steps_F, one.share_F, curve_F) for curve_F in getattr(one, name).mean(2)]
-                        for one in curves], axis=0)
-
-    probability_OF, right_OF = mean_of("probability_OFN"), mean_of("right_OFN")
-    named = {key: line[key] for key in ("model", "data set", "bank", "setting", "M", "s", "kept")}
-    return [{**named, "order": order, "removed": float(share), "probability": float(probability_OF[o, f]),
-             "top-1": float(right_OF[o, f])}
-            for o, order in enumerate(ORDERS) for f, share in enumerate(steps_F)]
+    probability_OF, right_OF = (
+        np.mean([[np.interp(steps_F, one.share_F, curve_F) for curve_F in getattr(one, name).mean(2)]
+                 for one in curves], axis=0) for name in ("probability_OFN", "right_OFN"))
+    points = [{**named, **kept, "order": order, "removed": float(share), "probability": float(probability_OF[o, f]),
+               "top-1": float(right_OF[o, f])} for o, order in enumerate(ORDERS) for f, share in enumerate(steps_F)]
+    return {"line": line, "areas": areas, "shown": shown, "marks": "; ".join(run.marks), "curves": points}
 
 
-def figure(results: list[dict[str, Any]], columns: int = 3) -> Any:
+def figure(results: list[dict[str, Any]]) -> Any:
     """A panel a run: probability of the predicted class (solid) and top-1 (dashed) against the share removed."""
-    from matplotlib.lines import Line2D
-
-    from reproduction.lib.outputs import new_figure
-
-    columns = min(columns, len(results))
-    rows = -(-len(results) // columns)
-    drawing, axes = new_figure(max(3.4 * columns, 4.6), 2.7 * rows + 0.7, rows, columns, sharex=True, sharey=True)
-    for axis in axes.flat[len(results):]:
-        axis.axis("off")
-    for axis, result in zip(axes.flat, results, strict=False):
+    drawing, axes = panels(len(results), "Predictions while concepts are removed", sharex=True, sharey=True)
+    for axis, result in zip(axes, results, strict=True):
         line = result["line"]
-        for order, colour in COLOURS.items():
+        for order, (colour, words) in ORDERS.items():
             points = [point for point in result["curves"] if point["order"] == order]
-            for what, style in (("probability", "-"), ("top-1", "--")):
+            for what, style, label in (("probability", "-", words), ("top-1", "--", None)):
                 axis.plot([100 * point["removed"] for point in points], [100 * point[what] for point in points], style,
-                          color=colour, linewidth=1.5)
-        kept = f"{line['kept']} of {line['M']} kept"
-        axis.set_title(f"{line['model']}, {line['bank']}\n{line['setting']}, {kept}", fontsize=8, parse_math=False)
-        axis.set(xlim=(0, 100), ylim=(0, 100))
-    for axis in axes[:, 0]:
-        axis.set_ylabel("%")
-    for axis in axes.flat[max(len(results) - columns, 0):len(results)]:  # those with no panel below
-        axis.set_xlabel("kept concepts removed, %")
-        axis.tick_params(labelbottom=True)
-    handles = [Line2D([], [], color=colour, label=SAID[order]) for order, colour in COLOURS.items()]
-    handles += [Line2D([], [], color="black", linestyle=style, label=label)
-                for label, style in (("probability of the predicted class", "-"), ("top-1", "--"))]
-    drawing.legend(handles=handles, loc="outside lower center", ncols=min(columns + 1, 3), fontsize=8, frameon=False)
+                          color=colour, linewidth=1.5, label=label)
+        for style, label in (("-", "probability of the predicted class"), ("--", "top-1")):
+            axis.plot([], [], style, color="black", label=label)
+        marks = f"\n({result['marks']})" if result["marks"] else ""
+        axis.set_title(f"{line['model']}, {line['data set']}, {line['bank']}\n{line['setting']}, {line['kept']} of "
+                       f"{line['M']} kept{marks}", fontsize=8, parse_math=False)
+        axis.set(xlim=(0, 100), ylim=(0, 100), xlabel="kept concepts removed, %", ylabel="%")
+    legend_below(drawing, axes, 3)
     return drawing
 
 
+# ---- order curves ----
+
+
+class Curves(NamedTuple):
+    """What becomes of N images in each of O `ORDERS` (random: means over its orders), at F steps."""
+
+    share_F: np.ndarray  # of the kept concepts that are removed, from 0 to 1
+    probability_OFN: np.ndarray  # of the class predicted at first
+    right_OFN: np.ndarray  # 1 where the true class is predicted
+    changed_N: np.ndarray  # 1 where removing the first concept of `most` alone changes the predicted class
+
+    def quantities(self) -> dict[str, np.ndarray]:
+        """What a table averages over images, each (N,): `changed_N`, the areas under both curves in each order (by the
+        trapezoid rule over the share removed), and random − most of them."""
+        found = {CHANGED: self.changed_N}
+        for what, values_OFN in (("probability", self.probability_OFN), ("top-1", self.right_OFN)):
+            area_ON = np.trapezoid(values_OFN, self.share_F, axis=1)
+            found |= {f"{what}, {order}": area_N for order, area_N in zip(ORDERS, area_ON, strict=True)}
+            found[f"{what}, random − most"] = found[f"{what}, random"] - found[f"{what}, most"]
+        return found
+
+
+def order_curves(predictor: Predictor, features_ND: torch.Tensor, labels_N: torch.Tensor, reference: str = "runner_up",
+                 random_orders: int = 5, rows: int = 2048) -> Curves:
+    """The curves of representations (N, D) with true classes (N,), at each concept, or at 20 steps where more stay."""
+    x_NM = predictor.interpretations(features_ND)
+    kept = int((x_NM != 0).sum(1).max())
+    share_F = np.arange(min(kept, STEPS) + 1) / max(min(kept, STEPS), 1)
+    drawn, parts, changed = [torch_rng(predictor.seed, "removal order", n) for n in range(random_orders)], [], []
+    for x_BM, labels_B in zip(x_NM.split(rows), labels_N.split(rows), strict=True):
+        score_BM = scores(predictor, x_BM, reference)
+        shuffled = [torch.rand(score_BM.shape, generator=one) for one in drawn]
+        parts.append(np.stack([np.mean([_remove(predictor, x_BM, one, labels_B, share_F) for one in group], axis=0)
+                               for group in ([score_BM], shuffled, [-score_BM])]))  # (O, 2, F, B)
+        first_B1 = score_BM.masked_fill(x_BM == 0, -torch.inf).argmax(1, keepdim=True)
+        without_B = predictor.logits(x_BM.scatter(1, first_B1, 0.0)).argmax(1)
+        changed.append((without_B != predictor.logits(x_BM).argmax(1)).double().numpy())
+    both = np.concatenate(parts, axis=3)
+    return Curves(share_F, both[:, 0], both[:, 1], np.concatenate(changed))
+
+
+def scores(predictor: Predictor, x_NM: torch.Tensor, reference: str) -> torch.Tensor:
+    """How much each concept speaks for the predicted class and not for the reference, (N, M) in logits."""
+    weight_CM = predictor.weight_CM
+    first_N, second_N = predictor.logits(x_NM).topk(2, dim=1).indices.T
+    others_NM = (weight_CM.sum(0) - weight_CM[first_N]) / (len(weight_CM) - 1)
+    return x_NM * (weight_CM[first_N] - (weight_CM[second_N] if reference == "runner_up" else others_NM))
+
+
+def _remove(predictor: Predictor, x_BM: torch.Tensor, score_BM: torch.Tensor, labels_B: torch.Tensor,
+            share_F: Sequence[float]) -> np.ndarray:
+    """(2, F, B): probability of the first prediction, and correctness, when the kept concepts with the highest scores
+    are gone, a share of them at a time."""
+    kept_BM = x_BM != 0
+    # The place of each concept in its row's order; concepts that are 0 anyway come last.
+    rank_BM = score_BM.masked_fill(~kept_BM, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    count_B1 = kept_BM.sum(1, keepdim=True)
+    first_B1 = predictor.logits(x_BM).argmax(1, keepdim=True)
+    steps = []
+    for share in share_F:
+        logits_BC = predictor.logits(x_BM.masked_fill(rank_BM < (share * count_B1).round(), 0.0))
+        steps.append(torch.stack([logits_BC.softmax(1).gather(1, first_B1)[:, 0], logits_BC.argmax(1) == labels_B]))
+    return torch.stack(steps, dim=1).double().numpy()
+
+
+def bootstrap_means(values_KN: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:
+    """Means of K quantities over resamples of the N images, (draws, K); one resample serves all K."""
+    count, rng, means = values_KN.shape[1], numpy_rng(seed, "bootstrap", values_KN.shape[1]), []
+    for start in range(0, draws, 100):  # 100 x N counts at a time
+        picks = rng.multinomial(count, np.full(count, 1 / count), size=min(100, draws - start))
+        means.append(picks @ values_KN.T / count)
+    return np.concatenate(means)
+
+
 if __name__ == "__main__":
-    run_script(lambda: main(parser().settings()))
+    run_script(main, Settings)

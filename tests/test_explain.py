@@ -1,121 +1,182 @@
-"""The explanation script: a page that fetches nothing, escaped text, tables that add up, and clear refusals."""
+"""Explanations and curves of removal against sums and loops written out; their scripts: pages, tables, refusals."""
 
-import csv
 import json
-import re
+from functools import partial
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
-from bank_runs import own_caches  # noqa: F401 - a fixture that every test here takes
-from explained_runs import explained_run, features, predictor_of
+from conftest import clusters, prototype_flags
 from PIL import Image
+from test_report import whole
 
 from iis.backbones import load_backbone
+from iis.cli import parse
 from iis.datasets import Dataset
-from iis.embedding_file import Embeddings
-from iis.runtime import UserError, write_text
-from reproduction import explain
-from reproduction.lib import subjects
-from reproduction.lib.concept_images import concept_of
-from reproduction.lib.explanation import explain as explain_all
-from reproduction.lib.explanation import load_predictor
-from reproduction.lib.explanation_page import explanation_page
-from reproduction.lib.run_files import embeddings_of
-from reproduction.lib.stories import if_removed, stories, the_rest
-from reproduction.lib.subjects import Subject, embed_images, spread
+from iis.embedding_file import Embeddings, save_embeddings
+from iis.runtime import UserError, read_json, write_json, write_text
+from iis.summary import summarise
+from IP_training import IP_Prototype_training
+from IP_training.predictor import Normaliser
+from reproduction import explain as script
+from reproduction import faithfulness
+from reproduction.faithfulness import CHANGED, ORDERS, bootstrap_means, order_curves
+from reproduction.lib import explained_images, runs
+from reproduction.lib.explained_images import Subject, concept_of, concepts_of, embed_images, spread
+from reproduction.lib.explanation import Predictor, explain, explain_class, load_predictor, strongest
+from reproduction.lib.explanation_shown import explanation_figure, if_removed
+from reproduction.lib.page import render
 
 
-def script(run, out, *words):
-    return explain.main(explain.parser().settings(["--run", str(run), "--out", str(out), *map(str, words)]))
+def predictor_of(classes=3):
+    """A predictor with random weights: 4 of 8 concepts stay."""
+    draw = partial(torch.randn, generator=torch.Generator().manual_seed(1))
+    normaliser = Normaliser((("layer", 8),), torch.zeros(8), torch.ones(8))
+    return Predictor(0.5, "mask", draw(8, 5), normaliser, draw(8), draw(8), draw(classes, 8), draw(classes),
+                     [[f"word {m}"] for m in range(8)], [f"class {c}" for c in range(classes)],
+                     {"bank": "Text", "model": "toy", "dataset": "toy"}, 0.5)
 
 
-@pytest.fixture
-def run(toy, monkeypatch):
-    """A run, with its data set in place."""
-    folder, dataset = explained_run(toy)
-    monkeypatch.setattr(subjects, "load_dataset", lambda name: dataset)
-    return folder
+def features(count):
+    return torch.randn(count, 5, generator=torch.Generator().manual_seed(2))
 
 
-def test_a_class_from_the_command_line(run, toy):
-    out = script(run, toy / "out", "--class", "class 2", "--num_images", 3, "--top", 4)
-    page = (out / "explanation.html").read_text()
-    assert page.count('<article class="card">') == 4  # the class and three images
-    assert page.count("<img") >= 3 + 4 * 4
-    outside = re.findall(r"""(?:src|href)\s*=\s*["'](?!data:|#)|https?:|file:|url\(|@import|<script|<link""", page)
-    assert not outside
-    told = json.loads((out / "explanation.json").read_text())
-    assert told["ratio"] == 0.7 and told["kept"] == 6 and told["class"]["count"] == 50
-    for story in told["pictures"]:
-        assert story["true"] == "class 2" and len(story["concepts"]) == 6
-        parts = sum(concept["to_predicted"] for concept in story["concepts"]) + story["bias_predicted"]
-        assert parts == pytest.approx(story["logit_predicted"], abs=1e-4)
-        moved = sum(concept["margin"] for concept in story["concepts"])
-        assert moved + story["bias_predicted"] - story["bias_runner_up"] == pytest.approx(story["margin"], abs=1e-4)
-        sizes = [abs(concept["margin"]) for concept in story["concepts"]]
-        assert sizes == sorted(sizes, reverse=True)
-    with open(out / "explanation.csv", encoding="utf-8") as handle:
-        lines = list(csv.DictReader(handle))
-    assert len(lines) == 3 * 6 and lines[0]["evidence"].startswith("class ")
-    assert all((out / f"explanation.{kind}").stat().st_size for kind in ("png", "pdf"))
+def trained(folder, **changes):
+    """A Prototype run of two seeds on the `toy` files in `folder`."""
+    flags = prototype_flags(folder, folder / "run", seeds=2, dense_heads_dir=folder / "dense_heads", **changes)
+    return IP_Prototype_training.main(parse(IP_Prototype_training.Settings, list(map(str, flags))))
 
 
-def test_rows_and_files_of_the_data_set_are_the_same_images(run, toy):
-    names = ["class 1/val_5.png", "class 0/val_0.png"]
-    out = script(run, toy / "out", "--rows", "5,0", "--top", 1)
-    told = json.loads((out / "explanation.json").read_text())["pictures"]
-    assert [story["picture"] for story in told] == names
-    args = explain.parser().settings(["--run", str(run), "--images", names[0], str(toy / "images/val" / names[1])])
-    predictor = load_predictor(run)
-    found, of_class = explain.chosen(args, predictor, *embeddings_of(run, predictor.identity, "val"))
-    assert of_class is None and [one.name for one in found] == names and [one.label for one in found] == [1, 0]
-    logits_NC = explain_all(predictor, torch.stack([one.features_D for one in found])).logits_NC
-    assert logits_NC.max(1).values.tolist() == pytest.approx([story["logit_predicted"] for story in told], abs=1e-4)
+def explained_run(folder, ratios="0.5,0.7,0.9"):
+    """A trained Prototype run on the `toy` files in `folder`, its images painted, and its data set."""
+    for place, split in (("images/val", "val"), ("elements", "elements")):
+        for name in clusters(200 if split == "val" else 80, split).image_paths:
+            file = folder / place / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 6), (len(name) * 9 % 255, 40, 90)).save(file)
+    elements = clusters(80, "elements")
+    elements.record = {"root": str(folder / "elements")}
+    save_embeddings(folder / "elements.pkl", elements)
+    return trained(folder, ratios=ratios, learning_rates="0.1"), Dataset("toy", folder / "images")
 
 
-def test_bad_input_is_one_sentence(run, toy):
-    for words, said in ((["--class", "class 9"], "there is no class 'class 9'; did you mean"),
-                        (["--rows", "200"], "rows 0 to 199"), (["--rows", "x"], "comma-separated list of row numbers"),
-                        (["--rows", "1", "--class", "class 1"], "not allowed with argument"),
-                        (["--images", toy / "none.png"], "there is no image"),
-                        (["--images", toy / "val.pt"], "cannot be read as an image"),
-                        (["--elements", toy / "nowhere"], "name their folder with --elements"),
-                        (["--elements", toy], "there is no image .*name the folder of the elements"),
-                        (["--val_pt", toy / "train.pt"], "train.pt holds other numbers than"),
-                        (["--num_images", "101"], "101 images do not fit on one page; name at most 100"),
-                        (["--ratio", "0.3"], "there are 0.5, 0.7, 0.9"), (["--seed", "5"], "--seed can be 0, 1")):
+# ---- contributions ----
+
+
+def zeroed(predictor, x_M, m):
+    """Probabilities of the classes without concept m, by the definition."""
+    left_M = x_M.clone()
+    left_M[m] = 0
+    return (predictor.weight_CM @ left_M + predictor.bias_C).softmax(0)
+
+
+def test_contributions_margins_and_removals_against_loops():
+    predictor, h_ND = predictor_of(), features(40)
+    predictor.class_names[:] = range(3)
+    changed = 0
+    subjects = [Subject("", None, n % 3, h_D) for n, h_D in enumerate(h_ND)]
+    for n, found in enumerate(explain(predictor, subjects)):
+        x_M = predictor.interpretations(h_ND[n:n + 1])[0]
+        kept = x_M.nonzero().flatten().tolist()
+        given = [[float(x_M[m] * predictor.weight_CM[c, m]) for m in range(8)] for c in range(3)]
+        logits = [sum(given[c]) + float(predictor.bias_C[c]) for c in range(3)]
+        first, second = np.argsort(logits)[::-1][:2]
+        assert (found["true"], found["predicted"], found["runner_up"]) == (n % 3, first, second)
+        numbers = [found[name] for name in ("logit_predicted", "logit_runner_up", "margin", "probability")]
+        assert numbers == pytest.approx([logits[first], logits[second], logits[first] - logits[second],
+                                         np.exp(logits[first]) / np.exp(logits).sum()], abs=1e-5)
+        margins = [abs(one["margin"]) for one in found["concepts"]]
+        assert margins == sorted(margins, reverse=True)
+        assert sorted(one["concept"] for one in found["concepts"]) == kept and len(kept) == predictor.kept == 4
+        for one in found["concepts"]:
+            m, probability_C = one["concept"], zeroed(predictor, x_M, one["concept"])
+            numbers = [one[name] for name in ("activation", "to_predicted", "to_runner_up", "margin",
+                                              "without_probability", "predicted_without")]
+            assert numbers == pytest.approx([float(x_M[m]), given[first][m], given[second][m], given[first][m]
+                                             - given[second][m], float(probability_C.max()),
+                                             float(probability_C[first])], abs=1e-5)
+            assert one["without_class"] == int(probability_C.argmax())
+            changed += one["without_class"] != first
+    assert 0 < changed < 40 * 4
+
+
+def test_a_class_by_loops():
+    predictor, h_ND = predictor_of(), features(30)
+    x_NM, weight = predictor.interpretations(h_ND), predictor.weight_CM
+    lines = explain_class(predictor, h_ND, 1)
+    sizes = [abs(line["mean"]) for line in lines]
+    assert sizes == sorted(sizes, reverse=True) and strongest(torch.tensor([0.5, 0.0, -2.0, 0.5])) == [2, 0, 3]
+    for line in lines:
+        m = line["concept"]
+        given = [float(x_NM[n, m] * (weight[1, m] - (weight[0, m] + weight[2, m]) / 2)) for n in range(30)]
+        active = [float(x_NM[n, m]) for n in range(30) if x_NM[n, m] != 0]
+        without = [int(zeroed(predictor, x_NM[n], m).argmax()) == 1 for n in range(30)]
+        recall = float((predictor.logits(x_NM).argmax(1) == 1).double().mean())
+        assert line["evidence"] == [f"word {m}"] and [line[name] for name in (
+            "mean", "kept", "activation", "recall", "without")] == pytest.approx(
+            [np.mean(given), len(active) / 30, np.mean(active), recall, np.mean(without)], abs=1e-5)
+
+
+def test_a_stored_predictor_is_the_one_of_the_ledger_and_bad_input_is_said(toy, tmp_path):
+    run, _ = explained_run(toy)
+    val = clusters(200, "val")
+    for seed in (0, 1):
+        for ratio, kept in ((0.5, 10), (0.7, 6), (0.9, 2)):
+            predictor = load_predictor(run, seed, ratio)
+            x_NM = predictor.interpretations(val.features_ND)
+            assert ((x_NM != 0).sum(1) == kept).all() and predictor.kept == kept
+            right = float((predictor.logits(x_NM).argmax(1) == val.labels_N).double().mean())
+            assert right == pytest.approx(predictor.top1, abs=0.0051)  # one image may be a tie that rounding decides
+    assert load_predictor(run).ratio == 0.7  # keeps 6 of 20, and 0.9 only 2
+    file = run / "predictors" / "seed_1.safetensors"
+    described = read_json(file.with_suffix(".json"))
+    for kept, ratio in (((4, 4, 4), 0.5), ((5, 5, 4), 0.7)):  # the densest where none keeps 5
+        for name, count in zip(("0.5", "0.7", "0.9"), kept, strict=True):
+            described["selected"][name]["kept"] = count
+        write_json(file.with_suffix(".json"), described)
+        assert load_predictor(run, 1).ratio == ratio
+    file.write_bytes(file.read_bytes()[:100])
+    write_json(run / "predictors" / "seed_2.json", {"selected": {"dense": {}}, "class_names": ["a", "b"]})
+    (run / "predictors" / "seed_2.safetensors").write_bytes((run / "predictors" / "seed_0.safetensors").read_bytes())
+    for arguments, said in (((run, 7), "--seed can be 0, 1, 2"), ((run, 0, 0.3), "there are 0.5, 0.7, 0.9"),
+                            ((run, 1), "damaged"), ((run, 2), "run its training script again"),
+                            ((tmp_path / "gone",), "give a folder that a training script wrote")):
         with pytest.raises(UserError, match=said):
-            script(run, toy / "refused", *words)
-    (toy / "images" / "val" / "class 0" / "val_0.png").unlink()
-    with pytest.raises(UserError, match="has no image 'class 0/val_0.png'"):
-        script(run, toy / "refused", "--rows", "0")
-    Image.new("RGB", (4, 4)).save(toy / "strange.png")
-    with pytest.raises(UserError, match="there is no configuration"):  # this backbone exists nowhere
-        script(run, toy / "refused", "--images", toy / "strange.png")
+            load_predictor(*arguments)
 
 
-def test_names_and_words_are_escaped():
+# ---- what is shown ----
+
+
+def test_what_stands_on_a_page_adds_up_and_is_escaped():
     evil = '<script>alert("&")</script>'
-    predictor = predictor_of()
+    predictor, h_ND = predictor_of(), features(1)
     predictor.class_names[:] = [evil] * 3
     predictor.evidence[:] = [[evil]] * 8
-    subject = Subject(evil, Image.new("RGB", (4, 4)), 0, features(1)[0])
-    told = stories(predictor, explain_all(predictor, features(1)), [subject])
-    concepts = {m: concept_of(m, predictor.evidence[m], "Text", None) for m in range(8)}
-    lines = [{"concept": 0, "mean": 1.0, "kept": 1.0, "activation": 1.0, "recall": 1.0, "without": 0.5}]
-    page = explanation_page(evil, [evil], told, [subject], concepts, 5, {"name": evil, "count": 1, "lines": lines})
-    assert "<script" not in page and page.count("&lt;script&gt;") >= 5 + 4 + 3  # concepts, card, class and title
+    subject = Subject(evil, Image.new("RGB", (4, 4)), 0, h_ND[0])
+    predictions = explain(predictor, [subject])
+    lines = explain_class(predictor, h_ND, 1)
+    concepts = concepts_of(predictions[0]["concepts"] + lines, "Text", None)
+    identity = {"model": evil, "dataset": evil, "bank": evil}
+    page = whole(render("explanation.html", title=evil, identity=identity, size=8, kept=4, ratio=0.5, asked=False,
+                        seed=0, top1=0.5, negative=0.5, warnings=[evil], predictions=predictions, concepts=concepts,
+                        images=[subject.image], top=3, of_class={"name": evil, "count": 1, "lines": lines}))
+    assert page.count("&lt;script&gt;") >= 2 * 3 + 4 + 3 + 4 and "Without it</div>" in page  # column heads
+    margins = [one["margin"] for one in predictions[0]["concepts"]]
+    assert (f"the 3 concepts above {sum(margins[:3]):+.2f}, 1 more {margins[3]:+.2f}" in page.replace("\n", " ")
+            and f"{predictions[0]['margin']:+.2f} logits." in page)
+    figure = explanation_figure("Why net says so", predictions, [subject.image], concepts, 3)
+    heads = [text.get_text() for text in figure.axes[1].texts][:3]
+    assert figure.get_suptitle() == "Why net says so" and heads[0] == "concept" and heads[2] == "without it"
 
 
 def test_what_is_said_of_a_removal():
-    story = {"predicted": "star", "probability": 0.912}
+    prediction = {"predicted": "star", "probability": 0.912}
     still = {"without_class": "star", "without_probability": 0.74, "predicted_without": 0.74}
     other = {"without_class": "circle", "without_probability": 0.551, "predicted_without": 0.3}
-    assert if_removed(story, still).replace("\xa0", " ") == "still star, 91.2 % → 74.0 %"
-    assert if_removed(story, other).replace("\xa0", " ") == "becomes circle, 55.1 %; star 91.2 % → 30.0 %"
-    story |= {"concepts": [{"margin": 1.5}, {"margin": -0.5}, {"margin": 0.25}], "bias_predicted": 0.5,
-              "bias_runner_up": 1.0, "margin": 0.75}
-    assert the_rest(story, 2) == "the 2 concepts above +1.00, 1 more +0.25, biases -0.50: a margin of +0.75 logits"
+    assert if_removed(prediction, still).replace("\xa0", " ") == "still star, 91.2 % → 74.0 %"
+    assert if_removed(prediction, other).replace("\xa0", " ") == "becomes circle, 55.1 %; star 91.2 % → 30.0 %"
 
 
 def test_evidence_is_images_or_words(tmp_path):
@@ -125,14 +186,79 @@ def test_evidence_is_images_or_words(tmp_path):
     assert shown.label == "concept 4, cut from a" and [one.mode for one in shown.images] == ["RGB"]
     assert concept_of(5, ["Text: red: bright"], "Combined", tmp_path).label == "red: bright"
     assert concept_of(6, ["striped"], "Text", None) == concept_of(6, ["striped"], "Text", tmp_path)
+    fish = tmp_path / "n01440764" / "1.png"
+    fish.parent.mkdir()
+    Image.new("RGB", (3, 2)).save(fish)  # a synset, in whatever data set
+    assert concept_of(8, ["n01440764/1.png"], "Cluster", tmp_path).label == "concept 8, cut from tench"
     assert "empty slot" in concept_of(7, [], "End2End", tmp_path).label
-
-
-def test_spread():
     assert spread(range(10), 3) == [0, 3, 6] and spread([4, 5], 8) == [4, 5]
 
 
-def test_other_images_go_through_the_backbone_the_features_came_from(tmp_path, capsys):
+# ---- the script ----
+
+
+@pytest.fixture
+def run(toy, monkeypatch):
+    """A run, with its data set in place."""
+    folder, dataset = explained_run(toy)
+    monkeypatch.setattr(explained_images, "load_dataset", lambda name: dataset)
+    return folder
+
+
+def explained(run, out, *words):
+    """The folder, and what its JSON holds."""
+    folder = script.main(parse(script.Settings, ["--run", str(run), "--out", str(out), *map(str, words)]))
+    return folder, json.loads((folder / "explanation.json").read_text())
+
+
+def test_a_class_from_the_command_line(run, toy, monkeypatch):
+    monkeypatch.setattr(script, "warnings_of", lambda folder: ["warning: close to chance"])
+    out, written = explained(run, toy / "out", "--class", "class 2", "--num_images", 3, "--top", 4)
+    page = whole((out / "explanation.html").read_text())
+    # The class and three images:
+    assert page.count('<article class="card">') == 4 == page.count('class="concept columns"')
+    assert page.count("<img") >= 3 + 4 * 4 and "warning: close to chance" in page
+    assert "Why toy says so: 20 Prototype concepts, toy, s = 0.7, seed 0</h1>" in page
+    assert written["ratio"] == 0.7 and written["kept"] == 6 and written["class"]["count"] == 50
+    for one in written["pictures"]:
+        assert one["true"] == "class 2" and len(one["concepts"]) == 6
+        moved = sum(concept["margin"] for concept in one["concepts"])
+        assert moved + one["bias_predicted"] - one["bias_runner_up"] == pytest.approx(one["margin"], abs=1e-4)
+    table = pd.read_csv(out / "explanation.csv")
+    assert len(table) == 3 * 6 and table.evidence.str.startswith("class ").all()
+    assert all((out / f"explanation.{kind}").stat().st_size for kind in ("png", "pdf"))
+
+
+def test_rows_files_and_names_of_the_data_set_are_the_same_images(run, toy):
+    names = ["class 1/val_5.png", "class 0/val_0.png"]
+    _, by_row = explained(run, toy / "out", "--rows", "5,0", "--top", 1)
+    _, by_file = explained(run, toy / "out", "--top", 1, "--images", names[0], toy / "images/val" / names[1])
+    assert [one["picture"] for one in by_row["pictures"]] == names and by_row["pictures"] == by_file["pictures"]
+    assert [one["true"] for one in by_file["pictures"]] == ["class 1", "class 0"]
+
+
+def test_bad_input_is_one_sentence(run, toy):
+    for words, said in ((["--class", "class 9"], "there is no class 'class 9'; did you mean"),
+                        (["--rows", "200"], "rows 0 to 199"), (["--rows", "0.5"], "--rows 0.5: the"),
+                        (["--rows", "x"], "comma-separated list of numbers"),
+                        (["--rows", "1", "--class", "class 1"], "do not go together"),
+                        (["--images", toy / "none.png"], "there is no image"),
+                        (["--images", toy / "val.pt"], "cannot be read as an image"),
+                        (["--elements", toy / "nowhere"], "name their folder with --elements"),
+                        (["--elements", toy], "there is no image .*name the folder of the elements"),
+                        (["--val_pt", toy / "train.pt"], "train.pt holds other numbers than"),
+                        (["--num_images", "101"], "101 images do not fit on one page; name at most 100")):
+        with pytest.raises(UserError, match=said):
+            explained(run, toy / "refused", *words)
+    (toy / "images" / "val" / "class 0" / "val_0.png").unlink()
+    with pytest.raises(UserError, match="has no image 'class 0/val_0.png'"):
+        explained(run, toy / "refused", "--rows", "0")
+    Image.new("RGB", (4, 4)).save(toy / "strange.png")
+    with pytest.raises(UserError, match="there is no configuration"):  # this backbone exists nowhere
+        explained(run, toy / "refused", "--images", toy / "strange.png")
+
+
+def test_other_images_go_through_the_backbone_the_features_came_from(tmp_path):
     settings = "model: demo/small_backbones.py:shapes_small\nweights: none\nval_resize_size: 64\nval_crop_size: 64\n"
     backbone = load_backbone("demo/small_backbones.py:shapes_small", "none", "cpu", 0, resize=64, crop=64)
     val = Embeddings(torch.zeros(1, 32), torch.zeros(1, dtype=torch.int64), ["a"], ["a/0.png"], {
@@ -142,23 +268,109 @@ def test_other_images_go_through_the_backbone_the_features_came_from(tmp_path, c
     write_text(tmp_path / "toy_val_toy_fc.pt.settings.yaml", settings + "seed: 0\n")
     write_text(tmp_path / "other.yaml", settings + "seed: 1\n")
     noise = torch.randint(0, 256, (64, 64, 3), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
-    found_ND = embed_images([Image.fromarray(noise.numpy())], val, file, device="cpu")
+    images = [Image.fromarray(noise.numpy())]
     mean, std = (torch.tensor(backbone.preprocessing[key]).view(3, 1, 1) for key in ("mean", "std"))
     with torch.no_grad():  # the net without its last layer, by hand
         by_hand = backbone.module[:-1](((noise.permute(2, 0, 1) / 255 - mean) / std)[None])
-    torch.testing.assert_close(found_ND, by_hand)
+    torch.testing.assert_close(embed_images(images, val, file, device="cpu"), by_hand)
     with pytest.raises(UserError, match="differs in weights_hash"):
-        embed_images([Image.fromarray(noise.numpy())], val, file, str(tmp_path / "other.yaml"), "cpu")
+        embed_images(images, val, file, str(tmp_path / "other.yaml"), "cpu")
     val.provenance = {}
     with pytest.raises(UserError, match="does not say which backbone"):
-        embed_images([Image.fromarray(noise.numpy())], val, file, device="cpu")
+        embed_images(images, val, file, device="cpu")
 
 
-def test_a_image_of_the_data_set_keeps_its_label(toy, monkeypatch):
-    images = toy / "images" / "val" / "class 0"
-    images.mkdir(parents=True)
-    Image.new("RGB", (4, 4)).save(images / "val_0.png")
-    monkeypatch.setattr(subjects, "load_dataset", lambda name: Dataset("toy", toy / "images"))
-    val = Embeddings(torch.ones(1, 3), torch.tensor([0]), ["class 0"], ["class 0/val_0.png"])
-    (found,) = subjects.from_files([str(images / "val_0.png")], val, toy / "val.pt", "toy")
-    assert found.label == 0 and found.name == "class 0/val_0.png" and found.features_D.tolist() == [1, 1, 1]
+# ---- faithfulness ----
+
+
+def gain(predictor, x_M, m, logits_C, reference):
+    """What concept m gives to the predicted class and not to the reference."""
+    first, second = logits_C.topk(2).indices.tolist()
+    column_C = predictor.weight_CM[:, m]
+    against = column_C[second] if reference == "runner_up" else (column_C.sum() - column_C[first]) / (len(column_C) - 1)
+    return float(x_M[m] * (column_C[first] - against))
+
+
+def removed(predictor, x_M, queue):
+    """Logits (C,) after 0, 1, … removals, one at a time."""
+    x_M = x_M.clone()
+    yield predictor.weight_CM @ x_M + predictor.bias_C
+    for m in queue:
+        x_M[m] = 0
+        yield predictor.weight_CM @ x_M + predictor.bias_C
+
+
+@pytest.mark.parametrize("reference", ["runner_up", "mean"])
+def test_curves_against_a_plain_loop(reference):
+    predictor, h_ND = predictor_of(classes=4), features(12)
+    labels_N = torch.arange(12) % 4
+    x_NM = predictor.interpretations(h_ND)
+    found = order_curves(predictor, h_ND, labels_N, reference, rows=5)
+    assert found.share_F.tolist() == [0, 0.25, 0.5, 0.75, 1]  # 4 of 8 concepts are kept
+    for n in range(12):
+        first_C = predictor.logits(x_NM[n:n + 1])[0]
+        queue = sorted(x_NM[n].nonzero().flatten().tolist(),
+                       key=lambda m: -gain(predictor, x_NM[n], m, first_C, reference))  # noqa: B023
+        for o, order in ((list(ORDERS).index("most"), queue), (list(ORDERS).index("least"), queue[::-1])):
+            steps = list(removed(predictor, x_NM[n], order))
+            probability = [float(logits_C.softmax(0)[first_C.argmax()]) for logits_C in steps]
+            assert found.probability_OFN[o, :, n] == pytest.approx(probability, abs=1e-5)
+            assert found.right_OFN[o, :, n].tolist() == [int(logits_C.argmax()) == n % 4 for logits_C in steps]
+            if o == 0:
+                assert found.changed_N[n] == (int(steps[1].argmax()) != int(first_C.argmax()))
+    assert 0 < found.changed_N.sum() < 12
+    # All orders begin and end alike; the random one lies between the others.
+    assert np.ptp(found.probability_OFN[:, [0, -1]], axis=0) == pytest.approx(0, abs=1e-6)
+    numbers = found.quantities()
+    most, random, least = (numbers[f"probability, {order}"] for order in ORDERS)
+    assert most.mean() < random.mean() < least.mean() and (numbers[CHANGED] == found.changed_N).all()
+    assert most == pytest.approx((found.probability_OFN[0, :-1] + found.probability_OFN[0, 1:]).sum(0) / 8)  # by hand
+    assert numbers["probability, random − most"] == pytest.approx(random - most)
+
+
+def test_random_orders_are_seeded_and_even():
+    """After one of 4 removals the mean over many orders is that over the 4 concepts."""
+    predictor, h_ND, labels_N = predictor_of(), features(3), torch.zeros(3, dtype=torch.int64)
+    found, again = (order_curves(predictor, h_ND, labels_N, random_orders=400) for _ in range(2))
+    assert (found.probability_OFN == again.probability_OFN).all()
+    for n, x_M in enumerate(predictor.interpretations(h_ND)):
+        singles = []
+        for m in x_M.nonzero().flatten().tolist():
+            before_C, after_C = removed(predictor, x_M, [m])
+            singles.append(float(after_C.softmax(0)[before_C.argmax()]))
+        after_one = found.probability_OFN[list(ORDERS).index("random"), 1, n]
+        assert after_one == pytest.approx(np.mean(singles), abs=5 * np.std(singles) / 20 + 1e-6)
+
+
+def test_bootstrap_of_means():
+    values_KN = np.random.default_rng(0).normal(size=(2, 400))
+    drawn = bootstrap_means(np.concatenate([values_KN, values_KN[:1], np.ones((1, 400))]), draws=2000)
+    assert drawn.shape == (2000, 4) and (drawn[:, 0] == drawn[:, 2]).all()  # paired: one resample serves all
+    assert drawn[:, 3] == pytest.approx(1)
+    assert drawn[:, 0].mean() == pytest.approx(values_KN[0].mean(), abs=0.005)
+    assert drawn[:, 0].std() == pytest.approx(values_KN[0].std() / 20, rel=0.1)
+
+
+def test_the_script(toy, capsys, monkeypatch):
+    run, _ = explained_run(toy, "0,0.1,0.3,0.5,0.7,0.9,0.95,0.98")
+    monkeypatch.setattr(runs, "summarise", lambda *given: {**summarise(*given), "marks": ["saturated"]})
+    settings = parse(faithfulness.Settings, ["--model_root", str(run), "--save_dir", str(toy / "out"), "--draws", "50"])
+    out = faithfulness.main(settings)
+    table, curves = (pd.read_csv(out / f"faithfulness{part}.csv") for part in ("", "_curves"))
+    line, = table.to_dict("records")
+    assert (line["kept"], line["seeds"], line["pictures"], line["s"], line["marks"]) == (6, 2, 200, 0.7, "saturated")
+    most, random = line["probability, most"], line["probability, random"]
+    assert line["probability, most, low"] < most < line["probability, most, high"]
+    assert most < random < line["probability, least"] and 0 < line[CHANGED] <= 1
+    assert line["probability, random − most"] == pytest.approx(random - most)
+    assert len(curves) == 3 * 7  # orders x (6 concepts + 1)
+    assert np.trapezoid(curves.query("order == 'most'")["probability"], dx=1 / 6) == pytest.approx(most)
+    assert all((out / f"faithfulness.{kind}").stat().st_size for kind in ("md", "tex", "png", "pdf"))
+    found, = runs.find_runs(settings)
+    drawing = faithfulness.figure(4 * [faithfulness.measure(found, settings)])
+    titles = [axis.get_title() for axis in drawing.axes]
+    assert len(titles) == 4 and all("toy, toy, Prototype" in title and "(saturated)" in title for title in titles)
+    (run / "predictors").rename(run / "away")
+    with pytest.raises(UserError, match="no run has predictors"):
+        faithfulness.main(settings)
+    assert "left out" in capsys.readouterr().out

@@ -1,40 +1,111 @@
-"""The report: one page of a real run and of hand-made ledgers, with nothing fetched and nothing left open."""
+"""Pages are escaped, closed and fetch nothing; the report of a real run and of hand-made ledgers."""
 
+import base64
+import io
 import json
 import re
+from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 import torch
-from bank_runs import own_caches, run  # noqa: F401  (a fixture)
+from made_sweep import made_ledger
 from PIL import Image
-from test_iis_computing import hand_made
-from test_page import Closed
 
-from iis.results import add_rows
-from iis.runtime import ROOT, UserError
-from IP_training import IP_Prototype_training
-from reproduction.lib import report_tables
-from reproduction.lib.report_made import from_markdown, made_before
+from iis.cli import parse
+from reproduction import report
+from reproduction.lib import report_parts
+from reproduction.lib.outputs import write_table
+from reproduction.lib.page import PAGES, anchor, data_uri, kind, render
+from reproduction.lib.report_parts import made_before
 from reproduction.lib.runs import find_runs
-from reproduction.report import main, parser
 
 
 def flags(*words):
-    return parser().settings([str(word) for word in words])
+    return parse(report.Settings, [str(word) for word in words])
+
+
+def macro(name, *values):
+    return getattr(PAGES.get_template("macros.html").module, name)(*values)
+
+
+class Closed(HTMLParser):
+    """Fails on a tag that is closed out of turn."""
+
+    def __init__(self):
+        super().__init__()
+        self.open = []
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
 
 
 def whole(text):
+    """A page that is closed, and names nothing outside itself."""
     reader = Closed()
     reader.feed(text)
     assert reader.open == []
-    assert not re.search(r'(src|href)="(?!data:|#)', text) and "url(" not in text
+    assert not re.search(r"""(?:src|href)\s*=\s*["'](?!data:|#)|https?:|file:|url\(|@import|<script|<link""", text)
+    assert all(image.count('alt="') == 1 for image in re.findall(r"<img[^>]*>", text))
     return text
 
 
-@pytest.fixture
-def trained(toy):
-    """A real run of two seeds, with images of its elements."""
-    folder = run(IP_Prototype_training, toy, seeds=2)
+# ---- parts of pages ----
+
+
+def test_text_is_escaped_wherever_it_goes():
+    evil = '<script>"x" & \'y\'</script>'
+    for name, *values in (("table", [{evil: evil}], evil), ("listed", [evil]), ("section", evil, "."),
+                          ("folded", evil, "."), ("figure", Image.new("RGB", (2, 2)), evil), ("contents", [evil])):
+        assert "<script" not in (made := macro(name, *values)) and "&lt;script&gt;&#34;x&#34; &amp; " in made
+    page = whole(render("base.html", title=evil))
+    assert page.count("&lt;script&gt;") == 2
+
+
+@pytest.mark.parametrize(("word", "values"), [
+    ("number", ("0.9315 ± 0.0048", -3, "1e-03", "91.73 %", "5.2 min", "1,194")),
+    ("short", ("76f83e89f280", "2026-11-21 to 2026-11-22", "resnet20", "3 seeds", None)),
+    ("long", ("a sentence that is too long for one line of a table",))])
+def test_cells_know_numbers(word, values):
+    assert {kind(value) for value in values} == {word}
+    assert macro("table", [{"x": value} for value in values]).count(f'<td class="{word}">') == len(values)
+
+
+def test_tables_headings_and_what_is_empty():
+    made = macro("table", [{"a.b": 1, "b": 1}, {"a.b": None, "b": "x"}], "", "what it is")
+    assert '<th scope="col" class="number">a.b</th>' in made and '<th scope="col">b</th>' in made
+    assert 'aria-label="what it is"' in made and '<td class="short"></td>' in made
+    for name, *values in (("table", []), ("listed", []), ("section", "x", " \n"), ("folded", "x", "")):
+        assert macro(name, *values).strip() == ""
+    assert anchor("Example concepts: M = 64") == "example-concepts-m-64"
+    assert 'id="a-b"' in macro("section", "A b", "x") and 'href="#a-b"' in macro("contents", ["A b"])
+
+
+def test_images_are_shrunk_keep_their_shape_and_stand_on_white(tmp_path):
+    def image_of(uri):
+        return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+
+    Image.new("L", (300, 100), 7).save(tmp_path / "wide.png")
+    shown = image_of(data_uri(tmp_path / "wide.png", 60))
+    assert shown.size == (60, 20) and shown.mode == "RGB" and shown.getpixel((3, 3)) == (7, 7, 7)
+    assert image_of(data_uri(Image.new("RGB", (5, 4)), 60)).size == (5, 4)
+    assert image_of(data_uri(Image.new("RGBA", (4, 4), (0, 0, 0, 0)))).getpixel((0, 0)) == (255, 255, 255)
+    smooth = np.random.default_rng(0).normal(128, 30, (12, 12, 3)).clip(0, 255).astype("uint8")
+    assert data_uri(Image.fromarray(smooth).resize((200, 200))).startswith("data:image/jpeg")
+    assert data_uri(Image.new("RGB", (200, 200), "red")).startswith("data:image/png")
+
+
+# ---- the report ----
+
+
+def test_a_page_of_a_real_run(toy, tmp_path, capsys):
+    from test_explain import trained  # which takes `whole` from here
+
+    run, page = trained(toy), tmp_path / "page"
     for number in range(80):
         file = toy / "pictures" / f"class {number % 4}" / f"elements_{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -42,75 +113,53 @@ def trained(toy):
     data = torch.load(toy / "elements.pkl", weights_only=True)
     torch.save({**data, "record": {"root": str(toy / "pictures"), "seconds": 4.0}}, toy / "elements.pkl")
     (toy / "pictures" / "complete.json").write_text(json.dumps({"elements": 80, "pictures": 20, "seconds": 180}))
-    return folder
-
-
-def test_a_page_of_a_real_run(trained, tmp_path, capsys):
-    (tmp_path / "page").mkdir()
-    (tmp_path / "page" / "controls.md").write_text("| a | b |\n| --- | --- |\n| x & y | 0.5 |\n\n*What it is.*\n")
-    Image.new("RGB", (60, 30), "red").save(tmp_path / "page" / "controls.png")
-    file = main(flags("--model_root", trained, "--save_dir", tmp_path / "page", "--concepts", 3))
-    text = whole(file.read_text())
-    assert "(1 ledgers, " in capsys.readouterr().out
+    page.mkdir()
+    write_table(page, "controls", [{"a": "x & y", "b": 0.5}], caption="What it is.")
+    Image.new("RGB", (60, 30), "red").save(page / "controls.png")
+    text = whole(report.main(flags("--model_root", run, "--save_dir", page, "--concepts", 3)).read_text())
+    assert "(1 ledger, " in capsys.readouterr().out
     for heading in ("Scores", "Accuracy retention", "Tables and figures", "Example concepts", "Provenance", "Time"):
         assert f"<h2>{heading}</h2>" in text and f">{heading}</a>" in text
     assert "IIS against accuracy</h2>" not in text  # one model makes no scatter
     assert text.count('alt="element of concept') == 3 and "3 of 20 concepts" in text
-    assert "x &amp; y" in text and "What it is." in text
+    assert "x &amp; y" in text and '<td class="number">0.5</td>' in text and "What it is." in text
     assert re.search(r"Not shown: .*toy", text)  # its validation images are no data set: said, not raised
     assert "80 elements of 20 images" in text and "3.0 min" in text
-    assert "3 dense heads" not in text and "6 dense heads" in text and "48 heads in 1 runs" in text
-    assert all(image.count('alt="') == 1 for image in re.findall(r"<img[^>]*>", text))
+    assert "3 dense heads" not in text and "6 dense heads" in text and "48 heads in 1 run<" in text
 
 
-def test_scores_warnings_and_notes_of_hand_made_ledgers(tmp_path):
+def test_scores_marks_warnings_and_notes_of_hand_made_ledgers(tmp_path):
     """IIS 0.49 by hand; a second model near chance; a third one with a variant of its own."""
-    common = {"elements": None, "weights_hash": "abc", "train_hash": "t", "date": "2026-01-02T03:04", "host": "box",
-              "seconds": 2}
-    for name, more, dense in (("a", {}, 0.8), ("b", {"model": "net_epoch3"}, 0.12), ("c", {"holdout": 0.1}, 0.8)):
-        add_rows(tmp_path / name / "results.jsonl", [{**row, **common, **more} for row in hand_made(dense=dense)])
+    common = {"elements": None, "train_hash": "t", "date": "2026-01-02T03:04", "host": "box", "seconds": 2}
+    for model, dense, more in (("net", 0.8, {}), ("net_epoch3", 0.22, {}), ("net", 0.8, {"holdout": 0.1})):
+        made_ledger(tmp_path / f"{model}{more}", model, dense, dense / 2, spread=0, **common, **more)
     runs = find_runs(flags("--model_root", tmp_path, "--save_dir", tmp_path), draws=20)
-    tables = report_tables.score_tables(runs)
+    tables = report_parts.score_tables(runs)
     assert list(tables) == ["toy", "toy, along pre-training", "toy, variants"]
     line, = tables["toy"]
     assert line["IIS"].startswith("0.4900 ± 0.0000") and line["dense top-1, %"] == "80.00 ± 0.00"
-    assert "variant" not in line and "warning" not in line
-    assert tables["toy, along pre-training"][0]["warning"] == "near chance"
+    assert "variant" not in line and "marks" not in line
+    assert "close to chance" in tables["toy, along pre-training"][0]["marks"]
     assert tables["toy, variants"][0]["variant"] == "holdout 0.1"
-    warnings, notes = report_tables.remarks(runs)
+    warnings, notes = report_parts.remarks(runs)
     assert len(warnings) == 1 and warnings[0].startswith("net_epoch3, toy, Prototype, M = 20: the dense head")
     assert notes[0]["runs"] in ("2 of 3", "3 of 3")
-    made, seconds = report_tables.training(runs)
-    assert made == [{"data set": "toy", "bank": "Prototype", "runs": 3, "heads": 3 * 48, "epochs": "30", "batch": "",
-                     "dates": "2026-01-02", "hosts": "box"}]
-    # 2 seeds x 3 rates, with and without holdout (b finds a's): 12 dense heads; 144 others; 2 seconds each.
+    made, seconds = report_parts.training(runs)
+    assert made == [{"data set": "toy", "bank": "Prototype", "runs": 3, "heads": 3 * 16, "epochs": "30",
+                     "batch": "1024", "dates": "2026-01-02", "hosts": "box"}]
+    # 2 seeds with and without holdout (net_epoch3 finds net's): 4 dense heads; 8 ratios x 2 seeds x 3; 2 seconds each.
     assert [(line["what"], line["time"]) for line in seconds] == [
-        ("toy: 12 dense heads", "24.0 s"), ("toy: Prototype, 144 heads in 3 runs", "4.8 min")]
-    text = whole(main(flags("--model_root", tmp_path, "--save_dir", tmp_path / "page")).read_text())
-    assert "not at hand" in text and "Not shown" in text
-
-
-def test_markdown_becomes_tables_headings_and_captions():
-    made = from_markdown("# T\n\n| a |  |  |\n|---|---|---|\n| <b> | 1 | 2 |\nplain\n*c*\n")
-    assert "<h4>T</h4>" in made and "<td class=\"short\">&lt;b&gt;</td>" in made and '<p class="caption">c</p>' in made
-    assert "<p>plain</p>" in made and made.count("<th ") == 3
+        ("toy: 4 dense heads", "8.0 s"), ("toy: Prototype, 48 heads in 3 runs", "96.0 s")]
+    text = whole(report.main(flags("--model_root", tmp_path, "--save_dir", tmp_path / "page")).read_text())
+    assert "not at hand" in text and "Not shown" in text and ">close to chance" in text
 
 
 def test_a_figure_stands_with_the_table_whose_name_begins_its_own(tmp_path):
-    for name in ("controls_shapes.png", "alone.png", "arr_shapes.png"):
-        Image.new("RGB", (9, 6)).save(tmp_path / name)
+    for name in ("controls_shapes", "alone", "arr_shapes"):
+        Image.new("RGB", (9, 6)).save(tmp_path / f"{name}.png")
     for name in ("controls", "iis_points"):
-        (tmp_path / f"{name}.md").write_text("| a |\n|---|\n| 1 |\n")
-    made = made_before(tmp_path)
-    assert re.findall("<h3>(.*?)</h3>", made) == ["Alone", "Controls"]  # arr and iis_points the report makes itself
-    assert made.index("Controls</h3>") < made.index("Figure controls shapes") < made.index("<table>")
-    assert 'width="6"' in made and made_before(tmp_path / "nothing") == ""
-
-
-def test_bad_flags_are_one_sentence(tmp_path):
-    for words, sentence in ((["--model_root", tmp_path], "--save_dir says where"),
-                            (["--model_root", tmp_path, "--save_dir", tmp_path], "there is no ledger"),
-                            (["--sweep", "no_such_sweep"], "there is no sweep")):
-        with pytest.raises(UserError, match=sentence):
-            main(flags(*words))
-    assert not list(tmp_path.iterdir()) and not (ROOT / "results" / "reproduction" / "no_such_sweep").exists()
+        write_table(tmp_path, name, [{"a": 1}])
+    alone, controls = made_before(tmp_path)  # arr and iis_points the report makes itself
+    assert (alone["title"], alone["rows"], controls["title"]) == ("Alone", [], "Controls")
+    assert controls["rows"] == [{"a": "1"}] and controls["figures"] == [tmp_path / "controls_shapes.png"]
+    assert made_before(tmp_path / "nothing") == []

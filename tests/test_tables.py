@@ -33,19 +33,18 @@ def test_a_table_is_written_for_people_latex_and_the_report(tmp_path):
         r"\end{tabular}", r"\end{table}"]
 
 
+@dataclasses.dataclass(kw_only=True)
+class Settings:
+    """Flags."""
+
+    rates: tuple[float, ...] = setting((1.0,), "rates")
+    name: str = setting("a", "a name")
+    fast: bool = setting(False, "a switch")
+
+
 def test_a_script_is_called_with_a_mapping():
-    @dataclasses.dataclass(kw_only=True)
-    class Settings:
-        """Flags."""
-
-        rates: tuple[float, ...] = setting((1.0,), "rates")
-        name: str = setting("a", "a name")
-        fast: bool = setting(False, "a switch")
-
-    Settings.__annotations__ |= {"rates": tuple[float, ...], "name": str, "fast": bool}
     script = types.SimpleNamespace(__name__="script", Settings=Settings, main=lambda settings: settings)
     found = call_script(script, {"rates": [0.1, 0.2], "name": None, "fast": True})
-    assert found == Settings(rates=(0.1, 0.2), fast=True)
-    assert setting_names(script) == {"rates", "name", "fast"}
+    assert found == Settings(rates=(0.1, 0.2), fast=True) and setting_names(script) == {"rates", "name", "fast"}
     with pytest.raises(UserError, match="'nam'; did you mean name"):
         call_script(script, {"nam": 1})

@@ -17,16 +17,16 @@ import torch
 
 from iis.grid import kept_count
 from iis.runtime import UserError, nearest, read_json
-from IP_training.predictor import Normaliser
-from IP_training.predictor import interpret
+from IP_training.predictor import Normaliser, interpret
 from IP_training.sparsify import sparsify
+from reproduction.lib.explained_images import Subject
 
 ENOUGH = 5  # concepts that an explanation should have to choose from
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """One interpretation predictor of a ledger's folder, as `IP_training/predictor_files.py` stores it.
+    """One interpretation predictor, as `IP_training/predictor_files.py` stores it.
 
     evidence[m]: what concept m looks like (image paths, or words). rule: of the sparsifier. top1: its stored
     validation accuracy, a fraction. identity: what its ledger's rows share.
@@ -60,107 +60,81 @@ class Predictor:
         """Logits (N, C) of sparsified interpretations (N, M)."""
         return x_NM @ self.weight_CM.T + self.bias_C
 
+    def logits_without(self, x_NM: torch.Tensor) -> torch.Tensor:
+        """Logits (N, M, C) of sparsified interpretations (N, M), each without one of the M concepts."""
+        return self.logits(x_NM)[:, None] - x_NM[..., None] * self.weight_CM.T
+
+
+def stored_seeds(folder: Path) -> list[int]:
+    """The seeds with a stored predictor."""
+    return sorted(int(file.stem.removeprefix("seed_")) for file in Path(folder).glob("predictors/seed_*.safetensors"))
+
 
 def load_predictor(folder: Path, seed: int = 0, ratio: float | None = None) -> Predictor:
-    """The predictor of a ledger's folder at a ratio; without one, the sparsest that keeps at least `ENOUGH` concepts.
+    """The predictor of a ledger's folder at a ratio; without one, the sparsest that keeps at least `ENOUGH` concepts
+    (or the densest). Raises `UserError` for a seed or ratio that is not there, and for damaged files."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
-    Raises `UserError` for a seed or ratio that is not there (naming those that are), and for damaged files.
-    """
     file = Path(folder) / "predictors" / f"seed_{seed}.safetensors"
     if not file.is_file() or not file.with_suffix(".json").is_file():
-        seeds = sorted(int(one.stem.rpartition("_")[2]) for one in file.parent.glob("seed_*.safetensors"))
-        there = f"; --seed can be {', '.join(map(str, seeds))}" if seeds else \
-            "; give a folder that a training script wrote (it holds results.jsonl and predictors/)"
-        raise UserError(f"there is no stored predictor {file}{there}")
-    described, tensors = read_json(file.with_suffix(".json")), _tensors(file)
-    ratios = sorted(float(name) for name in described["selected"] if name != "dense")
-    kept = {one: described["selected"][f"{one:g}"]["kept"] for one in ratios}
+        seeds = ", ".join(map(str, stored_seeds(folder)))
+        raise UserError(f"there is no stored predictor {file}; " + (
+            f"--seed can be {seeds}" if seeds else
+            "give a folder that a training script wrote (it holds results.jsonl and predictors/)"))
+    described = read_json(file.with_suffix(".json"))
+    try:
+        tensors = load_file(file)
+    except SafetensorError:
+        raise UserError(f"{file} is damaged; delete it and train that seed again") from None
+    kept = {float(name): row["kept"] for name, row in described["selected"].items() if name != "dense"}
+    if not kept or len(described["class_names"]) < 2:
+        raise UserError(f"{file} holds no interpretation predictor of two classes or more: there is no decision to "
+                        "explain; run its training script again")
     if ratio is None:
-        ratio = default_ratio(kept, folder)
-    if ratio not in ratios:
-        raise UserError(f"{file} has no predictor at --ratio {ratio:g}{nearest(f'{ratio:g}', described['selected'])} "
-                        f"(there are {', '.join(f'{one:g}' for one in ratios)})")
-    if len(described["class_names"]) < 2:
-        raise UserError(f"{file} knows one class only: there is no decision to explain")
+        ratio = max((one for one, count in kept.items() if count >= ENOUGH), default=min(kept))
     name = f"{ratio:g}"
-    own = f"{name}/" if f"{name}/bank" in tensors else ""  # a learned bank belongs to its cell
-    bank = own.rstrip("/") or "all"
-    blocks = tuple((kind, columns) for kind, columns in described["blocks"][bank])
+    if ratio not in kept:
+        raise UserError(f"{file} has no predictor at --ratio {name}{nearest(name, described['selected'])} "
+                        f"(there are {', '.join(f'{one:g}' for one in sorted(kept))})")
+    bank = name if f"{name}/bank" in tensors else "all"  # a learned bank belongs to its ratio
+    own = "" if bank == "all" else f"{name}/"
+    normaliser = Normaliser(tuple(map(tuple, described["blocks"][bank])), tensors[f"{own}mean"], tensors[f"{own}std"])
     head = (tensors[f"{name}/{part}"].float() for part in ("scale", "shift", "weight", "bias"))
-    return Predictor(ratio, described["identity"]["sparsifier"], tensors[f"{own}bank"],
-                     Normaliser(blocks, tensors[f"{own}mean"], tensors[f"{own}std"]), *head,
+    return Predictor(ratio, described["identity"]["sparsifier"], tensors[f"{own}bank"], normaliser, *head,
                      described["concepts"][bank], described["class_names"], described["identity"],
                      described["selected"][name]["top1"], seed)
 
 
-def default_ratio(kept: dict[float, int], folder: Path | str = "", least: int = ENOUGH) -> float:
-    """The sparsest ratio that keeps at least `least` concepts; the densest one where none does. kept: by ratio."""
-    if not kept:
-        raise UserError(f"{folder} holds no interpretation predictor; run its training script again")
-    return max((ratio for ratio, count in kept.items() if count >= least), default=min(kept))
+def explain(predictor: Predictor, subjects: Sequence[Subject]) -> list[dict[str, Any]]:
+    """One dictionary an image: its prediction, and every concept that its interpretation keeps, the one that moved
+    the margin between predicted class and runner-up most first. Contributions are in logits: activation · weight.
 
-
-def _tensors(file: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(file)
-    except SafetensorError:
-        raise UserError(f"{file} is damaged; delete it and train that seed again") from None
-
-
-def contributions(predictor: Predictor, x_NM: torch.Tensor) -> torch.Tensor:
-    """activation · weight, (N, C, M): over M they sum, with the bias, to the logits (N, C)."""
-    return x_NM[:, None, :] * predictor.weight_CM
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """N predictions and what they are made of.
-
-    classes_NC: classes from the likeliest to the least likely; to_predicted_NM, to_runner_up_NM: contributions to
-    the logits of the first two. Their difference is what concept m gave to the decision between these two
-    (`margin_NM`): it stays the same when one number is added to all logits, and a single logit's contribution does
-    not. without_class_NM, without_probability_NM: the prediction without concept m and its probability;
-    predicted_without_NM: what is then left of the first prediction's probability.
+    A concept's margin is what it gave to the predicted class minus what it gave to the runner-up. With the biases they
+    sum to the difference of the two logits, and adding one number to all logits leaves them as they are.
     """
-
-    x_NM: torch.Tensor
-    logits_NC: torch.Tensor
-    classes_NC: torch.Tensor
-    probability_NC: torch.Tensor
-    to_predicted_NM: torch.Tensor
-    to_runner_up_NM: torch.Tensor
-    without_class_NM: torch.Tensor
-    without_probability_NM: torch.Tensor
-    predicted_without_NM: torch.Tensor
-
-    @property
-    def margin_NM(self) -> torch.Tensor:
-        """Contributions to predicted minus runner-up; with the difference of the biases they sum to the margin."""
-        return self.to_predicted_NM - self.to_runner_up_NM
+    x_NM = predictor.interpretations(torch.stack([one.features_D for one in subjects]).float())
+    return [_explain_one(predictor, x_M, logits_C, subject)
+            for x_M, logits_C, subject in zip(x_NM, predictor.logits(x_NM), subjects, strict=True)]
 
 
-def explain(predictor: Predictor, features_ND: torch.Tensor) -> Explanation:
-    """Explain the predictions of representations (N, D)."""
-    x_NM = predictor.interpretations(features_ND)
-    logits_NC = predictor.logits(x_NM)
-    classes_NC = logits_NC.argsort(dim=1, descending=True, stable=True)
-    first_N, second_N = classes_NC[:, 0], classes_NC[:, 1]
-    removed = [_without(predictor, *part) for part in zip(x_NM.split(64), logits_NC.split(64), first_N.split(64),
-                                                          strict=True)]
-    return Explanation(x_NM, logits_NC, classes_NC, logits_NC.softmax(1), x_NM * predictor.weight_CM[first_N],
-                       x_NM * predictor.weight_CM[second_N], *map(torch.cat, zip(*removed, strict=True)))
-
-
-def _without(predictor: Predictor, x_NM: torch.Tensor, logits_NC: torch.Tensor,
-             first_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """For every concept: the class predicted without it, its probability, and that of class first_N; each (N, M)."""
-    probability_NMC = (logits_NC[:, None, :] - contributions(predictor, x_NM).mT).softmax(2)
-    best = probability_NMC.max(2)
-    still_NM = probability_NMC.gather(2, first_N[:, None, None].expand(*x_NM.shape, 1))[..., 0]  # (N, M)
-    return best.indices, best.values, still_NM
+def _explain_one(predictor: Predictor, x_M: torch.Tensor, logits_C: torch.Tensor, subject: Subject) -> dict[str, Any]:
+    names, probability_C = predictor.class_names, logits_C.softmax(0)
+    first, second = logits_C.argsort(descending=True, stable=True)[:2].tolist()
+    given_CM = x_M * predictor.weight_CM
+    margin_M, without_MC = given_CM[first] - given_CM[second], predictor.logits_without(x_M[None])[0].softmax(1)
+    order = strongest(margin_M)  # then the kept concepts that move the margin by nothing
+    order += [m for m in strongest(x_M) if m not in set(order)]
+    concepts = [{"concept": m, "evidence": predictor.evidence[m], "activation": float(x_M[m]),
+                 "to_predicted": float(given_CM[first, m]), "to_runner_up": float(given_CM[second, m]),
+                 "margin": float(margin_M[m]), "without_class": names[int(without_MC[m].argmax())],
+                 "without_probability": float(without_MC[m].max()), "predicted_without": float(without_MC[m, first])}
+                for m in order]
+    found = {"picture": subject.name, "true": None if subject.label is None else names[subject.label]}
+    for what, c in (("predicted", first), ("runner_up", second)):
+        found |= {what: names[c], f"logit_{what}": float(logits_C[c]), f"bias_{what}": float(predictor.bias_C[c])}
+    return found | {"probability": float(probability_C[first]), "runner_up_probability": float(probability_C[second]),
+                    "margin": float(logits_C[first] - logits_C[second]), "concepts": concepts}
 
 
 def explain_class(predictor: Predictor, features_ND: torch.Tensor, label: int) -> list[dict[str, Any]]:
@@ -170,21 +144,17 @@ def explain_class(predictor: Predictor, features_ND: torch.Tensor, label: int) -
     kept: share of images whose interpretation has the concept; activation: its mean over those; recall: share of
     images predicted as this class; without: the same when the concept is removed from all of them.
     """
-    x_NM = predictor.interpretations(features_ND)
-    weight_CM = predictor.weight_CM
+    x_NM, weight_CM = predictor.interpretations(features_ND), predictor.weight_CM
     others_M = (weight_CM.sum(0) - weight_CM[label]) / (len(weight_CM) - 1)
-    mean_M = x_NM.mean(0) * (weight_CM[label] - others_M)
-    explanation = explain(predictor, features_ND)
-    recall = float((explanation.classes_NC[:, 0] == label).double().mean())
-    without_M = (explanation.without_class_NM == label).double().mean(0)
-    kept_M = (x_NM != 0).double().mean(0)
-    activation_M = x_NM.double().mean(0) / kept_M
-    return [{"concept": m, "mean": float(mean_M[m]), "kept": float(kept_M[m]), "activation": float(activation_M[m]),
-             "recall": recall, "without": float(without_M[m])} for m in strongest(mean_M)]
+    mean_M, kept_M = x_NM.mean(0) * (weight_CM[label] - others_M), (x_NM != 0).double().mean(0)
+    without_NM = torch.cat([predictor.logits_without(x_BM).argmax(2) == label for x_BM in x_NM.split(64)])
+    recall = float((predictor.logits(x_NM).argmax(1) == label).double().mean())
+    columns = {"mean": mean_M, "kept": kept_M, "activation": x_NM.double().mean(0) / kept_M,
+               "recall": torch.full_like(kept_M, recall), "without": without_NM.double().mean(0)}
+    return [{"concept": m, "evidence": predictor.evidence[m],
+             **{name: float(column_M[m]) for name, column_M in columns.items()}} for m in strongest(mean_M)]
 
 
-def strongest(values_M: torch.Tensor | Sequence[float]) -> list[int]:
+def strongest(values_M: torch.Tensor) -> list[int]:
     """Indices of all non-zero values, the largest magnitude first; equal ones in their order."""
-    values_M = torch.as_tensor(values_M)
-    order = values_M.abs().argsort(descending=True, stable=True).tolist()
-    return [m for m in order if values_M[m] != 0]
+    return [m for m in values_M.abs().argsort(descending=True, stable=True).tolist() if values_M[m] != 0]

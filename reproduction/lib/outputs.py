@@ -26,18 +26,13 @@ def write_table(folder: Path, name: str, lines: Table, shown: Table | None = Non
 def new_figure(width: float = 7.2, height: float = 4.4, rows: int = 1, columns: int = 1, **settings: Any) -> Any:
     """(figure, axes (rows, columns)) without a screen; inches. Give legends a place outside the axes: `layout` is
     constrained and makes room."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(rows, columns, squeeze=False, layout="constrained", figsize=(width, height), **settings)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **settings)
 
 
 def write_figure(folder: Path, name: str, figure: Any) -> None:
-    """NAME.png (150 dpi) and NAME.pdf; the figure is closed."""
-    import matplotlib.pyplot as plt
-
+    """NAME.png (150 dpi) and NAME.pdf."""
     for suffix in ("png", "pdf"):
         write_whole(folder / f"{name}.{suffix}", lambda temporary: figure.savefig(temporary, dpi=150))
-    plt.close(figure)

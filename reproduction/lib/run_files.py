@@ -28,12 +28,12 @@ def embeddings_of(folder: Path, identity: dict[str, Any], split: str,
         raise UserError(f"{folder} has no settings.yaml, so its {split} representations cannot be found; run stage 3 "
                         "again")
     own, labels = settings.get("activation_dir"), settings.get(f"{split}_labels")
-    named = given or settings.get(f"{split}_pt") or representations_of(
-        settings["model_name"], settings["dataset"], split, settings.get("feature_layer"), Path(own) if own else None)
-    found = load_embeddings(Path(named), Path(labels) if labels else None)
+    file = Path(given or settings.get(f"{split}_pt") or representations_of(
+        settings["model_name"], settings["dataset"], split, settings.get("feature_layer"), Path(own) if own else None))
+    found = load_embeddings(file, Path(labels) if labels else None)
     if found.content_hash != identity[f"{split}_hash"]:
-        raise UserError(f"{named} holds other numbers than {folder} was made of; run stage 3 again")
-    return found, Path(named)
+        raise UserError(f"{file} holds other numbers than {folder} was made of; run stage 3 again")
+    return found, file
 
 
 def settings_of(folder: Path) -> dict[str, Any]:

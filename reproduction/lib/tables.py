@@ -15,27 +15,25 @@ LATEX = str.maketrans({"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r
                        "≤": r"$\le$", "−": "$-$", "×": r"$\times$", "→": r"$\to$", "Δ": r"$\Delta$"})
 
 
-def frame(table: Table) -> pd.DataFrame:
-    """Rows as a DataFrame whose values stay as they are (3 is not 3.0 beside an empty cell); lists are joined by
-    blanks. `frame(rows).to_csv(index=False)` is the CSV of every script."""
-    given = table.astype(object) if isinstance(table, pd.DataFrame) else pd.DataFrame(list(table), dtype=object)
-    return _each_cell(given, lambda value: " ".join(map(str, value)) if isinstance(value, list) else value)
-
-
-def _each_cell(table: pd.DataFrame, function: Callable[[Any], Any]) -> pd.DataFrame:
-    """`DataFrame.map` without its guess at the type of a column (it makes floats of integers beside None)."""
+def _cells(table: Table, function: Callable[[Any], Any]) -> pd.DataFrame:
+    """`function` of every cell. Values stay as they are: pandas' own `map` makes 3 beside an empty cell 3.0."""
+    table = table.astype(object) if isinstance(table, pd.DataFrame) else pd.DataFrame(list(table), dtype=object)
     rows = [[function(value) for value in row] for row in table.values]
     return pd.DataFrame(rows, columns=table.columns, dtype=object)
 
 
+def _plain(value: Any) -> Any:
+    return " ".join(map(str, value)) if isinstance(value, list) else value
+
+
 def as_csv(table: Table) -> str:
-    """A table as CSV."""
-    return frame(table).to_csv(index=False)
+    """A table as CSV; lists are joined by blanks."""
+    return _cells(table, _plain).to_csv(index=False)
 
 
 def texts(table: Table) -> pd.DataFrame:
     """The cells as text; a missing value is empty."""
-    return _each_cell(frame(table), lambda value: "" if pd.isna(value) else str(value))
+    return _cells(_cells(table, _plain), lambda value: "" if pd.isna(value) else str(value))
 
 
 def as_markdown(table: Table) -> str:
@@ -47,7 +45,7 @@ def as_markdown(table: Table) -> str:
 
 def as_latex(table: Table, caption: str = "", label: str = "") -> str:
     """A table as LaTeX (package booktabs); signs that LaTeX keeps for itself are escaped."""
-    shown = _each_cell(texts(table), lambda text: text.translate(LATEX))
+    shown = _cells(texts(table), lambda text: text.translate(LATEX))
     shown.columns = [name.translate(LATEX) for name in shown]
     return shown.style.hide(axis="index").to_latex(
         hrules=True, position_float="centering", column_format="l" + "r" * (len(shown.columns) - 1),
