@@ -127,8 +127,6 @@ class ScriptParser(argparse.ArgumentParser):
         Raises `UserError` for an unknown flag or key (naming the nearest), a bad value or a missing file.
         """
         argv = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
-        if getattr(self, "plans", False):  # TRANSITION
-            self.add_argument("--dry_run", action="store_true")
         first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         first.add_argument("--config_yaml")
         config = first.parse_known_args(argv)[0].config_yaml
@@ -139,8 +137,6 @@ class ScriptParser(argparse.ArgumentParser):
         if unknown:
             known = [option for action in self._actions for option in action.option_strings]
             raise UserError(f"unknown argument {unknown[0]}{nearest(unknown[0], known)}")
-        if getattr(self, "plans", False) and not values.dry_run:  # TRANSITION
-            del values.dry_run
         return values
 
     def take_defaults(self, given: Mapping[str, Any], where: str) -> None:
@@ -153,9 +149,6 @@ class ScriptParser(argparse.ArgumentParser):
             defaults[name] = _converted(flags[name], value, where)
             flags[name].required = False
         self.set_defaults(**defaults)
-
-    def take_yaml(self, file: Path) -> None:
-        self.take_defaults(read_yaml(file), str(file))
 
 
 def parser_of(settings: type, description: str = "") -> ScriptParser:
@@ -211,10 +204,10 @@ def _converted(action: argparse.Action, value: Any, where: str) -> Any:
     """A value of a YAML file as the flag would give it."""
     if value is None or isinstance(action.const, bool):  # a switch is written true or false
         return value
-    if action.type is path:
-        return (ROOT / str(value)).resolve()
     if action.nargs == "+":
         return [action.type(str(one)) for one in (value if isinstance(value, list | tuple) else [value])]
+    if action.type is path:
+        return (ROOT / str(value)).resolve()
     text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     try:
         converted = action.type(text) if action.type else text
@@ -354,14 +347,3 @@ def size(count: float) -> str:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
-
-
-tell = print_plan  # TRANSITION
-
-
-def duration(seconds: float) -> str:  # TRANSITION
-    return f"{seconds:.0f} s"
-
-
-def measured(function: Callable[[], object]) -> float:  # TRANSITION
-    return 1.0

@@ -13,13 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from PIL import Image, ImageOps
 
-from extractor.image_walk import read_images, read_stage1
-
-try:
-    from extractor.image_walk import images_of
-except ImportError:  # TRANSITION
-    from extractor.stage1_flags import images_of
-
+from extractor.image_walk import images_of, read_images, read_stage1
 from iis.cli import path, positive, run_script, setting
 from iis.runtime import UserError, write_whole
 

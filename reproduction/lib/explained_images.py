@@ -170,6 +170,7 @@ def embed_images(images: Sequence[Image.Image], val: Embeddings, val_file: Path,
     """
     from extractor import visual_element_emb_extractor as script
     from extractor.batches import precise
+    from extractor.settings import backbone_of
     from iis.layers import represent, resolve
     from iis.preprocessing import normalise, to_uint8
 
@@ -179,12 +180,7 @@ def embed_images(images: Sequence[Image.Image], val: Embeddings, val_file: Path,
     written = val_file.with_name(f"{val_file.name}.settings.yaml")
     file = find_config(config or (written if written.is_file() else val_file.parent.name), "model_configs")
     words = ["--config_yaml", str(file), *(["--device", device] if device else [])]
-    try:
-        from extractor.settings import backbone_of
-    except ImportError:  # TRANSITION
-        from extractor.backbone_flags import backbone_of
-    settings = parse(script.Settings, words) if hasattr(script, "Settings") else script.parser().settings(words)
-    backbone, place = backbone_of(settings)
+    backbone, place = backbone_of(parse(script.Settings, words))
     for field, found in (("weights_hash", backbone.weights_hash), ("preprocessing", backbone.preprocessing)):
         if found != wanted[field]:
             raise UserError(f"the backbone of {file} differs in {field} from the one of {val_file} ({found!r} and "
