@@ -21,8 +21,8 @@ from iis.runtime import ROOT, UserError, each, make_output_folder, write_json, w
 from iis.statistics import plus_minus
 from iis.summary import MARKS, TITLE, is_release_folder, mark_of, release_summary, summarise
 
-# Settings that may differ between the runs of a comparison, beside TITLE; a label names those that do. What follows from
-# model, data set and bank is named only where these are the same.
+# Settings that may differ between the runs of a comparison, beside TITLE; a label names those that do. What follows
+# from model, data set and bank is named only where these are the same.
 RECIPE = ("sparsifier", "epochs", "batch_size", "holdout", "prototypes", "element_choice", "test_assignment", "parts",
           "bank_name", "bank_seed", "tf32")
 FOLLOWS = ("concept_set", "clip", "clip_cutoff", "interpretability_cutoff", "weights", "node", "precision",
@@ -35,7 +35,7 @@ class Settings:
 
     model_root: list[str] = setting(help="folder(s) with ledgers; also looked for below IP_training/")
     dataset: str | None = setting(None, "only ledgers of this data set")
-    save_dir: Path | None = setting(None, "where a comparison of several ledgers goes (default: the first --model_root)")
+    save_dir: Path | None = setting(None, "where a comparison of several goes (default: the first --model_root)")
     bootstrap: int = setting(1000, "resamples of the validation images")
 
 

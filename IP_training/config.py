@@ -105,7 +105,7 @@ class TrainingSettings(Grid):
         return Path(root) / slug("_".join(parts))
 
     def default_folder(self, identity: dict) -> Path:
-        """IP_BANK/MODEL/… below --save_root, with what tells this setting from others. identity: see `run.identity_of`."""
+        """IP_BANK/MODEL/… below --save_root, with what tells this setting from others (identity: `run.identity_of`)."""
         concept_set = identity.get("concept_set")  # named where it is not the data set's own list
         parts = [self.dataset, *([self.element_kind] if identity["elements_hash"] else []),
                  *identity.get("parts", []), *([identity["bank_name"]] if "bank_name" in identity else []),

@@ -3,8 +3,8 @@
     loss = CE(original head on h) + λ · CE(interpretation predictor on h · bankᵀ, at ratio s)
 
 The backbone, its original head and the predictor train together. The bank is made of the same M visual elements all
-along, embedded anew before each epoch; no gradient goes through it. Under the other objectives no gradient of the predictor
-reaches the backbone, which then trains by CE(original head) alone. All else is the same.
+along, embedded anew before each epoch; no gradient goes through it. Under the other objectives no gradient of the
+predictor reaches the backbone, which then trains by CE(original head) alone. All else is the same.
 """
 
 from __future__ import annotations

@@ -263,9 +263,9 @@ def load_text_inputs(settings: TextSettings, inputs: Inputs) -> TextInputs:
              *(clip_images_file(folder, settings.dataset, split, label) for split in ("train", "val"))]
     for file in files:
         if not file.is_file():
-            raise UserError(f"there are no CLIP embeddings {file}; run extractor/textual_emb_extractor.py --dataset "
-                            f"{settings.dataset} --concept_set {concept_set} --backbone {settings.model_name} --clip_name "
-                            f"{settings.clip_name} first")
+            raise UserError(f"there are no CLIP embeddings {file}; run extractor/textual_emb_extractor.py first, with "
+                            f"--dataset {settings.dataset} --concept_set {concept_set} --backbone "
+                            f"{settings.model_name} --clip_name {settings.clip_name}")
     found = TextInputs(*map(load_embeddings, files))
     for split, clip, file in (("train", found.train, files[1]), ("val", found.val, files[2])):
         difference = differing(found.words.provenance, clip.provenance, ("model", "weights_hash"))

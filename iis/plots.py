@@ -34,8 +34,8 @@ def arr_figure(panels: dict[str, Sequence[dict[str, Any]]]) -> Any:
     titles, columns = list(panels), 2 if len(panels) in (2, 4) else min(3, len(panels))
     rows = [titles[start:start + columns] for start in range(0, len(titles), columns)]
     labels = list(dict.fromkeys(curve["label"] for curves in panels.values() for curve in curves))
-    figure = Figure(figsize=(7.2 if columns == 1 else 4.2 * columns, 3.8 * len(rows) + 0.5 + 0.22 * len(labels) / columns),
-                    layout="constrained")
+    height = 3.8 * len(rows) + 0.5 + 0.22 * len(labels) / columns
+    figure = Figure(figsize=(7.2 if columns == 1 else 4.2 * columns, height), layout="constrained")
     handles, shared = {}, None
     for part, row in zip(np.atleast_1d(figure.subfigures(len(rows), 1)), rows, strict=True):
         for place, title in enumerate(row, start=1):

@@ -133,7 +133,8 @@ def embed(model: nn.Module, images: torch.Tensor | Sequence, node: str | None = 
                                   disable=not show_progress):
                 part = images[start:start + batch_size]
                 if not ready:
-                    part = normalise(torch.stack([to_uint8(image.convert("RGB"), settings) for image in part]), settings)
+                    pixels = torch.stack([to_uint8(image.convert("RGB"), settings) for image in part])
+                    part = normalise(pixels, settings)
                 found.append(represent(model, place, part.to(where, torch.float32)).float().cpu())  # (B, D)
     finally:
         model.train(was_training).to(before)

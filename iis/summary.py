@@ -151,8 +151,8 @@ def _warnings(result: dict[str, Any]) -> tuple[list[str], list[str]]:
                        "--num_concepts or a harder data set")
     if result["iis"]["mean"] > result["span"]:
         marks.append("above the dense head")
-        remarks.append(f"warning: the IIS is above {result['span']:g}, so predictors do better than the dense head they "
-                       "are divided by; the dense head may need more epochs (--n_epoch) or other --learning_rates")
+        remarks.append(f"warning: the IIS is above {result['span']:g}, so predictors do better than the dense head that "
+                       "they are divided by, which may need more epochs (--n_epoch) or other --learning_rates")
     return marks, remarks
 
 
@@ -183,8 +183,8 @@ def remarks_on_rows(rows: Sequence[dict[str, Any]]) -> list[str]:
     steps = {row["epochs"] * -(-row["n_train"] // row["batch_size"]) for row in rows
              if {"epochs", "n_train", "batch_size"} <= row.keys()}
     if steps and min(steps) < FEW_STEPS:
-        remarks.append(f"note: heads trained for {min(steps)} steps in all, and under about {FEW_STEPS} they have hardly "
-                       "settled; set a smaller --batch_size or a larger --n_epoch")
+        remarks.append(f"note: heads trained for {min(steps)} steps in all, and under about {FEW_STEPS} they have "
+                       "hardly settled; set a smaller --batch_size or a larger --n_epoch")
     silent = [row for row in selected if row["note"]]
     if silent:
         remarks.append(f"note: {_places(silent)}: {silent[0]['note']}")
