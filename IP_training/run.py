@@ -19,7 +19,7 @@ import torch
 from iis.cli import disk, print_plan, size, write_settings
 from iis.grid import DENSE, Cell, kept_count
 from iis.results import LEDGER, add_rows, cell_of, merged, pack_correct, read_ledger
-from iis.runtime import UserError, choose_device, claim_folder, keep_freed_memory, torch_rng
+from iis.runtime import UserError, choose_device, choose_threads, claim_folder, keep_freed_memory, torch_rng
 from iis.summary import remarks_on_rows
 from IP_training.banks import Bank, MakeBank, Seed
 from IP_training.config import TrainingSettings
@@ -60,6 +60,7 @@ def train_groups(settings: TrainingSettings, kind: str, inputs: Inputs, make_gro
         print_training_plan(settings, kind, inputs, num_concepts, folder)
         return folder
     keep_freed_memory()
+    choose_threads(inputs.num_classes * (num_concepts or 200))
     with claimed(folder, identity, LEDGER), tf32_products(settings.tf32):
         device = choose_device(settings.device)
         write_settings(settings, folder / "settings.yaml")
