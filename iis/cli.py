@@ -22,7 +22,6 @@ import re
 import shutil
 import signal
 import sys
-import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -146,6 +145,8 @@ class ScriptParser(argparse.ArgumentParser):
             name = str(key).replace("-", "_")
             if name not in flags:
                 raise UserError(f"{where} has the unknown key {key!r}{nearest(key, flags)}")
+            if value is None:
+                continue  # `key:` without a value leaves the default, as write_settings' null does
             defaults[name] = _converted(flags[name], value, where)
             flags[name].required = False
         self.set_defaults(**defaults)
@@ -167,7 +168,7 @@ def _add_flag(group: Any, field: dataclasses.Field, hint: Any) -> None:
     options = dict(field.metadata)
     options["help"] = options["help"].replace("%", "%%")
     positional, names = options.pop("positional", False), (f"--{field.name}", *options.pop("also", ()))
-    if isinstance(hint, types.UnionType):  # X | None
+    if type(None) in typing.get_args(hint):  # X | None, which may be a types.UnionType or a typing.Optional
         hint = next(one for one in typing.get_args(hint) if one is not type(None))
     if typing.get_origin(hint) is typing.Literal:
         options.setdefault("choices", typing.get_args(hint))
@@ -196,26 +197,26 @@ def parse(settings: type, argv: Sequence[str] | None = None, description: str = 
 def from_mapping(settings: type, given: Mapping[str, Any], where: str = "the settings") -> Any:
     """An instance from keys and values, read as a YAML file's. None leaves a setting at its default."""
     parser = parser_of(settings)
-    parser.take_defaults({key: value for key, value in given.items() if value is not None}, where)
+    parser.take_defaults(given, where)
     return settings(**vars(parser.settings([])))
 
 
 def _converted(action: argparse.Action, value: Any, where: str) -> Any:
     """A value of a YAML file as the flag would give it."""
-    if value is None or isinstance(action.const, bool):  # a switch is written true or false
+    if isinstance(action.const, bool):
+        if not isinstance(value, bool):
+            raise UserError(f"{where}: {action.dest} = {value!r} is a switch: write true or false")
         return value
-    if action.nargs == "+":
-        return [action.type(str(one)) for one in (value if isinstance(value, list | tuple) else [value])]
-    if action.type is path:
-        return (ROOT / str(value)).resolve()
+    if action.nargs == "+" and isinstance(value, list | tuple):
+        return [one for part in value for one in _converted(action, part, where)]
     text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     try:
-        converted = action.type(text) if action.type else text
+        converted = (ROOT / text).resolve() if action.type is path else action.type(text) if action.type else text
     except (ValueError, argparse.ArgumentTypeError):
         raise UserError(f"{where}: {action.dest} = {value!r} is not a valid value") from None
     if action.choices is not None and converted not in action.choices:
         raise UserError(f"{where}: {action.dest} = {value!r} is not one of {', '.join(map(str, action.choices))}")
-    return converted
+    return [converted] if action.nargs == "+" else converted
 
 
 def _underscored(word: str) -> str:

@@ -111,7 +111,7 @@ def progress(items: Iterable[Any] | None = None, **options: Any) -> Any:
 
     if sys.stderr.isatty():
         return tqdm(items, **options)
-    lines = {"mininterval": 30.0, "maxinterval": 30.0, "file": _Lines(), "ascii": True, "ncols": 100}
+    lines = {"mininterval": 30.0, "maxinterval": 30.0, "file": _Lines(), "ascii": True}
     return tqdm(items, **lines | options)
 
 

@@ -1,6 +1,8 @@
 """Fixtures that many tests share: small embeddings with a known structure, and scripts run as users run them."""
 
 import os
+import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -9,15 +11,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from iis.embedding_file import Embeddings, save_embeddings
+from iis.embedding_file import Embeddings, content_hash, save_embeddings
 
 ROOT = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)  # the arrays here are tiny, and CI's cores are shared
 
-# What runs keep for later ones, in this process and in those it starts: nothing of it lands in the repository. Set
-# before any test imports IP_training; the folder goes with the process.
+# Dense heads are kept for later runs, in this process and in those it starts: nothing of it lands in the repository.
+# Set before any test imports IP_training; the folder goes with the process.
 CACHES = tempfile.TemporaryDirectory(prefix="iis_tests_")
-os.environ |= {"IIS_DENSE_HEADS": f"{CACHES.name}/dense_heads", "IIS_CLUSTER_CENTRES": f"{CACHES.name}/centres"}
+os.environ["IIS_DENSE_HEADS"] = f"{CACHES.name}/dense_heads"
+
+
+
+@pytest.fixture(autouse=True)
+def own_dense_heads(monkeypatch, tmp_path):
+    """A test keeps its dense heads to itself."""
+    monkeypatch.setenv("IIS_DENSE_HEADS", str(tmp_path / "dense_heads"))
+
 
 PROVENANCE = {"model": "toy", "weights": "toy", "weights_hash": "0123", "node": "head_input", "preprocessing": {},
               "precision": "fp32", "dataset": "toy"}
@@ -29,9 +39,10 @@ def clusters(count: int, split: str, width: int = 12, classes: int = 4, seed: in
     noise = torch.randn(count, width, generator=torch.Generator().manual_seed(len(split) + 10 * seed))
     labels = torch.arange(count) % classes
     elements = {"kind": "segments"} if split == "elements" else None
-    return Embeddings(centres[labels] + 1.5 * noise, labels, [f"class {label}" for label in range(classes)],
+    features = centres[labels] + 1.5 * noise
+    return Embeddings(features, labels, [f"class {label}" for label in range(classes)],
                       [f"class {int(label)}/{split}_{row}.png" for row, label in enumerate(labels)],
-                      {**PROVENANCE, "split": split, "elements": elements})
+                      {**PROVENANCE, "split": split, "elements": elements}, content_hash=content_hash(features, labels))
 
 
 @pytest.fixture
@@ -46,6 +57,23 @@ def run_script(script: str, *flags: object, cwd: Path = ROOT, root: Path = ROOT,
     """Run a script of the tree at `root` as a user would; the finished process with its output as text."""
     return subprocess.run([sys.executable, str(root / script), *map(str, flags)], cwd=cwd, text=True, capture_output=True,
                           env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, timeout=280)
+
+
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """`run_script` in this process, without the three seconds of starting one: here(script, *flags) -> (exit status,
+    stdout, stderr)."""
+    def call(script: str, *flags: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [str(ROOT / script), *map(str, flags)])
+        before, status = signal.getsignal(signal.SIGTERM), 0
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        except SystemExit as stopped:
+            status = stopped.code
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        return status, *capsys.readouterr()
+    return call
 
 
 def prototype_flags(folder: Path, save_dir: Path, **changes: object) -> list[object]:

@@ -1,17 +1,147 @@
-"""The stacked heads: the fast step against autograd through the sparsifier, entry for entry."""
+"""What a predictor is made of: normalise, sparsify, Linear, each against plain code; the written-out step against
+autograd."""
 
+import numpy as np
 import pytest
 import torch
+from conftest import clusters
 from torch import nn
 
-from IP_training.fused_step import can_fuse, fused_step
-from IP_training.predictor import DenseHeads, InterpretationHeads, interpret
+from iis.grid import RATIOS, dropped_count, kept_count
+from IP_training.banks import unit_rows
+from IP_training.predictor import DenseHeads, InterpretationHeads, MaskedLinear, fit_normaliser, interpret
+from IP_training.sparsify import _exactly, keep_mask, sort_ascending, sparsify
 
-RATIOS = (0.0, 0.3, 0.9)
+# ---- sparsify ----
 
 
-def heads(rule="mask", learned=None):
-    made = InterpretationHeads(RATIOS, 20, 5, torch.Generator().manual_seed(0), rule, learned)
+def plain_mask(row, ratio):
+    """Keep k by |a|, the lower index among equals: sort indices by (−|a|, index)."""
+    order = sorted(range(len(row)), key=lambda index: (-abs(row[index]), index))
+    kept = set(order[:kept_count(len(row), ratio)])
+    return [value if index in kept else 0.0 for index, value in enumerate(row)]
+
+
+def plain_strict(row, ratio):
+    """The release: values above the ⌊M·s⌋-th smallest |a|, counted from 0."""
+    threshold = sorted(abs(value) for value in row)[dropped_count(len(row), ratio)]
+    return [value if abs(value) > threshold else 0.0 for value in row]
+
+
+def plain_shrink(row, ratio):
+    """Eq. 4 as printed: a · max(|a| − τ, 0), τ the largest |a| that the mask zeroes."""
+    dropped = dropped_count(len(row), ratio)
+    tau = sorted(abs(value) for value in row)[dropped - 1] if dropped else 0.0
+    return [value * max(abs(value) - tau, 0.0) for value in row]
+
+
+PLAIN = {"mask": plain_mask, "strict": plain_strict, "shrink": plain_shrink}
+
+
+def cases(num_concepts):
+    """Smooth rows, rows with many ties and zeros, equal ones, zeros."""
+    generator = torch.Generator().manual_seed(0)
+    equal = torch.full((1, num_concepts), 0.5)
+    return torch.cat([torch.randn(6, num_concepts, generator=generator),
+                      torch.randint(-2, 3, (20, num_concepts), generator=generator).float(), equal, -equal, 0 * equal])
+
+
+@pytest.mark.parametrize("num_concepts", [1, 7, 16, 90, 200])
+@pytest.mark.parametrize("rule", PLAIN)
+def test_equals_the_plain_loop(num_concepts, rule):
+    rows = cases(num_concepts)
+    got = sparsify(rows.expand(len(RATIOS), -1, -1), RATIOS, rule)
+    for g, ratio in enumerate(RATIOS):
+        expected = torch.tensor([PLAIN[rule](row.tolist(), ratio) for row in rows])
+        torch.testing.assert_close(got[g], expected, rtol=1e-6 if rule == "shrink" else 0, atol=0)
+
+
+@pytest.mark.parametrize("rule, num_concepts, counts", [
+    ("mask", 200, [200, 180, 140, 100, 60, 20, 10, 4]), ("strict", 200, [199, 179, 139, 99, 59, 19, 9, 3]),
+    ("mask", 16, [16, 15, 12, 8, 5, 2, 1, 1]), ("strict", 16, [15, 14, 11, 7, 4, 1, 0, 0])])
+def test_how_many_stay(rule, num_concepts, counts):
+    rows = torch.randn(50, num_concepts, generator=torch.Generator().manual_seed(1)).expand(len(RATIOS), -1, -1)
+    assert [set(kept.tolist()) for kept in (sparsify(rows, RATIOS, rule) != 0).sum(-1)] == [{count} for count in counts]
+
+
+def test_by_hand():
+    assert sparsify(torch.tensor([[[1.0, -1.0, 1.0, 2.0]]]), (0.5,)).tolist() == [[[1.0, 0.0, 0.0, 2.0]]]
+    row = torch.tensor([[[3.0, -2.0, 1.0, 0.5]]], requires_grad=True)  # s = 0.5 zeroes 1 and 0.5, so τ = 1
+    assert sparsify(row, (0.5,), "shrink").tolist() == [[[6.0, -2.0, 0.0, 0.0]]]
+    assert sparsify(row, (0.0,), "shrink").tolist() == [[[9.0, -4.0, 1.0, 0.25]]]  # nothing zeroed: τ = 0
+    sparsify(row, (0.5,)).sum().backward()
+    assert row.grad.tolist() == [[[1.0, 1.0, 0.0, 0.0]]]  # the threshold is a constant
+    assert row.tolist() == [[[3.0, -2.0, 1.0, 0.5]]]  # the input is not written to
+    assert keep_mask(row, (0.0,)) is None and keep_mask(row, (0.0,), "strict").tolist() == [[[1.0, 1.0, 1.0, 0.0]]]
+
+
+def test_the_branch_for_a_device_gives_the_same_mask():
+    """What CUDA uses for every row, held against the plain loop here: it needs no device of its own."""
+    rows = cases(16)
+    for ratio in RATIOS:
+        kept = kept_count(16, ratio)
+        threshold = rows.abs().sort(-1).values[:, [16 - kept]]
+        expected = torch.tensor([[value != 0 for value in plain_mask(row.tolist(), ratio)] for row in rows])
+        got = _exactly(rows.abs(), threshold, torch.tensor([[kept]]))
+        assert set(got.sum(-1).tolist()) == {kept}
+        assert torch.equal(got & (rows != 0), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_the_sort_as_integers_is_the_sort(dtype):
+    """Denormals, infinity and NaN (last, as torch has it) among ordinary magnitudes."""
+    generator = torch.Generator().manual_seed(0)
+    special = torch.tensor([[0.0, 1e-7, 1e-40, torch.inf, torch.nan]] * 40)
+    values = torch.cat([torch.randn(40, 50, generator=generator).abs(), special], 1)
+    values = values[:, torch.randperm(55, generator=generator)].to(dtype)
+    assert torch.equal(sort_ascending(values).nan_to_num(-1), values.sort(-1).values.nan_to_num(-1))
+
+
+# ---- normalise ----
+
+TRAIN, VAL = clusters(300, "train"), clusters(200, "val")
+BANK = unit_rows(torch.randn(7, 12, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize("blocks", [(("layer", 7),), (("standard", 7),), (("layer", 3), ("standard", 4))])
+@pytest.mark.parametrize("rows", [None, torch.arange(0, 300, 2)], ids=["all", "holdout"])
+@pytest.mark.parametrize("chunk", [64, 65536])
+def test_every_block_is_normalised_by_its_own_rule(blocks, rows, chunk):
+    """LayerNorm, or the moments of the training rows (by numpy); features may lie in half precision."""
+    half = TRAIN.features_ND.half()
+    normaliser = fit_normaliser(blocks, half, BANK, rows, chunk)
+    train, val = (x.double().numpy() @ BANK.double().numpy().T for x in (half, VAL.features_ND))
+    train = train if rows is None else train[rows.numpy()]
+    expected = (val - train.mean(0)) / np.std(train, axis=0, ddof=1)
+    count = dict(blocks).get("layer", 0)  # the first columns
+    if count:
+        part = val[:, :count]
+        expected[:, :count] = (part - part.mean(1, keepdims=True)) / np.sqrt(part.var(1, keepdims=True) + 1e-5)
+    z = interpret(VAL.features_ND, BANK, normaliser, chunk)
+    assert z.dtype == torch.float32
+    np.testing.assert_allclose(z.numpy(), expected, atol=2e-5)
+    assert normaliser.learned_M.tolist() == [True] * count + [False] * (7 - count)
+
+
+def test_a_constant_column_is_zero_and_blocks_must_fit_the_bank():
+    empty = torch.cat([BANK[:6], torch.zeros(1, 12)])
+    z = fit_normaliser([("standard", 7)], TRAIN.features_ND, empty)(VAL.features_ND @ empty.T)
+    assert torch.isfinite(z).all() and not z[:, 6].any()
+    for blocks in ([("layer", 6)], [("other", 7)]):
+        with pytest.raises(ValueError, match="7 columns"):
+            fit_normaliser(blocks, TRAIN.features_ND, BANK)
+    torch.testing.assert_close(interpret(VAL.features_ND, BANK, chunk=7),  # LayerNorm over all unless said
+                               nn.LayerNorm(7)(VAL.features_ND @ BANK.T).detach())
+
+
+# ---- heads ----
+
+LEARNED = torch.arange(20) < 12
+CHOSEN = (0.0, 0.3, 0.9)
+
+
+def heads(rule="mask", learned=None, ratios=CHOSEN):
+    made = InterpretationHeads(ratios, 20, 5, torch.Generator().manual_seed(0), rule, learned)
     generator = torch.Generator().manual_seed(1)
     for parameter in made.parameters():  # away from the ones and zeros they start with
         parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
@@ -19,77 +149,58 @@ def heads(rule="mask", learned=None):
 
 
 @pytest.mark.parametrize("rule", ["mask", "strict"])
-@pytest.mark.parametrize("coarse", [False, True])
-def test_the_fast_step_equals_autograd(rule, coarse):
-    generator = torch.Generator().manual_seed(2)
-    z_BM = torch.randn(64, 20, generator=generator)
-    z_BM = z_BM.round() if coarse else z_BM  # ties
-    weights = torch.randn(3, 64, 5, generator=generator)
-    fast, plain = heads(rule), heads(rule)
-    out = fast(z_BM)
-    expected = torch.baddbmm(plain.bias_GC[:, None], plain.interpretations(z_BM), plain.weight_GCM.mT)
-    torch.testing.assert_close(out, expected)
-    (out * weights).sum().backward()
-    (expected * weights).sum().backward()
-    for (name, ours), (_, theirs) in zip(fast.named_parameters(), plain.named_parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-5, msg=name)
-
-
-@pytest.mark.parametrize("rule", ["mask", "strict"])
-@pytest.mark.parametrize("coarse", [False, True])
-@pytest.mark.parametrize("learned", [None, torch.arange(20) < 12])
-def test_the_step_written_out_equals_autograd(rule, coarse, learned):
-    """Losses and gradients of double precision, with and without ties and columns that learn nothing."""
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("learned", [None, LEARNED], ids=["all learned", "some learned"])
+def test_the_step_written_out_equals_autograd_through_sparsify(rule, ties, learned):
+    """Logits and every gradient in double precision, that of z too, which fine-tuning needs."""
     generator = torch.Generator().manual_seed(3)
-    z_BM = torch.randn(64, 20, generator=generator, dtype=torch.float64)
-    z_BM = z_BM.round() if coarse else z_BM
-    y_B = torch.randint(5, (64,), generator=generator)
-    fused, plain = heads(rule, learned).double(), heads(rule, learned).double()
-    if coarse:  # |a| ties only where scale and shift do not tell columns apart
-        for made in (fused, plain):
-            made.scale_GM.data.fill_(1.5), made.shift_GM.data.fill_(0.0)
-    assert can_fuse(fused, z_BM) and not can_fuse(heads("shrink"), z_BM)
-    losses_G = fused_step(fused, z_BM, y_B)
-    logits_GBC = torch.baddbmm(plain.bias_GC[:, None], plain.interpretations(z_BM), plain.weight_GCM.mT)
-    each_G = torch.stack([nn.functional.cross_entropy(logits_BC, y_B) for logits_BC in logits_GBC])
-    each_G.sum().backward()
-    torch.testing.assert_close(losses_G, 64 * each_G.detach())
-    for (name, ours), (_, theirs) in zip(fused.named_parameters(), plain.named_parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-10, atol=1e-12, msg=name)
+    z = torch.randn(64, 20, generator=generator, dtype=torch.float64)
+    upstream = torch.randn(3, 5, 64, generator=generator, dtype=torch.float64)
+    ours, plain = heads(rule, learned).double(), heads(rule, learned).double()
+    if ties:  # |a| ties only where scale and shift do not tell columns apart
+        z = z.round()
+        for made in (ours, plain):
+            made.scale.data.fill_(1.5), made.shift.data.fill_(0.0)
+    ours_z, plain_z = z.clone().requires_grad_(), z.clone().requires_grad_()
+    logits = ours(ours_z)
+    expected = torch.baddbmm(plain.bias[..., None], plain.weight, plain.interpretations(plain_z).mT)  # (G, C, B)
+    assert "MaskedLinear" in type(logits.grad_fn).__name__  # and not autograd on both sides
+    torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-12)
+    (logits * upstream).sum().backward()
+    (expected * upstream).sum().backward()
+    torch.testing.assert_close(ours_z.grad, plain_z.grad, rtol=1e-10, atol=1e-12)
+    for (name, mine), (_, theirs) in zip(ours.named_parameters(), plain.named_parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-10, atol=1e-12, msg=name)
+        if learned is not None and name in ("scale", "shift"):
+            assert not mine.grad[:, 12:].any() and mine.grad[:, :12].all()
 
 
-def test_the_dense_step_written_out_equals_autograd():
-    fused, plain = (DenseHeads(2, 7, 3, torch.Generator().manual_seed(0)) for _ in range(2))
-    h_BD, y_B = torch.randn(30, 7).half(), torch.arange(30) % 3  # features may lie in half precision
-    losses_G = fused_step(fused, h_BD, y_B)
-    each_G = torch.stack([nn.functional.cross_entropy(logits_BC, y_B) for logits_BC in plain(h_BD)])
-    each_G.sum().backward()
-    torch.testing.assert_close(losses_G, 30 * each_G.detach())
-    for ours, theirs in zip(fused.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-6)
+def test_its_gradient_by_finite_differences():
+    made, z = heads(ratios=(0.3, 0.9)).double(), torch.randn(4, 20, dtype=torch.float64,
+                                                             generator=torch.Generator().manual_seed(5))
+    values = [z.requires_grad_(), made.scale, made.shift, made.weight, made.bias]
+    assert torch.autograd.gradcheck(lambda *five: MaskedLinear.apply(*five, (0.3, 0.9), "mask"), values)
 
 
-def test_columns_without_learned_scale_and_shift_stay():
-    learned = torch.tensor([True] * 12 + [False] * 8)
-    made = heads(learned=learned)
-    before = made.scale_GM.detach().clone()
-    optimizer = torch.optim.Adam(made.parameters(), lr=0.1)
-    made(torch.randn(32, 20)).square().sum().backward()
-    optimizer.step()
-    assert torch.equal(made.scale_GM[:, 12:], before[:, 12:])
-    assert not torch.equal(made.scale_GM[:, :12], before[:, :12])
+def test_columns_without_learned_scale_and_shift_stay_where_they_are():
+    made = heads(learned=LEARNED)
+    before, optimizer = made.scale.detach().clone(), torch.optim.Adam(made.parameters(), lr=0.1)
+    for _ in range(2):
+        made(torch.randn(32, 20)).square().sum().backward()
+        optimizer.step()
+    assert torch.equal(made.scale[:, 12:], before[:, 12:]) and not torch.equal(made.scale[:, :12], before[:, :12])
 
 
-def test_dense_heads_equal_linear_layers():
+def test_dense_heads_are_linear_layers_and_start_equal():
     made = DenseHeads(2, 7, 3, torch.Generator().manual_seed(0))
-    made.weight_GCD.data[1] *= 2
-    h_BD = torch.randn(5, 7)
-    for g in range(2):
-        torch.testing.assert_close(made(h_BD)[g], nn.functional.linear(h_BD, made.weight_GCD[g], made.bias_GC[g]))
-
-
-def test_interpret_is_layernorm_of_the_projection_in_any_chunks():
-    features_ND, bank_MD = torch.randn(50, 6), nn.functional.normalize(torch.randn(4, 6), dim=1)
-    expected = nn.LayerNorm(4)(features_ND @ bank_MD.T)
-    torch.testing.assert_close(interpret(features_ND, bank_MD), expected)
-    torch.testing.assert_close(interpret(features_ND, bank_MD, rows=7), expected)
+    assert torch.equal(made.weight[0], made.weight[1]) and not made.bias.any()
+    made.weight.data[1] *= 2
+    x_GBD = torch.randn(2, 5, 7)
+    for x in (x_GBD[0], x_GBD[0].half(), x_GBD):  # one input for all heads, of any type, or one each
+        for g, logits_CB in enumerate(made(x)):
+            expected = nn.functional.linear((x[g] if x.ndim == 3 else x).float(), made.weight[g], made.bias[g])
+            torch.testing.assert_close(logits_CB.T, expected)
+    state = made.state_of(1)
+    assert state.keys() == {"weight", "bias"} and torch.equal(state["weight"], made.weight[1])
+    made.weight.data[1] = 0
+    assert state["weight"].any()  # a copy
