@@ -1,0 +1,342 @@
+"""Text: cos-cubed against a plain loop, the cut-offs, W aligned with what words mean; the script on a CLIP whose words
+are known, its elastic-net layer, and files that do not belong together."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from bank_runs import (
+    CLASS_WORDS,
+    DROPPED,
+    GRID,
+    WORDS,
+    assert_plain,
+    ledger,
+    predictors,
+    refusal,
+    run,
+    save_clip,
+    text_flags,
+)
+from conftest import clusters
+from safetensors.torch import load_file
+
+from iis.embedding_file import load_embeddings, save_embeddings
+from iis.runtime import UserError
+from IP_training import IP_Text_training, elastic_net
+from IP_training import text_bank as module
+from IP_training.text_bank import (
+    Similarity,
+    apply_clip_cutoff,
+    apply_interpretability_cutoff,
+    cos_cubed,
+    learn_projection,
+    mean_top5,
+    text_bank,
+)
+
+# ---- similarity and cut-offs ----
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def plain_cos_cubed(a, b):
+    result = []
+    for column in range(a.shape[1]):
+        x, y = ((v[:, column] - v[:, column].mean()) ** 3 for v in (a, b))
+        result.append((x * y).sum() / (np.sqrt((x ** 2).sum()) * np.sqrt((y ** 2).sum())))
+    return np.array(result)
+
+
+def attributes(count=400, width=10, seed=0):
+    """Images with 5 hidden attributes: a CLIP that reads four of them (word 4 is noise to it), features mixing all."""
+    has = (randn(count, 5, seed=seed) > 0.6).float()
+    images = torch.cat([has[:, :4], randn(count, 2, seed=seed + 50).abs()], 1) + 0.05
+    features = has @ randn(5, width, seed=90) + 0.1 * randn(count, width, seed=seed + 60)
+    return has, features, Similarity(3 * images, 2 * (torch.eye(6)[:5] + 0.1))  # lengths must not matter
+
+
+def test_cos_cubed_by_hand_and_against_a_plain_loop():
+    # Deviations (-1, 0, 1) and (-2, 1, 1): cubes (-1, 0, 1) and (-8, 1, 1); dot 9, lengths √2 and √66.
+    value = cos_cubed(torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[1.0], [4.0], [4.0]]))
+    assert float(value) == pytest.approx(9 / (2 ** 0.5 * 66 ** 0.5))
+    a, b = randn(50, 7).double(), randn(50, 7, seed=1).double()
+    b[:, 0], b[:, 1] = 3 * a[:, 0] + 2, -a[:, 1]
+    np.testing.assert_allclose(cos_cubed(a, b).numpy(), plain_cos_cubed(a.numpy(), b.numpy()), atol=1e-12)
+    assert cos_cubed(a, b)[:2].tolist() == pytest.approx([1, -1])
+
+
+def test_gradient_blocks_and_a_constant_column(monkeypatch):
+    assert torch.autograd.gradcheck(cos_cubed, (randn(9, 3).double().requires_grad_(), randn(9, 3, seed=1).double()))
+    constant = torch.stack([torch.full((20,), 0.25), randn(20)], 1).requires_grad_()
+    value = cos_cubed(constant, randn(20, 2, seed=2))
+    value.sum().backward()
+    assert float(value[0].detach()) == pytest.approx(0, abs=1e-6) and torch.isfinite(constant.grad).all()
+    h, words = randn(30, 4), randn(30, 5, seed=1)
+    plain = randn(5, 4, seed=2).requires_grad_()
+    (-cos_cubed(h @ plain.T, words).mean()).backward()
+    for block in (512, 2):
+        monkeypatch.setattr(module, "BLOCK", block)
+        W = randn(5, 4, seed=2).requires_grad_()
+        module._backward(W, h, module.sharpened(words))
+        torch.testing.assert_close(W.grad, plain.grad)
+
+
+@pytest.mark.parametrize("count", [3, 40])
+def test_mean_top5_in_chunks_equals_the_whole(count):
+    similarity, some = Similarity(randn(count, 6), randn(8, 6, seed=1)), torch.arange(0, count, 2)
+    images, texts = (x / x.norm(dim=1, keepdim=True) for x in (similarity.images_Nd, similarity.texts_Md))
+    for rows, chunk in ((None, 7), (some, 4)):
+        chosen = images if rows is None else images[rows]
+        expected = (chosen @ texts.T).sort(0, descending=True).values[:5].mean(0)
+        torch.testing.assert_close(mean_top5(similarity, image_rows=rows, chunk=chunk), expected)
+
+
+def test_cutoffs_keep_what_is_strictly_above_and_name_themselves():
+    values = torch.tensor([0.2, 0.25, 0.5, 0.3, 0.4])
+    assert apply_clip_cutoff(values, 0.25).tolist() == [2, 3, 4]
+    assert apply_interpretability_cutoff(values, 0.25).tolist() == [2, 3, 4]
+    assert apply_interpretability_cutoff(values, 0.25, 2).tolist() == [2, 4]
+    with pytest.raises(UserError, match=r"--clip_cutoff 0.6 drops all 5 .* 0.5000"):
+        apply_clip_cutoff(values, 0.6)
+    with pytest.raises(UserError, match=r"--interpretability_cutoff 0.6 drops all 5 .* 0.5000"):
+        apply_interpretability_cutoff(values, 0.6)
+    with pytest.raises(UserError, match=r"--num_concepts 4, but only 3 of 5"):
+        apply_interpretability_cutoff(values, 0.25, 4)
+
+
+# ---- the projection ----
+
+
+@pytest.mark.parametrize("batch_size", [50_000, 128])
+def test_directions_are_aligned_with_the_words_and_not_against_them(batch_size):
+    _, features, similarity = attributes()
+    val_has, val_features, val_similarity = attributes(300, seed=1)
+    found, again = (learn_projection(features, similarity, val_features, val_similarity, steps=400,
+                                     batch_size=batch_size) for _ in range(2))
+    assert torch.equal(found.W_MD, again.W_MD)
+    activations = val_features @ found.W_MD.T
+    for word in range(4):
+        has = val_has[:, word] > 0
+        assert activations[has, word].mean() > activations[~has, word].mean() + activations[:, word].std()
+    assert found.val_similarity_M[:4].min() > 0.5
+    expected = plain_cos_cubed(activations.double().numpy(), val_similarity.rows(slice(None)).double().numpy())
+    np.testing.assert_allclose(found.val_similarity_M.numpy(), expected, atol=1e-4)
+
+
+def test_stops_at_the_first_fall_and_keeps_the_best():
+    """Images of train and val that have nothing in common: validation soon falls."""
+    found = learn_projection(randn(40, 30), Similarity(randn(40, 5, seed=1), randn(6, 5, seed=2)),
+                             randn(200, 30, seed=3), Similarity(randn(200, 5, seed=4), randn(6, 5, seed=2)), steps=1000)
+    values = [value for _, value in found.curve]
+    assert found.steps < 1000 and found.steps == found.curve[-1][0] and found.best_step == found.steps - 50
+    assert values[-1] <= values[-2] and values[:-1] == sorted(values[:-1])
+    assert float(found.val_similarity_M.mean()) == pytest.approx(values[-2])
+
+
+@pytest.mark.parametrize("batch_size", [50_000, 128])
+def test_rows_stand_for_a_holdout(batch_size):
+    _, features, similarity = attributes()
+    train, val = torch.randperm(400, generator=torch.Generator().manual_seed(0)).split([300, 100])
+    settings = {"steps": 60, "batch_size": batch_size}
+    ours = learn_projection(features, similarity, features, similarity, train_rows=train, val_rows=val, **settings)
+    sliced = learn_projection(features[train], Similarity(similarity.images_Nd[train], similarity.texts_Md),
+                              features[val], Similarity(similarity.images_Nd[val], similarity.texts_Md), **settings)
+    torch.testing.assert_close(ours.W_MD, sliced.W_MD)
+
+
+def test_the_bank_says_which_word_went_and_why():
+    _, features, similarity = attributes()
+    _, val_features, val_similarity = attributes(300, seed=1)
+    texts = torch.cat([similarity.texts_Md, -torch.ones(1, 6)])  # a word unlike every image
+    words = ["red", "round", "striped", "small", "noise", "alien"]
+    bank, dropped, projection = text_bank(
+        words, features, Similarity(similarity.images_Nd, texts), val_features,
+        Similarity(val_similarity.images_Nd, texts), num_concepts=3, clip_cutoff=0.1, interpretability_cutoff=0.4,
+        steps=400)
+    reasons = {item.word: item.setting for item in dropped}
+    assert reasons["alien"] == "clip_cutoff" and reasons["noise"] == "interpretability_cutoff"
+    assert list(reasons.values()).count("num_concepts") == 1 and len(dropped) == 3
+    assert bank.blocks == (("standard", 3),) and {word for [word] in bank.evidence} | set(reasons) == set(words)
+    for vector, [word] in zip(bank.vectors_MD, bank.evidence, strict=True):  # its row of W, at length 1
+        torch.testing.assert_close(vector, torch.nn.functional.normalize(projection.W_MD[words.index(word)], dim=0))
+
+
+# ---- the script ----
+
+
+def text(toy, out="out", *switches, **changes):
+    return run(IP_Text_training, toy, out, *(switches or ["--sparsity_ratio"]), **text_flags(toy, **changes))
+
+
+def refused(toy, **changes):
+    return refusal(IP_Text_training, toy, "--sparsity_ratio", **text_flags(toy, **changes))
+
+
+def test_the_switch_trains_the_grid_on_the_words_that_pass(toy, capsys):
+    save_clip(toy)
+    rows = ledger(text(toy, seeds=2))
+    assert len(rows) == 2 * GRID and {row["bank_size"] for row in rows} == {None, 4}
+    tensors, described = predictors(toy / "out")
+    assert described["concepts"]["all"] == [[word] for word in CLASS_WORDS]
+    assert described["blocks"]["all"] == [["standard", 4]] and not (toy / "out" / "elastic_net.json").exists()
+    a = clusters(300, "train").features_ND @ tensors["bank"].T
+    torch.testing.assert_close(tensors["mean"], a.mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(tensors["std"], a.std(0), rtol=1e-4, atol=1e-5)
+    assert_plain(toy / "out", slice(0, 0))
+    assert all(word not in capsys.readouterr().out for word in DROPPED)
+    val = clusters(200, "val")
+    for k, a_N in enumerate((val.features_ND @ tensors["bank"].T).T):  # along their class, and not against it
+        assert a_N[val.labels_N == k].mean() > a_N[val.labels_N != k].mean() + 1
+
+
+def test_one_ratio_and_print_names_what_was_dropped_and_why(toy, capsys):
+    save_clip(toy)
+    rows = ledger(text(toy, "out", "--sparsity_ratio_value", "0.5", "--print", num_concepts=3))
+    assert {row["ratio"] for row in rows} == {-1.0, 0.5} and len(rows) == 6
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  dropped by")]
+    found = {line.split(": ")[1].rsplit(" (", 1)[0]: line.split()[2].rstrip(":") for line in lines}
+    [extra] = set(found) - set(DROPPED)
+    assert {word: found[word] for word in DROPPED} == DROPPED
+    assert extra in CLASS_WORDS and found[extra] == "num_concepts"
+
+
+def test_holdout_decides_on_the_slice_alone(toy, monkeypatch):
+    """Cut-offs and early stop see the slice of train that is held out, W and the moments the rest, and validation
+    images nothing: other CLIP embeddings of val give the same bank."""
+    seen, learn = [], module.learn_projection
+    monkeypatch.setattr(module, "learn_projection", lambda *args, **settings: seen.append((args, settings))
+                        or learn(*args, **settings))
+    save_clip(toy)
+    first = predictors(text(toy, "first", holdout=0.25, ratios="0.5"))[0]
+    (features, similarity, check, check_similarity), settings = seen[0]
+    rows, held = settings["train_rows"], settings["val_rows"]
+    assert len(rows) == 225 and len(held) == 75 and not set(rows.tolist()) & set(held.tolist())
+    assert check is features and len(features) == 300 and torch.equal(check_similarity.images_Nd, similarity.images_Nd)
+    a = clusters(300, "train").features_ND[rows] @ first["bank"].T
+    torch.testing.assert_close(first["mean"], a.mean(0), rtol=1e-4, atol=1e-5)
+    other = load_embeddings(toy / "toy_val_clip_ViT-B16.pt")
+    other.features_ND = randn(200, 6, seed=9)
+    save_embeddings(toy / "toy_val_clip_ViT-B16.pt", other)
+    assert torch.equal(predictors(text(toy, "second", holdout=0.25, ratios="0.5"))[0]["bank"], first["bank"])
+    with pytest.raises(UserError, match="--interpretability_cutoff"):  # without a holdout those images decide
+        text(toy, "third", ratios="0.5")
+
+
+def test_representations_are_found_in_the_activation_dir(toy):
+    """The textual script writes them there, so the published flags alone must do."""
+    save_clip(toy)
+    for split in ("train", "val"):
+        (toy / f"{split}.pt").rename(toy / f"toy_{split}_toy_layer4.pt")
+    rows = ledger(text(toy, train_pt=None, val_pt=None, feature_layer="layer4", ratios="0.5"))
+    assert len(rows) == 6
+
+
+# ---- the elastic-net layer ----
+
+
+def elastic(toy, out="out", *switches, **changes):
+    save_clip(toy)
+    folder = run(IP_Text_training, toy, out, *switches, **text_flags(toy, **{"n_iters": 60, **changes}))
+    return folder, json.loads((folder / "elastic_net.json").read_text())
+
+
+def test_without_the_switch_the_elastic_net_is_fitted_and_its_file_repeats_it(toy):
+    folder, written = elastic(toy, seeds=2, lam=0.01)
+    assert [result["seed"] for result in written["results"]] == [0, 1] and written["identity"]["lam"] == 0.01
+    assert not (folder / "results.jsonl").exists()
+    for result in written["results"]:
+        file = folder / f"elastic_net_seed{result['seed']}.safetensors"
+        assert file.stat().st_mode & 0o044 == 0o044  # colleagues can read it
+        tensors = load_file(file)
+        W, b, y = tensors["weight"], tensors["bias"], clusters(200, "val").labels_N
+        train, val = ((split.features_ND @ tensors["bank"].T - tensors["mean"]) / tensors["std"]
+                      for split in (clusters(300, "train"), clusters(200, "val")))
+        torch.testing.assert_close(train.std(0), torch.ones(4), rtol=1e-4, atol=1e-4)
+        right = float(((val @ W.T + b).argmax(1) == y).double().mean())
+        assert result["top1"] == pytest.approx(right, abs=0.0051) and result["top1"] > 0.9 and result["converged"]
+        assert result["nonzero"] == int((W != 0).sum()) and result["nec"] == result["nonzero"] / 4
+        loss = torch.nn.functional.cross_entropy(train @ W.T + b, clusters(300, "train").labels_N)
+        assert result["objective"] == pytest.approx(
+            float(loss + 0.01 * (0.99 * W.abs().sum() + 0.005 * W.square().sum())), rel=1e-5)
+    _, large = elastic(toy, "large", lam=10)
+    assert large["results"][0]["nonzero"] == 0 and large["results"][0]["top1"] == 0.25
+    with pytest.raises(UserError, match="final_layer"):  # grid and elastic net never share a folder
+        text(toy)
+    with pytest.raises(UserError, match="lam = "):
+        elastic(toy, lam=0.1)
+
+
+def test_holdout_and_tf32_reach_the_elastic_net_and_a_dry_run_makes_nothing(toy, monkeypatch, capsys):
+    seen, fit = [], elastic_net.fit_elastic_net
+    monkeypatch.setattr(elastic_net, "fit_elastic_net", lambda x, y, *rest, **settings: seen.append(
+        (x, y, torch.backends.cuda.matmul.allow_tf32)) or fit(x, y, *rest, **settings))
+    save_clip(toy)
+    before = sorted(toy.rglob("*"))
+    run(IP_Text_training, toy, "out", "--dry_run", **text_flags(toy))
+    plan = capsys.readouterr().out
+    assert plan.startswith("dry run: stage 3, elastic net on a Text bank") and "at most 1000 passes" in plan
+    assert sorted(toy.rglob("*")) == before and not seen
+    elastic(toy, "out", "--tf32", holdout=0.25, n_iters=5)
+    [(x, y, tf32)] = seen
+    assert len(x) == len(y) == 225 and tf32 and not torch.backends.cuda.matmul.allow_tf32
+    torch.testing.assert_close(x.mean(0), torch.zeros(4), rtol=0, atol=1e-4)
+
+
+# ---- refusals ----
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"clip_cutoff": 0.999999}, "--clip_cutoff 0.999999 drops all 6"), ({"num_concepts": 5}, "only 4 of 5 concepts pass"),
+    ({"interpretability_cutoff": 0.9999}, "--interpretability_cutoff 0.9999 drops all 5"),
+    ({"num_concepts": 0}, "at least 1"), ({"num_concepts": -1}, "at least 1"), ({"lam": -1}, "--lam"),
+    ({"n_iters": 0}, "--n_iters"), ({"proj_batch_size": 0}, "--proj_batch_size"), ({"proj_steps": 0}, "--proj_steps"),
+    ({"sparsity_ratio_value": 1.0}, "outside [0, 1)"), ({"clip_name": "ViT-L/14"}, "words_ViT-L14.pt")])
+def test_numbers_that_leave_nothing_or_mean_nothing(toy, changes, words):
+    save_clip(toy)
+    assert words in refused(toy, **changes)
+
+
+def test_missing_files_name_the_script_that_writes_them(toy):
+    said = refused(toy)
+    assert "words.txt" in said and "textual_emb_extractor.py" in said and "words_ViT-B16.pt" in said
+    save_clip(toy)
+    (toy / "toy_val_clip_ViT-B16.pt").unlink()
+    said = refused(toy)
+    assert "toy_val_clip_ViT-B16.pt" in said and "textual_emb_extractor.py" in said
+
+
+def test_files_that_do_not_belong_together(toy):
+    save_clip(toy, shuffled=True)
+    assert "not of the same images" in refused(toy)
+    save_clip(toy)
+    save_embeddings(toy / "train.pt", clusters(299, "train"))
+    assert "(300 images) and the representations (299)" in refused(toy)
+    save_embeddings(toy / "train.pt", clusters(300, "train"))
+    words, images = (load_embeddings(toy / f"{name}_ViT-B16.pt") for name in ("words", "toy_train_clip"))
+    images.features_ND = images.features_ND.clone().index_fill_(0, torch.tensor([7]), torch.nan)
+    save_embeddings(toy / "toy_train_clip_ViT-B16.pt", images)
+    assert "row 7" in refused(toy) and "not finite" in refused(toy)
+    words.provenance["weights_hash"] = "other"
+    save_embeddings(toy / "words_ViT-B16.pt", words)
+    assert "different CLIPs" in refused(toy) and "weights_hash" in refused(toy)
+
+
+def test_a_refused_run_leaves_the_folder_free_and_a_finished_one_keeps_it(toy):
+    """Who does as the sentence says (lower the cut-off) starts the same command again, into the same folder; also where
+    another bank has trained the dense heads before."""
+    save_clip(toy)
+    for _ in range(2):  # dense heads just trained, and known
+        with pytest.raises(UserError, match="--clip_cutoff"):
+            text(toy, clip_cutoff=0.999999, ratios="0.5")
+        assert not (toy / "out" / "results.jsonl").exists()
+    assert {row["clip_cutoff"] for row in ledger(text(toy, ratios="0.5"))} == {0.25}
+    with pytest.raises(UserError, match="clip_cutoff = 0.25"):  # now there are results
+        text(toy, clip_cutoff=0.999999, ratios="0.5")
+    assert len(ledger(text(toy, ratios="0.5,0.9"))) == 9
+    save_clip(toy, words=WORDS[:5])
+    with pytest.raises(UserError, match="words_hash"):  # another list of words
+        text(toy, ratios="0.5")
