@@ -1,22 +1,23 @@
-"""The elastic-net layer against scikit-learn, its step against SAGA with stored gradients, and its path."""
+"""The elastic net against scikit-learn, scipy and plain coordinate descent; its conditions and steps by hand."""
 
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 
+from IP_training import elastic_net as module
 from IP_training.elastic_net import (
-    Saga,
-    _start,
     elastic_net_path,
     fit_elastic_net,
+    half_gram,
     largest_lam,
+    minimise_model,
     objective,
     residuals,
-    shrink_,
-    step_size,
+    violation,
 )
 
 CLASSES, LAM = 4, 0.02
@@ -33,90 +34,163 @@ def problem(count=240, columns=15, dtype=torch.float64):
     return (x - x.mean(0)) / x.std(0), y
 
 
+def concepts(count=1000, columns=60, width=8):
+    """Activations of far more concepts than the representation has dimensions: highly correlated, as banks are."""
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randn(count, width, generator=generator) * torch.linspace(2, 0.2, width)
+    bank = torch.nn.functional.normalize(torch.randn(columns, width, generator=generator), dim=1)
+    y = (h @ torch.randn(width, CLASSES, generator=generator) + 3 * torch.randn(count, CLASSES, generator=generator)).argmax(1)
+    x = h @ bank.T + 0.1 * torch.randn(count, columns, generator=generator)
+    return (x - x.mean(0)) / x.std(0), y
+
+
+def optimum(x, y, lam, alpha=0.99):
+    """The least objective by scipy: W = P − Q with P, Q ≥ 0 is smooth."""
+    x, onehot, (count, columns) = x.double().numpy(), np.eye(CLASSES)[y], x.shape
+    size = CLASSES * columns
+
+    def value_and_slope(point):
+        P, Q = (point[i * size:(i + 1) * size].reshape(CLASSES, columns) for i in range(2))
+        logits = x @ (P - Q).T + point[2 * size:]
+        logits -= logits.max(1, keepdims=True)
+        log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+        residual = (np.exp(log_p) - onehot) / count
+        ridge = (1 - alpha) * lam * (P - Q)
+        slope = residual.T @ x + ridge
+        penalty = lam * alpha * (P + Q).sum() + ((1 - alpha) / 2 * lam * (P - Q) ** 2).sum()
+        return (-(log_p * onehot).sum() / count + penalty,
+                np.concatenate([(slope + lam * alpha).ravel(), (lam * alpha - slope).ravel(), residual.sum(0)]))
+
+    found = minimize(value_and_slope, np.zeros(2 * size + CLASSES), jac=True, method="L-BFGS-B",
+                     bounds=[(0, None)] * (2 * size) + [(None, None)] * CLASSES, options={"maxiter": 3000, "ftol": 1e-13})
+    return found.fun
+
+
+def conditions(x, y, fit, lam, alpha=0.99):
+    """`violation` of a fit, with the gradient by autograd."""
+    W, b = fit.W_CM.double().requires_grad_(), fit.b_C.double().requires_grad_()
+    torch.nn.functional.cross_entropy(x.double() @ W.T + b, y).backward()
+    rows = [torch.cat([a.T, c[None]]).detach().numpy() for a, c in ((W.grad, b.grad), (W, b))]
+    return violation(*rows, lam, alpha)
+
+
+@pytest.mark.parametrize("alpha", [0.99, 0.5])
+def test_equals_scikit_learn(alpha):
+    x, y = problem()
+    ours = fit_elastic_net(x, y, CLASSES, LAM, alpha, n_iters=4000, tolerance=1e-6)
+    theirs = LogisticRegression(solver="saga", C=1 / (len(x) * LAM), l1_ratio=alpha, tol=1e-9, max_iter=20000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        theirs.fit(x.numpy(), y.numpy())
+    W, b = torch.from_numpy(theirs.coef_), torch.from_numpy(theirs.intercept_)
+    assert ours.objective == pytest.approx(objective(x, y, W, b, LAM, alpha), rel=1e-6)
+    assert ours.passes < 4000 and ours.converged
+    zeros = W.abs() < 1e-6
+    assert torch.equal(ours.W_CM == 0, zeros) and 5 < int(zeros.sum()) < zeros.numel() - 5
+    torch.testing.assert_close(ours.W_CM, W, rtol=0, atol=1e-4)
+    single = fit_elastic_net(x.float(), y, CLASSES, LAM, alpha)
+    assert single.objective == pytest.approx(ours.objective, rel=1e-4) and single.W_CM.dtype == torch.float32
+
+
+def test_more_passes_are_never_worse_on_correlated_concepts():
+    """Without its safeguards the momentum ends at an objective of 5.4 after 300 passes here."""
+    x, y = concepts()
+    values = [fit_elastic_net(x, y, CLASSES, 0.0007, n_iters=count).objective for count in (20, 80, 300)]
+    assert values == sorted(values, reverse=True)
+    least = optimum(x, y, 0.0007)
+    assert least - 1e-6 <= values[-1] <= 1.001 * least
+
+
+@pytest.mark.parametrize("tolerance", [0.1, 0.01, 0.001])
+def test_converged_is_true_exactly_where_the_conditions_hold(tolerance):
+    x, y = problem()
+    for n_iters in (1, 2, 5, 10, 1000):
+        fit = fit_elastic_net(x, y, CLASSES, LAM, n_iters=n_iters, tolerance=tolerance)
+        assert fit.passes <= n_iters
+        if fit.converged:
+            assert conditions(x, y, fit, LAM) <= 1.0001 * tolerance * LAM * 0.99
+        else:
+            assert fit.passes == n_iters
+    assert fit.converged and not fit_elastic_net(x, y, CLASSES, LAM, n_iters=1, tolerance=tolerance).converged
+
+
+def test_path_starts_empty_grows_and_equals_cold_starts():
+    x, y = problem()
+    top = largest_lam(x, y, CLASSES)
+    lams = [1.001 * top, 0.97 * top, 0.3 * top, 0.1 * top]
+    path = list(elastic_net_path(x, y, CLASSES, lams, n_iters=2000, tolerance=1e-4))
+    counts = [int((fit.W_CM != 0).sum()) for _, fit in path]
+    assert [lam for lam, _ in path] == lams and counts[0] == 0 < counts[1] < counts[2] < counts[3]
+    for lam, fit in path[1:]:
+        cold = fit_elastic_net(x, y, CLASSES, lam, n_iters=2000, tolerance=1e-4)
+        assert fit.objective == pytest.approx(cold.objective, rel=1e-6)
+    assert path[-1][1].objective == pytest.approx(optimum(x, y, lams[-1]), rel=1e-5)
+
+
+def test_parts_of_the_data_and_a_class_without_images_change_nothing(monkeypatch):
+    x, y = problem()
+    whole = fit_elastic_net(x, y, CLASSES, LAM), half_gram(x), largest_lam(x, y, CLASSES)
+    monkeypatch.setattr(module, "ROWS", 50)
+    parts = fit_elastic_net(x, y, CLASSES, LAM), half_gram(x), largest_lam(x, y, CLASSES)
+    torch.testing.assert_close(whole[0].W_CM, parts[0].W_CM)
+    np.testing.assert_allclose(whole[1], parts[1], atol=1e-12)
+    assert whole[2] == pytest.approx(parts[2])
+    absent = fit_elastic_net(x, y, CLASSES + 1, LAM)
+    assert torch.isfinite(absent.b_C).all() and not absent.W_CM[-1].any()
+
+
+# ---- by hand ----
+
+
 def test_objective_by_hand():
     # Two classes, logits (1·2, 0) and bias 0: CE = log(1 + e^-2) for y = 0; penalty 0.1·(0.99·1 + 0.005·1).
     value = objective(torch.tensor([[2.0]]), torch.tensor([0]), torch.tensor([[1.0], [0.0]]), torch.zeros(2), 0.1)
     assert value == pytest.approx(np.log(1 + np.exp(-2)) + 0.1 * 0.995)
 
 
-def test_shrink_by_hand():
-    assert shrink_(torch.tensor([-2.0, -0.5, 0.0, 0.3, 1.0]), 0.5).tolist() == [-1.5, 0.0, 0.0, 0.0, 0.5]
+def test_half_gram_by_hand():
+    x = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
+    expected = [[10, 2, 4], [2, 4, 2], [4, 2, 2]]  # (x, 1)ᵀ(x, 1), over 2N = 4
+    np.testing.assert_allclose(half_gram(x), np.array(expected) / 4, atol=2e-6)
 
 
-@pytest.mark.parametrize("alpha", [0.99, 0.5])
-def test_equals_scikit_learn(alpha):
-    x, y = problem()
-    ours = fit_elastic_net(x, y, CLASSES, LAM, alpha, n_iters=3000, batch_size=32, tolerance=1e-9)
-    theirs = LogisticRegression(solver="saga", C=1 / (len(x) * LAM), l1_ratio=alpha, tol=1e-9, max_iter=20000)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        theirs.fit(x.numpy(), y.numpy())
-    W, b = torch.from_numpy(theirs.coef_), torch.from_numpy(theirs.intercept_)
-    assert ours.objective == pytest.approx(objective(x, y, W, b, LAM, alpha), rel=1e-3)
-    assert ours.epochs < 3000
-    zeros = W.abs() < 1e-6
-    assert torch.equal(ours.W_CM.abs() < 1e-6, zeros) and 5 < int(zeros.sum()) < zeros.numel() - 5
-    torch.testing.assert_close(ours.W_CM, W, rtol=0, atol=1e-5)
-
-
-def test_float32_in_default_batches_comes_as_near():
-    x, y = problem()
-    exact = fit_elastic_net(x, y, CLASSES, LAM, n_iters=3000, batch_size=32, tolerance=1e-9)
-    single = fit_elastic_net(x.float(), y, CLASSES, LAM)
-    assert single.objective == pytest.approx(exact.objective, rel=1e-3)
-    assert single.W_CM.dtype == torch.float32
-
-
-def test_a_step_equals_saga_with_a_table_of_gradients():
-    x, y = problem(40, 6)
-    generator = torch.Generator().manual_seed(1)
-    W, b = torch.randn(CLASSES, 6, generator=generator).double(), torch.randn(CLASSES, generator=generator).double()
-    state = _start(x, y, 0.5 * W, b)  # the table is of another point
-    state = Saga(W.clone(), b.clone(), state.residual_NC, state.mean_W_CM, state.mean_b_C)
-    x1 = torch.nn.functional.pad(x, (0, 1), value=1.0)
-    table = torch.stack([torch.outer(residual, row) for residual, row in zip(state.residual_NC, x1, strict=True)])
-    V = torch.cat([W, b[:, None]], 1)
-    for rows in (torch.arange(8), torch.arange(4, 12)):  # the second sees rows that the first changed
-        mean = table.mean(0)
-        fresh = torch.stack([torch.outer((V @ x1[n]).softmax(0) - torch.eye(CLASSES)[y[n]], x1[n]) for n in rows])
-        V = V - 0.1 * ((fresh - table[rows]).mean(0) + mean)
-        weights = V[:, :-1].sign() * (V[:, :-1].abs() - 0.1 * LAM * 0.99).clamp_min(0) / (1 + 0.1 * LAM * 0.01)
-        V = torch.cat([weights, V[:, -1:]], 1)
-        table[rows] = fresh
-        state.step(x[rows], y[rows], rows, 0.1, LAM, 0.99)
-        torch.testing.assert_close(state.W_CM, V[:, :-1], rtol=0, atol=1e-6)
-        torch.testing.assert_close(state.b_C, V[:, -1], rtol=0, atol=1e-6)
-        torch.testing.assert_close(state.mean_W_CM, table.mean(0)[:, :-1], rtol=0, atol=1e-6)
+def test_violation_by_hand():
+    W = np.array([[1.0], [0.0], [5.0]])  # the last row is the bias
+    # alpha 0.5, lam 0.2: at W = 1 the gradient should be −0.1·1 − 0.1·1 = −0.2; at 0 it may be up to 0.1.
+    for gradient, expected in (([-0.2, 0.1, 0.0], 0), ([-0.25, 0.1, 0.0], 0.05), ([-0.2, -0.4, 0.0], 0.3),
+                               ([-0.2, 0.0, 0.07], 0.07)):
+        assert violation(np.array(gradient)[:, None], W, 0.2, 0.5) == pytest.approx(expected)
 
 
 def test_residuals_are_the_gradient_of_the_cross_entropy():
-    x, y = problem(30, 6)
+    _, y = problem(30, 6)
     logits = torch.randn(30, CLASSES, dtype=torch.float64, requires_grad=True)
     torch.nn.functional.cross_entropy(logits, y, reduction="sum").backward()
     torch.testing.assert_close(residuals(torch.eye(30).double(), y, logits.detach().T, torch.zeros(CLASSES).double()),
                                logits.grad)
 
 
-def test_step_size_at_both_ends():
-    x = torch.tensor([[1.0], [-1.0], [2.0]])  # largest ‖(x, 1)‖² = 5; moments [[2, 2/3], [2/3, 1]]
-    top = float(np.linalg.eigvalsh([[2, 2 / 3], [2 / 3, 1]])[-1])
-    assert step_size(x, 1) == pytest.approx(2 / (3 * 5)) and step_size(x, 3) == pytest.approx(2 / (3 * top))
+def test_a_model_step_by_hand():
+    # Curvature 2 and 1: the weight goes from 1 to soft(2·1 − 0.6, 0.1)/2 = 0.65, the bias by −3.
+    moved = minimise_model(np.diag([2.0, 1.0]), np.array([[1.0], [0.0]]), np.array([[0.6], [3.0]]), 0.1, 1.0, 1e-12)
+    np.testing.assert_allclose(moved, [[0.65], [-3.0]])
 
 
-def test_path_starts_empty_grows_and_equals_cold_starts():
-    x, y = problem()
-    top = largest_lam(x, y, CLASSES)
-    settings = {"n_iters": 800, "batch_size": 32, "tolerance": 1e-7}
-    lams = [1.01 * top, 0.97 * top, 0.3 * top, 0.1 * top]
-    path = list(elastic_net_path(x, y, CLASSES, lams, **settings))
-    counts = [int((fit.W_CM != 0).sum()) for _, fit in path]
-    assert [lam for lam, _ in path] == lams
-    assert counts[0] == 0 and 0 < counts[1] < counts[2] < counts[3]
-    cold = fit_elastic_net(x, y, CLASSES, lams[-1], **settings)
-    assert path[-1][1].objective == pytest.approx(cold.objective, rel=1e-6)
-
-
-def test_same_seed_same_numbers():
-    x, y = problem(dtype=torch.float32)
-    one, other = (fit_elastic_net(x, y, CLASSES, LAM, n_iters=5, seed=3) for _ in range(2))
-    assert torch.equal(one.W_CM, other.W_CM)
+@pytest.mark.parametrize("block", [1, 7, 64])
+def test_blocks_are_plain_cyclic_coordinate_descent(monkeypatch, block):
+    monkeypatch.setattr(module, "BLOCK", block)
+    rng = np.random.default_rng(0)
+    factors, now, gradient = rng.normal(size=(40, 31)), rng.normal(size=(31, 3)), rng.normal(size=(31, 3))
+    curvature, lam, alpha, plain = factors.T @ factors / 40, 0.3, 0.9, now.copy()
+    for _ in range(4):
+        for k in range(31):  # the last is the bias, without a penalty
+            slope = gradient[k] + curvature[k] @ (plain - now)
+            target = curvature[k, k] * plain[k] - slope
+            if k == 30:
+                plain[k] = target / curvature[k, k]
+            else:
+                shrunk = np.sign(target) * np.maximum(np.abs(target) - lam * alpha, 0)
+                plain[k] = shrunk / (curvature[k, k] + lam * (1 - alpha))
+    ours = minimise_model(curvature, now, gradient, lam, alpha, 0.0, sweeps=4)
+    np.testing.assert_allclose(ours, plain, rtol=1e-9, atol=1e-12)
+    assert (ours[:-1] == 0).any() and (plain == 0).sum() == (ours == 0).sum()
