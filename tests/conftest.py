@@ -55,8 +55,8 @@ def toy(tmp_path):
 
 def run_script(script: str, *flags: object, cwd: Path = ROOT, root: Path = ROOT, **environment: str):
     """Run a script of the tree at `root` as a user would; the finished process with its output as text."""
-    return subprocess.run([sys.executable, str(root / script), *map(str, flags)], cwd=cwd, text=True, capture_output=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, timeout=280)
+    return subprocess.run([sys.executable, str(root / script), *map(str, flags)], cwd=cwd, text=True, timeout=280,
+                          capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
 
 
 @pytest.fixture

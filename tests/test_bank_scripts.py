@@ -27,7 +27,8 @@ def combined(toy, out="out", **changes):
 
 
 @pytest.mark.parametrize("script, kind, changes", [
-    (IP_Prototype_training, "Prototype", {}), (IP_Cluster_training, "Cluster", {}), (IP_End2End_training, "End2End", {}),
+    (IP_Prototype_training, "Prototype", {}), (IP_Cluster_training, "Cluster", {}),
+    (IP_End2End_training, "End2End", {}),
     (IP_End2End_training, "End2End", {"test_assignment": "gumbel"}),  # the stored bank, not a fresh draw, predicts
     (IP_Bank_training, "Random", {"concept_path": "none.pkl"})])  # Random needs no elements
 def test_every_bank_gives_a_curve_that_its_stored_predictors_repeat(toy, script, kind, changes):
@@ -72,7 +73,8 @@ def test_end2end_learns_a_bank_per_cell(toy):
         lengths = bank.norm(dim=1)
         assert ((lengths - 1).abs().lt(1e-5) | lengths.eq(0)).all()
         empty = 20 - len(slots.unique())  # counted another way than the ledger does
-        row = next(row for row in rows if (row["ratio"], row["learning_rate"]) == (float(ratio), chosen["learning_rate"]))
+        cell = float(ratio), chosen["learning_rate"]
+        row = next(row for row in rows if (row["ratio"], row["learning_rate"]) == cell)
         assert row["empty_concepts"] == empty == evidence.count([]) and sum(map(len, evidence)) == 80
     assert "bank" not in tensors and "all" not in described["concepts"]
     assert len({tensors[f"{ratio}/slots"].numpy().tobytes() for ratio in ("0", "0.5", "0.98")}) == 3
@@ -95,7 +97,8 @@ def test_a_folder_without_save_dir_tells_settings_apart(toy, monkeypatch):
     save_clip(toy)
     torch.save(torch.eye(12), toy / "mine.pt")
     for script, switches, changes in (
-            (IP_Cluster_training, (), {}), (IP_Prototype_training, ("--tf32",), {"bank_seed": 7, "sparsifier": "strict"}),
+            (IP_Cluster_training, (), {}),
+            (IP_Prototype_training, ("--tf32",), {"bank_seed": 7, "sparsifier": "strict"}),
             (IP_End2End_training, (), {"protocol": "release", "test_assignment": "argmax"}),
             (IP_Bank_training, (), {"kind": "Combined", "parts": "Cluster,Random", "holdout": 0.1}),
             (IP_Bank_training, (), {"num_concepts": None, "bank": toy / "mine.pt"}),
@@ -149,9 +152,9 @@ def test_the_parts_are_the_banks_of_their_own_scripts_and_own_goes_in_whole(toy)
 def test_names_reach_the_predictors_empty_concepts_the_ledger_and_a_matrix_its_hash(toy):
     (toy / "names.txt").write_text("one\ntwo\nthree\n")
     flags = {"num_concepts": None, "concept_path": None, "bank": toy / "bank.npy", **SHORT}
-    for factor in (1.0, 2.0):
+    for factor in (1.0, 2.0):  # the same directions: one bank
         np.save(toy / "bank.npy", factor * np.eye(12)[:3] * [[1], [0], [5]])
-        folder = run(IP_Bank_training, toy, "own", bank_names=toy / "names.txt", **flags)  # the same directions: one bank
+        folder = run(IP_Bank_training, toy, "own", bank_names=toy / "names.txt", **flags)
     assert predictors(folder)[1]["concepts"]["all"] == [["one"], ["two"], ["three"]]
     assert {row["empty_concepts"] for row in ledger(folder) if row["ratio"] >= 0} == {1}
     np.save(toy / "bank.npy", np.eye(12)[::-1][:3])
@@ -165,7 +168,8 @@ def test_names_reach_the_predictors_empty_concepts_the_ledger_and_a_matrix_its_h
 @pytest.mark.parametrize("script", [IP_Cluster_training, IP_End2End_training])
 def test_numbers_that_the_elements_cannot_give(toy, script):
     for changes, words in (({"num_concepts": 81}, "80 visual elements"), ({"num_concepts": 0}, "at least 1"),
-                           ({"concept_path": toy / "none.pkl"}, "no file"), ({"element_choice": "last"}, "invalid choice")):
+                           ({"concept_path": toy / "none.pkl"}, "no file"),
+                           ({"element_choice": "last"}, "invalid choice: 'last'")):
         assert words in refusal(script, toy, **changes)
 
 
@@ -173,11 +177,12 @@ def test_numbers_that_the_elements_cannot_give(toy, script):
     ({"parts": "Prototyp,Random"}, "did you mean Prototype"), ({"parts": "Random"}, "at least two"),
     ({"parts": "Random,Cluster,Random"}, "names Random twice"),
     ({"parts": "Random,Cluster,Prototype", "num_concepts": 2}, "too few for the parts Random, Cluster, Prototype"),
-    ({"parts": "Cluster,Random", "num_concepts": 200}, "80 visual elements"), ({"num_concepts": 8}, "textual_emb_extractor"),
+    ({"parts": "Cluster,Random", "num_concepts": 200}, "80 visual elements"), ({"num_concepts": 8}, "textual_emb"),
     ({"parts": "Prototype,Own"}, "both --bank FILE and Own"), ({"bank": "bank.npy"}, "both --bank FILE and Own"),
     ({"parts": "Prototype,Own", "bank": "bank.npy", "num_concepts": 12}, "the bank of your own has 12"),
     ({"kind": "Own"}, "needs --bank"), ({"kind": "Random", "bank": "bank.npy", "num_concepts": 200}, "has 12"),
-    ({"kind": "Random", "bank_names": "names.txt"}, "--bank FILE"), ({"kind": "Random", "num_concepts": 0}, "at least 1")])
+    ({"kind": "Random", "bank_names": "names.txt"}, "--bank FILE"),
+    ({"kind": "Random", "num_concepts": 0}, "at least 1")])
 def test_flags_of_the_bank_script_that_contradict_each_other(toy, changes, words):
     np.save(toy / "bank.npy", np.eye(12))
     files = {name: toy / file for name, file in changes.items() if name in ("bank", "bank_names")}

@@ -39,7 +39,8 @@ def concepts(count=1000, columns=60, width=8):
     generator = torch.Generator().manual_seed(0)
     h = torch.randn(count, width, generator=generator) * torch.linspace(2, 0.2, width)
     bank = torch.nn.functional.normalize(torch.randn(columns, width, generator=generator), dim=1)
-    y = (h @ torch.randn(width, CLASSES, generator=generator) + 3 * torch.randn(count, CLASSES, generator=generator)).argmax(1)
+    logits = h @ torch.randn(width, CLASSES, generator=generator)
+    y = (logits + 3 * torch.randn(count, CLASSES, generator=generator)).argmax(1)
     x = h @ bank.T + 0.1 * torch.randn(count, columns, generator=generator)
     return (x - x.mean(0)) / x.std(0), y
 
@@ -62,7 +63,8 @@ def optimum(x, y, lam, alpha=0.99):
                 np.concatenate([(slope + lam * alpha).ravel(), (lam * alpha - slope).ravel(), residual.sum(0)]))
 
     found = minimize(value_and_slope, np.zeros(2 * size + CLASSES), jac=True, method="L-BFGS-B",
-                     bounds=[(0, None)] * (2 * size) + [(None, None)] * CLASSES, options={"maxiter": 3000, "ftol": 1e-13})
+                     bounds=[(0, None)] * (2 * size) + [(None, None)] * CLASSES,
+                     options={"maxiter": 3000, "ftol": 1e-13})
     return found.fun
 
 

@@ -62,7 +62,7 @@ def test_a_run_writes_ledger_predictors_and_settings(toy, here):
 def test_few_steps_and_the_edges_of_the_grid_are_noted(toy, capsys):
     prototype(toy)
     out = capsys.readouterr().out
-    assert re.search(r"note: heads trained for 10 steps in all, .* set a smaller --batch_size or a larger --n_epoch", out)
+    assert re.search(r"note: heads trained for 10 steps in all, .* a smaller --batch_size or a larger --n_epoch", out)
     assert "note: the best epoch is the last one (2) for s = 0" in out
     prototype(toy, "long", **{**SHORT, "n_epoch": 100, "batch_size": 100})
     assert "steps in all" not in capsys.readouterr().out
@@ -72,7 +72,8 @@ def test_release_protocol_keeps_one_fewer_and_says_when_nothing_is_left(toy, cap
     rows = ledger(prototype(toy, protocol="release", num_concepts=16))
     kept = {row["ratio"]: row["kept"] for row in rows if row["ratio"] >= 0}
     assert list(kept.values()) == [15, 14, 11, 7, 4, 1, 0, 0]
-    assert "constant prediction" in capsys.readouterr().out and {row["ratio"] for row in rows if row["note"]} == {0.95, 0.98}
+    assert "constant prediction" in capsys.readouterr().out
+    assert {row["ratio"] for row in rows if row["note"]} == {0.95, 0.98}
     assert {row["prototypes"] for row in rows if row["ratio"] >= 0} == {"first"}
     paths = [path for [path] in predictors(toy / "out")[1]["concepts"]["all"]]
     assert paths == clusters(80, "elements").image_paths[:16]
@@ -281,8 +282,9 @@ def test_the_protocols_rows_are_those_of_the_docs():
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({"in_channels": 2048}, "D = 12"), ({"num_classes": 1000}, "4 classes"), ({"num_concepts": 81}, "80 visual elements"),
-    ({"num_concepts": 0}, "at least 1"), ({"ratios": "0.5,1.0"}, "outside [0, 1)"), ({"ratios": "a,b"}, "numbers"),
+    ({"in_channels": 2048}, "D = 12"), ({"num_classes": 1000}, "4 classes"), ({"num_concepts": 0}, "at least 1"),
+    ({"num_concepts": 81}, "80 visual elements"), ({"ratios": "0.5,1.0"}, "outside [0, 1)"),
+    ({"ratios": "a,b"}, "is not a comma-separated list of numbers"),
     ({"concept_path": "none.pkl"}, "no file"), ({"seeds": 0}, "at least 1"), ({"learning_rates": "0.0"}, "above 0"),
     ({"holdout": 1.5}, "outside [0, 1)"), ({"device": "cuda:7"}, "CUDA"), ({"protocol": "papr"}, "protocol"),
     ({"prototypes": "last"}, "invalid choice: 'last'"), ({"num_concept": 3}, "--num_concepts"),

@@ -290,7 +290,7 @@ def test_holdout_and_tf32_reach_the_elastic_net_and_a_dry_run_makes_nothing(toy,
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({"clip_cutoff": 0.999999}, "--clip_cutoff 0.999999 drops all 6"), ({"num_concepts": 5}, "only 4 of 5 concepts pass"),
+    ({"clip_cutoff": 0.999999}, "--clip_cutoff 0.999999 drops all 6"), ({"num_concepts": 5}, "only 4 of 5 concepts"),
     ({"interpretability_cutoff": 0.9999}, "--interpretability_cutoff 0.9999 drops all 5"),
     ({"num_concepts": 0}, "at least 1"), ({"num_concepts": -1}, "at least 1"), ({"lam": -1}, "--lam"),
     ({"n_iters": 0}, "--n_iters"), ({"proj_batch_size": 0}, "--proj_batch_size"), ({"proj_steps": 0}, "--proj_steps"),

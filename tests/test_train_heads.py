@@ -1,4 +1,4 @@
-"""Training: each head of a group equals the head trained alone and a plain loop; two invariances; resume; evaluation."""
+"""Training: each head of a group equals the head trained alone and a plain loop; invariances; resume; evaluation."""
 
 import math
 
