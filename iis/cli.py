@@ -102,6 +102,9 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
         default = action.default  # 0 is shown, and equals False: hence `is`
         if default is None or default is False or default == () or "(default" in (action.help or ""):
             return action.help
+        if isinstance(default, tuple):  # as it is typed
+            shown = ",".join(f"{one:g}" if isinstance(one, float) else str(one) for one in default)
+            return f"{action.help} (default: {shown})"
         return super()._get_help_string(action)
 
 

@@ -31,10 +31,10 @@ def cell_of(row: dict[str, Any]) -> Cell:
 def read_ledger(file: Path) -> list[dict[str, Any]]:
     """All rows, or none where there is no file yet. A damaged line is a `UserError` that names it."""
     file = Path(file)
-    if not file.exists():
+    if not file.exists() or not file.stat().st_size:
         return []
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # names may hold other line ends
     except UnicodeDecodeError:
         raise UserError(f"{file} is no ledger, it is not even text; delete it and run stage 3 again") from None
     rows = []

@@ -10,13 +10,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from iis.backbones import configured_backbone
+from iis.cli import parse
 from iis.datasets import folder_images
 from iis.layers import HEAD_INPUT, Node
 from iis.preprocessing import normalise
 from iis.runtime import UserError, torch_rng
 from IP_training import IP_Finetuning, finetune
-from IP_training.finetune import losses
-from IP_training.finetune_images import Feed, augmented, chosen_elements, chosen_images
+from IP_training.finetune import Feed, augmented, chosen_elements, chosen_images, losses
 from IP_training.predictor import InterpretationHeads
 
 NET = """
@@ -54,7 +54,7 @@ def flags(world, out="out", **changes):
 
 
 def run(world, out="out", **changes):
-    folder = IP_Finetuning.main(IP_Finetuning.parser().settings(flags(world, out, **changes)))
+    folder = IP_Finetuning.main(parse(IP_Finetuning.Settings, flags(world, out, **changes)))
     return json.loads((folder / "epochs.json").read_text()), torch.load(folder / "backbone.pth", weights_only=True)
 
 
@@ -80,8 +80,8 @@ def test_gradient_of_eq_8_by_hand(through):
     (dense + 0.7 * ip).backward()
 
     flat, W, V, b = (value.detach().numpy() for value in (x.flatten(1), module[1].weight, *module[2].parameters()))
-    U, c, g, t = (value[0].detach().numpy() for value in (predictor.weight_GCM, predictor.bias_GC, predictor.scale_GM,
-                                                          predictor.shift_GM))
+    U, c, g, t = (value[0].detach().numpy() for value in (predictor.weight, predictor.bias, predictor.scale,
+                                                          predictor.shift))
     A, onehot = bank.numpy(), np.eye(C)[y]
     h = flat @ W.T
     softmax = lambda z: np.exp(z) / np.exp(z).sum(1, keepdims=True)  # noqa: E731
@@ -101,8 +101,8 @@ def test_gradient_of_eq_8_by_hand(through):
     d_h = d_dense @ V + (d_a @ A if through else 0)
     assert module[1].weight.grad.numpy() == pytest.approx(d_h.T @ flat)
     assert module[2].weight.grad.numpy() == pytest.approx(d_dense.T @ h)
-    assert predictor.weight_GCM.grad[0].numpy() == pytest.approx(d_ip.T @ (v * keep))
-    assert predictor.scale_GM.grad[0].numpy() == pytest.approx(((d_ip @ U) * keep * z).sum(0))
+    assert predictor.weight.grad[0].numpy() == pytest.approx(d_ip.T @ (v * keep))
+    assert predictor.scale.grad[0].numpy() == pytest.approx(((d_ip @ U) * keep * z).sum(0))
     assert not bank.requires_grad and bank.grad is None
 
 
@@ -117,13 +117,12 @@ def test_the_bank_has_no_gradient_and_follows_the_backbone(world):
 
 def made(world, **changes):
     """A FineTuning as the script makes it."""
-    args = IP_Finetuning.parser().settings(flags(world, **changes))
+    settings = parse(IP_Finetuning.Settings, flags(world, **changes))
     backbone = configured_backbone(str(world / "net.yaml"))
     feeds = [Feed(folder_images(world / "data" / split, "toy", split), backbone.preprocessing)
              for split in ("train", "val")]
     elements, _ = chosen_elements(folder_images(world / "elements", "toy", "elements"), backbone.preprocessing, 4, 0)
-    recipe = finetune.Recipe(**{name: getattr(args, name) for name in finetune.Recipe.__dataclass_fields__})
-    return finetune.FineTuning(backbone, *feeds, elements, recipe, torch.device("cpu"), 2)
+    return finetune.FineTuning(backbone, *feeds, elements, settings, torch.device("cpu"), 2)
 
 
 @pytest.mark.parametrize(("objective", "decay"), [("dense", 0.0), ("weight_decay", 0.2)])

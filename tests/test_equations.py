@@ -1,0 +1,95 @@
+"""The equations and their spread, against numbers worked out by hand, numpy and plain loops."""
+
+import numpy as np
+import pytest
+
+from iis.equations import (
+    accuracy_retention,
+    area,
+    chance_corrected,
+    near_ceiling,
+    require_ratios,
+    saturated,
+    span,
+    standard_error,
+    too_close_to_chance,
+)
+from iis.grid import DENSE, RATIOS, Cell, check_ratios, dropped_count, kept_count
+from iis.runtime import UserError, numpy_rng
+from iis.statistics import bootstrap_iis, interval, mean_std, plus_minus
+
+
+def test_area_by_hand():
+    assert span(RATIOS) == 0.98 and area(RATIOS, np.ones(8)) == pytest.approx(0.98)  # a curve that never falls
+    assert area(RATIOS, 1 - np.array(RATIOS) / 0.98) == pytest.approx(0.49)  # a straight line to zero
+    # trapezoids: 0.5 * (1 + 0.8) / 2 = 0.45 and 0.4 * (0.8 + 0.2) / 2 = 0.2; and twice as high
+    np.testing.assert_allclose(area([0, 0.5, 0.9], [[1, 0.8, 0.2], [2, 1.6, 0.4]]), [0.65, 1.3])
+
+
+def test_retention_divides_each_seed_by_its_own_dense_head():
+    np.testing.assert_allclose(accuracy_retention([[0.4, 0.2], [0.6, 0.3]], [0.8, 0.6]), [[0.5, 0.25], [1.0, 0.5]])
+    np.testing.assert_allclose(chance_corrected([0.5, 0.1], 0.9, 0.1), [0.5, 0.0])
+    np.testing.assert_allclose(chance_corrected([[0.5], [0.5]], [0.9, 0.5], 0.1), [[0.5], [1.0]])
+
+
+def test_a_missing_ratio_is_named_not_bridged():
+    with pytest.raises(UserError, match=r"here lacks the sparsity ratio\(s\) 0.7, 0.98, so there is no IIS"):
+        require_ratios([ratio for ratio in RATIOS if ratio not in (0.7, 0.98)], where="here")
+    require_ratios([0.1 + 0.2, *RATIOS])
+
+
+@pytest.mark.parametrize("num_concepts, kept", [(200, [200, 180, 140, 100, 60, 20, 10, 4]),
+                                                (16, [16, 15, 12, 8, 5, 2, 1, 1]), (90, [90, 81, 63, 45, 27, 9, 5, 2])])
+def test_kept_counts(num_concepts, kept):
+    # 90 · 0.7 is 62.999… in floats; 63 are dropped all the same, so 27 stay.
+    assert [kept_count(num_concepts, ratio) for ratio in RATIOS] == kept
+    assert all(kept_count(num_concepts, ratio) + dropped_count(num_concepts, ratio) == num_concepts for ratio in RATIOS)
+
+
+def test_the_grid():
+    assert check_ratios([0.5, 0, 0.5]) == (0.0, 0.5) and Cell(0, DENSE, 0.1).dense and not Cell(0, 0.0, 0.1).dense
+    for ratio in (1.0, -0.1, 1.5, float("nan")):
+        with pytest.raises(UserError, match="outside"):
+            check_ratios([0.5, ratio])
+
+
+def test_chance_guard_uses_the_larger_margin():
+    assert standard_error(0.5, 100) == pytest.approx(0.05) and standard_error(1.0, 100) == 0
+    assert too_close_to_chance(0.54, 0.5, 10**6)  # 4 points: under 5
+    assert not too_close_to_chance(0.56, 0.5, 10**6)
+    assert too_close_to_chance(0.60, 0.5, 100)  # 10 points, but 3 standard errors are 14.7
+
+
+def test_saturation_needs_every_ratio_near_one():
+    assert saturated(np.full(8, 0.915), 0.917, 10_000)  # 0.2 points: standard error of a difference is 0.4
+    assert not saturated(np.array([0.915] * 7 + [0.90]), 0.917, 10_000)
+    # dense 0.917 over 10,000: standard error 0.00276, of a ratio of two 0.00425, times 0.98: 0.0042
+    assert near_ceiling(0.9781, 0.98, 0.917, 10_000) and not near_ceiling(0.9742, 0.98, 0.917, 10_000)
+
+
+def test_mean_and_std_by_hand():
+    assert mean_std([1.0, 2.0, 4.0]) == pytest.approx((7 / 3, np.sqrt(7 / 3)))  # squares 16/9 + 1/9 + 25/9, over 2
+    assert mean_std([0.5]) == (0.5, None)
+    assert plus_minus(0.81234, 0.0021) == "0.8123 ± 0.0021" and plus_minus(0.5, None, 2) == "0.50"
+
+
+def test_bootstrap_equals_a_plain_loop():
+    rng = np.random.default_rng(0)
+    correct_RSN, dense_RN = rng.random((2, 8, 60)) < 0.6, rng.random((2, 60)) < 0.8
+    scores = bootstrap_iis(RATIOS, correct_RSN, dense_RN, draws=105, seed=3)
+    picks = numpy_rng(3, "bootstrap", 60).multinomial(60, np.full(60, 1 / 60), size=100)
+    assert len(scores) == 105
+    for score, counts in zip(scores, picks, strict=False):
+        rows = np.repeat(np.arange(60), counts)
+        plain = [area(RATIOS, correct_RSN[r][:, rows].mean(1) / dense_RN[r][rows].mean()) for r in range(2)]
+        assert score == pytest.approx(np.mean(plain), rel=1e-5)
+
+
+def test_bootstrap_spread_matches_theory():
+    """One head that is right with p = 0.5 at every ratio, over an always-right dense head: IIS = 0.98 · accuracy."""
+    correct = np.random.default_rng(1).random(2000) < 0.5
+    scores = bootstrap_iis(RATIOS, np.tile(correct, (1, 8, 1)), np.ones((1, 2000), bool), draws=2000)
+    assert scores.std() == pytest.approx(0.98 * np.sqrt(0.25 / 2000), rel=0.08)
+    low, high = interval(scores)
+    assert low < 0.98 * correct.mean() < high
+    assert high - low == pytest.approx(2 * 1.96 * scores.std(), rel=0.1)
