@@ -211,7 +211,7 @@ def _converted(action: argparse.Action, value: Any, where: str) -> Any:
             raise UserError(f"{where}: {action.dest} = {value!r} is a switch: write true or false")
         return value
     if action.nargs == "+" and isinstance(value, list | tuple):
-        return [one for part in value for one in _converted(action, part, where)]
+        return [one for entry in value for one in _converted(action, entry, where)]
     text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     try:
         converted = (ROOT / text).resolve() if action.type is path else action.type(text) if action.type else text

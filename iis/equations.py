@@ -70,4 +70,4 @@ def near_ceiling(score: float, length: float, dense: float, count: int) -> bool:
 
     The standard error is that of an ARR of 1 over `count` images, times the span.
     """
-    return length - score <= length * np.sqrt(2) * standard_error(dense, count) / dense
+    return abs(length - score) <= length * np.sqrt(2) * standard_error(dense, count) / dense
