@@ -15,7 +15,6 @@ from IP_training import (
     IP_Prototype_training,
     IP_Text_training,
     banks,
-    config,
     end2end,
 )
 
@@ -92,8 +91,7 @@ def test_gumbel_at_test_time_is_the_releases(toy):
         run(IP_End2End_training, toy, "paper", **flags, test_assignment="gumbel")
 
 
-def test_a_folder_without_save_dir_tells_settings_apart(toy, monkeypatch):
-    monkeypatch.setattr(config, "ROOT", toy)
+def test_a_folder_without_save_dir_tells_settings_apart(toy):
     save_clip(toy)
     torch.save(torch.eye(12), toy / "mine.pt")
     for script, switches, changes in (
@@ -104,8 +102,8 @@ def test_a_folder_without_save_dir_tells_settings_apart(toy, monkeypatch):
             (IP_Bank_training, (), {"num_concepts": None, "bank": toy / "mine.pt"}),
             (IP_Text_training, ("--sparsity_ratio",), text_flags(toy)),
             (IP_Text_training, ("--lam", "0.01", "--n_iters", "5"), text_flags(toy))):
-        run(script, toy, None, *switches, **{**SHORT, **changes})
-    folders = sorted(str(file.parent.relative_to(toy / "IP_training")) for file in toy.rglob("settings.yaml"))
+        run(script, toy, None, *switches, **{**SHORT, "save_root": toy / "root", **changes})
+    folders = sorted(str(file.parent.relative_to(toy / "root")) for file in toy.rglob("settings.yaml"))
     assert folders == ["IP_Cluster/toy/toy_segments_M20_epochs1",
                        "IP_Combined/toy/toy_segments_Cluster_Random_M20_holdout0.1_epochs1",
                        "IP_End2End/toy/toy_segments_M20_release_argmax_epochs1", "IP_Own/toy/toy_mine_M12_epochs1",

@@ -182,15 +182,6 @@ def test_its_gradient_by_finite_differences():
     assert torch.autograd.gradcheck(lambda *five: MaskedLinear.apply(*five, (0.3, 0.9), "mask"), values)
 
 
-def test_columns_without_learned_scale_and_shift_stay_where_they_are():
-    made = heads(learned=LEARNED)
-    before, optimizer = made.scale.detach().clone(), torch.optim.Adam(made.parameters(), lr=0.1)
-    for _ in range(2):
-        made(torch.randn(32, 20)).square().sum().backward()
-        optimizer.step()
-    assert torch.equal(made.scale[:, 12:], before[:, 12:]) and not torch.equal(made.scale[:, :12], before[:, :12])
-
-
 def test_dense_heads_are_linear_layers_and_start_equal():
     made = DenseHeads(2, 7, 3, torch.Generator().manual_seed(0))
     assert torch.equal(made.weight[0], made.weight[1]) and not made.bias.any()

@@ -18,6 +18,7 @@ from conftest import ROOT, clusters
 
 from iis.cli import from_mapping, parse
 from iis.embedding_file import load_embeddings, save_embeddings
+from iis.results import read_ledger
 from iis.runtime import UserError
 from IP_training import IP_Bank_training, IP_End2End_training, IP_Prototype_training
 from IP_training import run as module
@@ -109,7 +110,7 @@ def test_killed_and_started_again_gives_the_same_ledger(toy, monkeypatch):
     """By SIGKILL once the dense heads are there, then by SIGTERM once a seed is in the ledger, which says how to go
     on."""
     flags = [sys.executable, str(ROOT / SCRIPT), *flags_of(toy, "killed", seeds=3, n_epoch=15)]
-    for number, found in ((signal.SIGKILL, lambda: list(toy.glob("dense_heads/*/results.jsonl"))),
+    for number, found in ((signal.SIGKILL, lambda: list(toy.glob("dense_heads/*/dense_heads.jsonl"))),
                           (signal.SIGTERM, (toy / "killed" / "results.jsonl").exists)):
         process = subprocess.Popen(flags, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                                    env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -177,8 +178,9 @@ def test_dense_heads_are_trained_once_for_all_banks_and_copied_into_each_ledger(
     hits = {name: [(row["seed"], row["learning_rate"], row["hits"]) for row in some] for name, some in rows.items()}
     assert hits["a"] == hits["b"] and hits["c"][0] == hits["a"][1] and len(hits["c"]) == 4
     assert {row["bank"] for row in rows["b"]} == {"Random"} and {row["kept"] for row in rows["a"]} == {None}
-    assert "bank" not in ledger(next(toy.glob("dense_heads/*")))[0]  # they belong to no bank
-    tensors, described = predictors(next(toy.glob("dense_heads/*")), 1)
+    [folder] = toy.glob("dense_heads/*")
+    assert not any("bank" in row for row in read_ledger(folder / "dense_heads.jsonl"))  # they belong to no bank
+    tensors, described = predictors(folder, 1)
     val, best = clusters(200, "val"), described["selected"]["dense"]
     right = (val.features_ND @ tensors["dense/weight"].T + tensors["dense/bias"]).argmax(1) == val.labels_N
     assert float(right.double().mean()) == pytest.approx(best["top1"], abs=0.0051)
@@ -186,7 +188,7 @@ def test_dense_heads_are_trained_once_for_all_banks_and_copied_into_each_ledger(
         prototype(toy, f"other{changes}", ratios="0.5", learning_rates="0.01", **changes)
         assert trained.pop() == (0, 1)
     prototype(toy, "there", ratios="0.5", dense_heads_dir=toy / "there too")
-    assert trained[-1] == (0, 3) and list(toy.glob("there too/*/results.jsonl"))
+    assert trained[-1] == (0, 3) and list(toy.glob("there too/*/dense_heads.jsonl"))
     prototype(toy, "a", seeds=2, ratios="0.5", learning_rates="0.001,0.01,0.1,0.5")  # a rate more, of all heads
     assert len(ledger(toy / "a")) == 2 * 2 * 4 and trained[-1] == (0, 3)
 
