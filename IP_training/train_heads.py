@@ -118,19 +118,19 @@ def fit_grid(groups: Sequence[HeadGroup], y_N: torch.Tensor, y_V: torch.Tensor, 
     trained = [[Trained(cell) for cell in group.cells] for group in groups]
     state = _Resume(resume_file, groups, optimizer, schedule, trained)
     first = state.restore()
-    bar = progress(total=recipe.epochs, initial=first, desc=f"seed {seed}, {what}", unit="epoch", disable=not show)
-    for epoch, losses in train_heads(groups, y_N, rows, recipe, seed, optimizer, schedule, first):
-        for group, heads, loss in zip(groups, trained, losses, strict=True):
-            correct, top5 = evaluate(group.heads, group.val, y_V)
-            select = correct if held is None else evaluate(group.heads, group.train, y_N, held)[0]
-            for g, head in enumerate(heads):
-                head.add_epoch(float(loss[g]), correct[g], float(top5[g]), select[g], group.heads, g)
-        bar.set_postfix_str("best " + " ".join(f"{heads[0].cell.learning_rate:g}:{max(heads[0].top1):.3f}"
-                                               for heads in trained), refresh=False)
-        bar.update()
-        if epoch + 1 < recipe.epochs:
-            state.save(epoch + 1)
-    bar.close()
+    with progress(total=recipe.epochs, initial=first, desc=f"seed {seed}, {what}", unit="epoch",
+                  disable=not show) as bar:  # closed before a message about a stop
+        for epoch, losses in train_heads(groups, y_N, rows, recipe, seed, optimizer, schedule, first):
+            for group, heads, loss in zip(groups, trained, losses, strict=True):
+                correct, top5 = evaluate(group.heads, group.val, y_V)
+                select = correct if held is None else evaluate(group.heads, group.train, y_N, held)[0]
+                for g, head in enumerate(heads):
+                    head.add_epoch(float(loss[g]), correct[g], float(top5[g]), select[g], group.heads, g)
+            bar.set_postfix_str("best " + " ".join(f"{heads[0].cell.learning_rate:g}:{max(heads[0].top1):.3f}"
+                                                   for heads in trained), refresh=False)
+            bar.update()
+            if epoch + 1 < recipe.epochs:
+                state.save(epoch + 1)
     return [head for heads in trained for head in heads]
 
 

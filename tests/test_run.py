@@ -109,7 +109,7 @@ def test_seeds_ratios_and_rates_may_come_in_any_order(toy):
 def test_killed_and_started_again_gives_the_same_ledger(toy, monkeypatch):
     """By SIGKILL once the dense heads are there, then by SIGTERM once a seed is in the ledger, which says how to go
     on."""
-    flags = [sys.executable, str(ROOT / SCRIPT), *flags_of(toy, "killed", seeds=3, n_epoch=15)]
+    flags = [sys.executable, str(ROOT / SCRIPT), *flags_of(toy, "killed", seeds=4, n_epoch=15)]
     for number, found in ((signal.SIGKILL, lambda: list(toy.glob("dense_heads/*/dense_heads.jsonl"))),
                           (signal.SIGTERM, (toy / "killed" / "results.jsonl").exists)):
         process = subprocess.Popen(flags, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
@@ -121,10 +121,10 @@ def test_killed_and_started_again_gives_the_same_ledger(toy, monkeypatch):
         said = process.communicate()[1].strip().split("\n")[-1]
         assert process.returncode == (-9 if number == signal.SIGKILL else 143)
     assert said == "stopped; start the same command again and it goes on where it was"
-    assert len(ledger(toy / "killed")) < 3 * GRID
-    prototype(toy, "killed", seeds=3, n_epoch=15)
+    assert len(ledger(toy / "killed")) < 4 * GRID
+    prototype(toy, "killed", seeds=4, n_epoch=15)
     monkeypatch.setenv("IIS_DENSE_HEADS", str(toy / "other dense heads"))
-    assert stable(prototype(toy, "whole", seeds=3, n_epoch=15)) == stable(toy / "killed")
+    assert stable(prototype(toy, "whole", seeds=4, n_epoch=15)) == stable(toy / "killed")
     assert not list(toy.glob("killed/resume*")) and not list(toy.glob("dense_heads/*/resume*"))
 
 
