@@ -6,6 +6,7 @@ import torch
 from bank_runs import GRID, assert_plain, ledger, predictors, refusal, run, save_clip, stable, text_flags
 from safetensors.torch import load_file
 
+from iis.cli import from_mapping
 from iis.runtime import UserError
 from iis.summary import summarise
 from IP_training import (
@@ -60,6 +61,10 @@ def test_the_protocol_decides_which_elements_a_bank_is_made_of(toy, monkeypatch,
         rows = ledger(run(script, toy, protocol, num_concepts=12, protocol=protocol, **SHORT))
         assert {row["element_choice"] for row in rows} == {choice}
     assert len(seen[0]) == 30 and seen[0] != seen[1] == list(range(30))
+    settings = [from_mapping(script.Settings, {"protocol": protocol}) for protocol in ("paper", "release")]
+    assert [one.sparsifier for one in settings] == ["mask", "strict"]  # a protocol fills what no flag says
+    own = from_mapping(script.Settings, {"protocol": "release", "element_choice": "balanced"})
+    assert own.element_choice == "balanced"
 
 
 def test_end2end_learns_a_bank_per_cell(toy):

@@ -50,13 +50,6 @@ def test_release_takes_the_first_rows_and_paper_spreads_over_classes():
 # ---- Cluster ----
 
 
-def test_separated_groups_are_found_by_hand():
-    centres = cluster_centres(torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.8, 0.6], [-1.0, 0.0]]), 2, seed=0)
-    centres = centres[centres[:, 0].argsort()]  # the lone element first
-    # The mean of the other three is (2.4, 1.4)/3, of length √7.72/3.
-    torch.testing.assert_close(centres, torch.tensor([[-1.0, 0.0], [2.4 / 7.72 ** 0.5, 1.4 / 7.72 ** 0.5]]))
-
-
 def test_centres_are_where_lloyds_plain_loop_stays():
     """Centres are the means of the elements nearest to them: one more plain step moves nothing."""
     from sklearn.cluster import KMeans
@@ -146,13 +139,8 @@ def test_files_of_a_bank_that_do_not_fit(tmp_path):
             from_file(tmp_path / file, 12, names and tmp_path / names)
 
 
-@pytest.mark.parametrize("total, count, expected", [(7, 2, [4, 3]), (200, 3, [67, 67, 66]), (6, 2, [3, 3]),
-                                                    (3, 3, [1, 1, 1])])
-def test_shares(total, count, expected):
-    assert shares(total, count) == expected
-
-
 def test_combined_stacks_its_parts_and_keeps_their_blocks():
+    assert [shares(7, 2), shares(200, 3), shares(6, 2), shares(3, 3)] == [[4, 3], [67, 67, 66], [3, 3], [1, 1, 1]]
     own = banks.from_matrix(torch.eye(12)[:2], 12, ["up", "down"])
     own.blocks = (("standard", 2),)
     bank = banks.combined([banks.random(3, 12), lambda seed: own])(SEED)

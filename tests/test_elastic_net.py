@@ -9,16 +9,6 @@ from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 
 from IP_training import elastic_net as module
-from IP_training.elastic_net import (
-    elastic_net_path,
-    fit_elastic_net,
-    half_gram,
-    largest_lam,
-    minimise_model,
-    objective,
-    residuals,
-    violation,
-)
 
 CLASSES, LAM = 4, 0.02
 
@@ -73,31 +63,31 @@ def conditions(x, y, fit, lam, alpha=0.99):
     W, b = fit.W_CM.double().requires_grad_(), fit.b_C.double().requires_grad_()
     torch.nn.functional.cross_entropy(x.double() @ W.T + b, y).backward()
     rows = [torch.cat([a.T, c[None]]).detach().numpy() for a, c in ((W.grad, b.grad), (W, b))]
-    return violation(*rows, lam, alpha)
+    return module.violation(*rows, lam, alpha)
 
 
 @pytest.mark.parametrize("alpha", [0.99, 0.5])
 def test_equals_scikit_learn(alpha):
     x, y = problem()
-    ours = fit_elastic_net(x, y, CLASSES, LAM, alpha, n_iters=4000, tolerance=1e-6)
+    ours = module.fit_elastic_net(x, y, CLASSES, LAM, alpha, n_iters=4000, tolerance=1e-6)
     theirs = LogisticRegression(solver="saga", C=1 / (len(x) * LAM), l1_ratio=alpha, tol=1e-9, max_iter=20000)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         theirs.fit(x.numpy(), y.numpy())
     W, b = torch.from_numpy(theirs.coef_), torch.from_numpy(theirs.intercept_)
-    assert ours.objective == pytest.approx(objective(x, y, W, b, LAM, alpha), rel=1e-6)
+    assert ours.objective == pytest.approx(module.objective(x, y, W, b, LAM, alpha), rel=1e-6)
     assert ours.passes < 4000 and ours.converged
     zeros = W.abs() < 1e-6
     assert torch.equal(ours.W_CM == 0, zeros) and 5 < int(zeros.sum()) < zeros.numel() - 5
     torch.testing.assert_close(ours.W_CM, W, rtol=0, atol=1e-4)
-    single = fit_elastic_net(x.float(), y, CLASSES, LAM, alpha)
+    single = module.fit_elastic_net(x.float(), y, CLASSES, LAM, alpha)
     assert single.objective == pytest.approx(ours.objective, rel=1e-4) and single.W_CM.dtype == torch.float32
 
 
 def test_more_passes_are_never_worse_on_correlated_concepts():
     """Without its safeguards the momentum ends at an objective of 5.4 after 300 passes here."""
     x, y = concepts()
-    values = [fit_elastic_net(x, y, CLASSES, 0.0007, n_iters=count).objective for count in (20, 80, 300)]
+    values = [module.fit_elastic_net(x, y, CLASSES, 0.0007, n_iters=count).objective for count in (20, 80, 300)]
     assert values == sorted(values, reverse=True)
     least = optimum(x, y, 0.0007)
     assert least - 1e-6 <= values[-1] <= 1.001 * least
@@ -107,53 +97,41 @@ def test_more_passes_are_never_worse_on_correlated_concepts():
 def test_converged_is_true_exactly_where_the_conditions_hold(tolerance):
     x, y = problem()
     for n_iters in (1, 2, 5, 10, 1000):
-        fit = fit_elastic_net(x, y, CLASSES, LAM, n_iters=n_iters, tolerance=tolerance)
+        fit = module.fit_elastic_net(x, y, CLASSES, LAM, n_iters=n_iters, tolerance=tolerance)
         assert fit.passes <= n_iters
         if fit.converged:
             assert conditions(x, y, fit, LAM) <= 1.0001 * tolerance * LAM * 0.99
         else:
             assert fit.passes == n_iters
-    assert fit.converged and not fit_elastic_net(x, y, CLASSES, LAM, n_iters=1, tolerance=tolerance).converged
+    assert fit.converged and not module.fit_elastic_net(x, y, CLASSES, LAM, n_iters=1, tolerance=tolerance).converged
 
 
 def test_path_starts_empty_grows_and_equals_cold_starts():
     x, y = problem()
-    top = largest_lam(x, y, CLASSES)
+    top = module.largest_lam(x, y, CLASSES)
     lams = [1.001 * top, 0.97 * top, 0.3 * top, 0.1 * top]
-    path = list(elastic_net_path(x, y, CLASSES, lams, n_iters=2000, tolerance=1e-4))
+    path = list(module.elastic_net_path(x, y, CLASSES, lams, n_iters=2000, tolerance=1e-4))
     counts = [int((fit.W_CM != 0).sum()) for _, fit in path]
     assert [lam for lam, _ in path] == lams and counts[0] == 0 < counts[1] < counts[2] < counts[3]
     for lam, fit in path[1:]:
-        cold = fit_elastic_net(x, y, CLASSES, lam, n_iters=2000, tolerance=1e-4)
+        cold = module.fit_elastic_net(x, y, CLASSES, lam, n_iters=2000, tolerance=1e-4)
         assert fit.objective == pytest.approx(cold.objective, rel=1e-6)
     assert path[-1][1].objective == pytest.approx(optimum(x, y, lams[-1]), rel=1e-5)
 
 
 def test_parts_of_the_data_and_a_class_without_images_change_nothing(monkeypatch):
     x, y = problem()
-    whole = fit_elastic_net(x, y, CLASSES, LAM), half_gram(x), largest_lam(x, y, CLASSES)
+    whole = module.fit_elastic_net(x, y, CLASSES, LAM), module.half_gram(x), module.largest_lam(x, y, CLASSES)
     monkeypatch.setattr(module, "ROWS", 50)
-    parts = fit_elastic_net(x, y, CLASSES, LAM), half_gram(x), largest_lam(x, y, CLASSES)
+    parts = module.fit_elastic_net(x, y, CLASSES, LAM), module.half_gram(x), module.largest_lam(x, y, CLASSES)
     torch.testing.assert_close(whole[0].W_CM, parts[0].W_CM)
     np.testing.assert_allclose(whole[1], parts[1], atol=1e-12)
     assert whole[2] == pytest.approx(parts[2])
-    absent = fit_elastic_net(x, y, CLASSES + 1, LAM)
+    absent = module.fit_elastic_net(x, y, CLASSES + 1, LAM)
     assert torch.isfinite(absent.b_C).all() and not absent.W_CM[-1].any()
 
 
 # ---- by hand ----
-
-
-def test_objective_by_hand():
-    # Two classes, logits (1·2, 0) and bias 0: CE = log(1 + e^-2) for y = 0; penalty 0.1·(0.99·1 + 0.005·1).
-    value = objective(torch.tensor([[2.0]]), torch.tensor([0]), torch.tensor([[1.0], [0.0]]), torch.zeros(2), 0.1)
-    assert value == pytest.approx(np.log(1 + np.exp(-2)) + 0.1 * 0.995)
-
-
-def test_half_gram_by_hand():
-    x = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
-    expected = [[10, 2, 4], [2, 4, 2], [4, 2, 2]]  # (x, 1)ᵀ(x, 1), over 2N = 4
-    np.testing.assert_allclose(half_gram(x), np.array(expected) / 4, atol=2e-6)
 
 
 def test_violation_by_hand():
@@ -161,21 +139,7 @@ def test_violation_by_hand():
     # alpha 0.5, lam 0.2: at W = 1 the gradient should be −0.1·1 − 0.1·1 = −0.2; at 0 it may be up to 0.1.
     for gradient, expected in (([-0.2, 0.1, 0.0], 0), ([-0.25, 0.1, 0.0], 0.05), ([-0.2, -0.4, 0.0], 0.3),
                                ([-0.2, 0.0, 0.07], 0.07)):
-        assert violation(np.array(gradient)[:, None], W, 0.2, 0.5) == pytest.approx(expected)
-
-
-def test_residuals_are_the_gradient_of_the_cross_entropy():
-    _, y = problem(30, 6)
-    logits = torch.randn(30, CLASSES, dtype=torch.float64, requires_grad=True)
-    torch.nn.functional.cross_entropy(logits, y, reduction="sum").backward()
-    torch.testing.assert_close(residuals(torch.eye(30).double(), y, logits.detach().T, torch.zeros(CLASSES).double()),
-                               logits.grad)
-
-
-def test_a_model_step_by_hand():
-    # Curvature 2 and 1: the weight goes from 1 to soft(2·1 − 0.6, 0.1)/2 = 0.65, the bias by −3.
-    moved = minimise_model(np.diag([2.0, 1.0]), np.array([[1.0], [0.0]]), np.array([[0.6], [3.0]]), 0.1, 1.0, 1e-12)
-    np.testing.assert_allclose(moved, [[0.65], [-3.0]])
+        assert module.violation(np.array(gradient)[:, None], W, 0.2, 0.5) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("block", [1, 7, 64])
@@ -193,6 +157,6 @@ def test_blocks_are_plain_cyclic_coordinate_descent(monkeypatch, block):
             else:
                 shrunk = np.sign(target) * np.maximum(np.abs(target) - lam * alpha, 0)
                 plain[k] = shrunk / (curvature[k, k] + lam * (1 - alpha))
-    ours = minimise_model(curvature, now, gradient, lam, alpha, 0.0, sweeps=4)
+    ours = module.minimise_model(curvature, now, gradient, lam, alpha, 0.0, sweeps=4)
     np.testing.assert_allclose(ours, plain, rtol=1e-9, atol=1e-12)
     assert (ours[:-1] == 0).any() and (plain == 0).sum() == (ours == 0).sum()

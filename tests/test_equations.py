@@ -46,7 +46,7 @@ def test_kept_counts(num_concepts, kept):
     assert all(kept_count(num_concepts, ratio) + dropped_count(num_concepts, ratio) == num_concepts for ratio in RATIOS)
 
 
-def test_the_grid():
+def test_which_ratios_a_grid_may_have():
     assert check_ratios([0.5, 0, 0.5]) == (0.0, 0.5) and Cell(0, DENSE, 0.1).dense and not Cell(0, 0.0, 0.1).dense
     for ratio in (1.0, -0.1, 1.5, float("nan")):
         with pytest.raises(UserError, match="outside"):

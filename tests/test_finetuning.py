@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -15,8 +16,8 @@ from iis.datasets import folder_images
 from iis.layers import HEAD_INPUT, Node
 from iis.preprocessing import normalise
 from iis.runtime import UserError, torch_rng
-from IP_training import IP_Finetuning, finetune
-from IP_training.finetune import Feed, augmented, chosen_elements, chosen_images, losses
+from IP_training import IP_Finetuning
+from IP_training.finetune import augmented, chosen_images, losses
 from IP_training.predictor import InterpretationHeads
 
 NET = """
@@ -106,25 +107,6 @@ def test_gradient_of_eq_8_by_hand(through):
     assert not bank.requires_grad and bank.grad is None
 
 
-def test_the_bank_has_no_gradient_and_follows_the_backbone(world):
-    tuning = made(world)
-    before = tuning.bank()
-    assert not before.requires_grad and before.norm(dim=1).tolist() == pytest.approx([1] * 4)
-    with torch.no_grad():
-        tuning.module[0].weight.copy_(tuning.module[0].weight.flip(0))
-    assert not torch.allclose(tuning.bank(), before)
-
-
-def made(world, **changes):
-    """A FineTuning as the script makes it."""
-    settings = parse(IP_Finetuning.Settings, flags(world, **changes))
-    backbone = configured_backbone(str(world / "net.yaml"))
-    feeds = [Feed(folder_images(world / "data" / split, "toy", split), backbone.preprocessing)
-             for split in ("train", "val")]
-    elements, _ = chosen_elements(folder_images(world / "elements", "toy", "elements"), backbone.preprocessing, 4, 0)
-    return finetune.FineTuning(backbone, *feeds, elements, settings, torch.device("cpu"), 2)
-
-
 @pytest.mark.parametrize(("objective", "decay"), [("dense", 0.0), ("weight_decay", 0.2)])
 def test_the_controls_are_a_plain_loop(world, objective, decay):
     """Cross-entropy of the original head, SGD with momentum written out, half a cosine; no predictor anywhere."""
@@ -184,25 +166,27 @@ def test_a_killed_run_goes_on_to_the_same_bits(world, monkeypatch):
     assert not (world / "broken" / "state.pt").exists()
 
 
-def test_from_disk_as_from_memory(world):
-    (log, state), (from_disk, other) = run(world, "a"), run(world, "b", cache_gb=0)
-    assert log == from_disk and all(torch.equal(state[name], other[name]) for name in state)
-
-
-def test_the_checkpoint_is_what_stage_2_takes_and_done_is_done(world, capsys):
-    _, state = run(world)
-    loaded = configured_backbone(str(world / "net.yaml"), str(world / "out" / "backbone.pth"))
-    assert all(torch.equal(loaded.module.state_dict()[name], value) for name, value in state.items())
-    results = json.loads((world / "out" / "finetuning.json").read_text())
-    assert results["before"]["epoch"] == 0 and results["after"]["epoch"] == 2 and len(results["elements"]) == 4
-    run(world)
-    assert "done before" in capsys.readouterr().out
-
-
-def test_a_damaged_image_is_left_out(world, capsys):
+def test_from_disk_as_from_memory_and_done_is_done(world, capsys):
     (world / "data/train/red/03.png").write_bytes(b"no image")
-    (log, _), (from_disk, _) = run(world, "a", objective="dense"), run(world, "b", objective="dense", cache_gb=0)
-    assert "1 train images cannot be read" in capsys.readouterr().out and len(log) == len(from_disk) == 3
+    (log, state), (from_disk, other) = run(world, "a"), run(world, "b", cache_gb=0)
+    assert "1 train images cannot be read and are left out" in capsys.readouterr().out
+    assert [len(log), log[-1].keys()] == [3, from_disk[-1].keys()]
+    (world / "data/train/red/03.png").unlink()
+    (log, state), (from_disk, other) = run(world, "c"), run(world, "d", cache_gb=0)
+    assert log == from_disk and all(torch.equal(state[name], other[name]) for name in state)
+    loaded = configured_backbone(str(world / "net.yaml"), str(world / "c" / "backbone.pth"))  # what stage 2 takes
+    assert all(torch.equal(loaded.module.state_dict()[name], value) for name, value in state.items())
+    results, saved = json.loads((world / "c/finetuning.json").read_text()), load_file(world / "c/predictor.safetensors")
+    assert results["before"] == log[0] and results["after"] == log[-1] and len(results["elements"]) == 4
+    torch.testing.assert_close(saved["bank"].norm(dim=1), torch.ones(4))
+    val = folder_images(world / "data/val", "toy", "val")  # the bank and predictor of the file give the log's accuracy
+    x = torch.stack([torch.from_numpy(np.asarray(val.open(row)).copy()).permute(2, 0, 1) for row in range(16)])
+    h = loaded.module[:5](normalise(x, loaded.preprocessing))
+    v = F.layer_norm(h @ saved["bank"].T, (4,), saved["scale"], saved["shift"])
+    correct = (v @ saved["weight"].T + saved["bias"]).argmax(1) == torch.tensor(val.labels)  # s = 0.1 of 4 keeps all
+    assert log[-1]["ip_top1"] == pytest.approx(float(correct.float().mean()))
+    run(world, "c")
+    assert "done before" in capsys.readouterr().out
 
 
 def test_augmentation_mirrors_and_moves():

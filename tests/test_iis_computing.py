@@ -156,14 +156,10 @@ def test_the_script_writes_tables_figures_and_marks(tmp_path, here):
     assert (one["marks"], other["marks"]) == ("", "saturated") and float(one["iis"]) == pytest.approx(0.49, abs=1e-3)
     assert "epochs 30" in one["label"] and "epochs 3" in other["label"]  # every setting that differs is in the label
     assert here(SCRIPT, "--model_root", tmp_path, "--dataset", "other")[0] == 2
-
-
-def test_one_ledger_that_fails_does_not_hide_the_others(tmp_path, here):
-    add_rows(tmp_path / "a" / "results.jsonl", hand_made())
-    add_rows(tmp_path / "b" / "results.jsonl", hand_made(skip=0.9))
+    add_rows(tmp_path / "c" / "results.jsonl", hand_made(skip=0.9))  # one that fails does not hide the others
     status, out, err = here(SCRIPT, "--model_root", tmp_path)
-    assert status == 2 and "no IIS for 1 of 2 ledgers" in err and "0.9" in err and "IIS = 0.49" in out
-    assert (tmp_path / "a" / "iis.json").exists() and not (tmp_path / "b" / "iis.json").exists()
+    assert status == 2 and "no IIS for 1 of 3 ledgers" in err and "0.9" in err and "IIS = 0.49" in out
+    assert not (tmp_path / "c" / "iis.json").exists()
 
 
 def test_release_checkpoints_give_the_release_number(tmp_path, here):

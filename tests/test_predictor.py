@@ -9,7 +9,7 @@ from torch import nn
 
 from iis.grid import RATIOS, dropped_count, kept_count
 from IP_training.banks import unit_rows
-from IP_training.predictor import DenseHeads, InterpretationHeads, MaskedLinear, fit_normaliser, interpret
+from IP_training.predictor import DenseHeads, InterpretationHeads, fit_normaliser, interpret
 from IP_training.sparsify import _exactly, keep_mask, sort_ascending, sparsify
 
 # ---- sparsify ----
@@ -173,13 +173,6 @@ def test_the_step_written_out_equals_autograd_through_sparsify(rule, ties, learn
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-10, atol=1e-12, msg=name)
         if learned is not None and name in ("scale", "shift"):
             assert not mine.grad[:, 12:].any() and mine.grad[:, :12].any()
-
-
-def test_its_gradient_by_finite_differences():
-    made, z = heads(ratios=(0.3, 0.9)).double(), torch.randn(4, 20, dtype=torch.float64,
-                                                             generator=torch.Generator().manual_seed(5))
-    values = [z.requires_grad_(), made.scale, made.shift, made.weight, made.bias]
-    assert torch.autograd.gradcheck(lambda *five: MaskedLinear.apply(*five, (0.3, 0.9), "mask"), values)
 
 
 def test_dense_heads_are_linear_layers_and_start_equal():

@@ -6,19 +6,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from bank_runs import (
-    CLASS_WORDS,
-    DROPPED,
-    GRID,
-    WORDS,
-    assert_plain,
-    ledger,
-    predictors,
-    refusal,
-    run,
-    save_clip,
-    text_flags,
-)
+import bank_runs
+from bank_runs import CLASS_WORDS, DROPPED, assert_plain, ledger, predictors, run, save_clip, text_flags
 from conftest import clusters
 from safetensors.torch import load_file
 
@@ -26,15 +15,6 @@ from iis.embedding_file import load_embeddings, save_embeddings
 from iis.runtime import UserError
 from IP_training import IP_Text_training, elastic_net
 from IP_training import text_bank as module
-from IP_training.text_bank import (
-    Similarity,
-    apply_clip_cutoff,
-    apply_interpretability_cutoff,
-    cos_cubed,
-    learn_projection,
-    mean_top5,
-    text_bank,
-)
 
 # ---- similarity and cut-offs ----
 
@@ -56,28 +36,28 @@ def attributes(count=400, width=10, seed=0):
     has = (randn(count, 5, seed=seed) > 0.6).float()
     images = torch.cat([has[:, :4], randn(count, 2, seed=seed + 50).abs()], 1) + 0.05
     features = has @ randn(5, width, seed=90) + 0.1 * randn(count, width, seed=seed + 60)
-    return has, features, Similarity(3 * images, 2 * (torch.eye(6)[:5] + 0.1))  # lengths must not matter
+    return has, features, module.Similarity(3 * images, 2 * (torch.eye(6)[:5] + 0.1))  # lengths must not matter
 
 
 def test_cos_cubed_by_hand_and_against_a_plain_loop():
     # Deviations (-1, 0, 1) and (-2, 1, 1): cubes (-1, 0, 1) and (-8, 1, 1); dot 9, lengths √2 and √66.
-    value = cos_cubed(torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[1.0], [4.0], [4.0]]))
+    value = module.cos_cubed(torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[1.0], [4.0], [4.0]]))
     assert float(value) == pytest.approx(9 / (2 ** 0.5 * 66 ** 0.5))
     a, b = randn(50, 7).double(), randn(50, 7, seed=1).double()
     b[:, 0], b[:, 1] = 3 * a[:, 0] + 2, -a[:, 1]
-    np.testing.assert_allclose(cos_cubed(a, b).numpy(), plain_cos_cubed(a.numpy(), b.numpy()), atol=1e-12)
-    assert cos_cubed(a, b)[:2].tolist() == pytest.approx([1, -1])
+    np.testing.assert_allclose(module.cos_cubed(a, b).numpy(), plain_cos_cubed(a.numpy(), b.numpy()), atol=1e-12)
+    assert module.cos_cubed(a, b)[:2].tolist() == pytest.approx([1, -1])
 
 
 def test_gradient_blocks_and_a_constant_column(monkeypatch):
-    assert torch.autograd.gradcheck(cos_cubed, (randn(9, 3).double().requires_grad_(), randn(9, 3, seed=1).double()))
+    assert torch.autograd.gradcheck(module.cos_cubed, (randn(9, 3).double().requires_grad_(), randn(9, 3, seed=1).double()))
     constant = torch.stack([torch.full((20,), 0.25), randn(20)], 1).requires_grad_()
-    value = cos_cubed(constant, randn(20, 2, seed=2))
+    value = module.cos_cubed(constant, randn(20, 2, seed=2))
     value.sum().backward()
     assert float(value[0].detach()) == pytest.approx(0, abs=1e-6) and torch.isfinite(constant.grad).all()
     h, words = randn(30, 4), randn(30, 5, seed=1)
     plain = randn(5, 4, seed=2).requires_grad_()
-    (-cos_cubed(h @ plain.T, words).mean()).backward()
+    (-module.cos_cubed(h @ plain.T, words).mean()).backward()
     for block in (512, 2):
         monkeypatch.setattr(module, "BLOCK", block)
         W = randn(5, 4, seed=2).requires_grad_()
@@ -87,25 +67,25 @@ def test_gradient_blocks_and_a_constant_column(monkeypatch):
 
 @pytest.mark.parametrize("count", [3, 40])
 def test_mean_top5_in_chunks_equals_the_whole(count):
-    similarity, some = Similarity(randn(count, 6), randn(8, 6, seed=1)), torch.arange(0, count, 2)
+    similarity, some = module.Similarity(randn(count, 6), randn(8, 6, seed=1)), torch.arange(0, count, 2)
     images, texts = (x / x.norm(dim=1, keepdim=True) for x in (similarity.images_Nd, similarity.texts_Md))
     for rows, chunk in ((None, 7), (some, 4)):
         chosen = images if rows is None else images[rows]
         expected = (chosen @ texts.T).sort(0, descending=True).values[:5].mean(0)
-        torch.testing.assert_close(mean_top5(similarity, image_rows=rows, chunk=chunk), expected)
+        torch.testing.assert_close(module.mean_top5(similarity, image_rows=rows, chunk=chunk), expected)
 
 
 def test_cutoffs_keep_what_is_strictly_above_and_name_themselves():
     values = torch.tensor([0.2, 0.25, 0.5, 0.3, 0.4])
-    assert apply_clip_cutoff(values, 0.25).tolist() == [2, 3, 4]
-    assert apply_interpretability_cutoff(values, 0.25).tolist() == [2, 3, 4]
-    assert apply_interpretability_cutoff(values, 0.25, 2).tolist() == [2, 4]
+    assert module.apply_clip_cutoff(values, 0.25).tolist() == [2, 3, 4]
+    assert module.apply_interpretability_cutoff(values, 0.25).tolist() == [2, 3, 4]
+    assert module.apply_interpretability_cutoff(values, 0.25, 2).tolist() == [2, 4]
     with pytest.raises(UserError, match=r"--clip_cutoff 0.6 drops all 5 .* 0.5000"):
-        apply_clip_cutoff(values, 0.6)
+        module.apply_clip_cutoff(values, 0.6)
     with pytest.raises(UserError, match=r"--interpretability_cutoff 0.6 drops all 5 .* 0.5000"):
-        apply_interpretability_cutoff(values, 0.6)
+        module.apply_interpretability_cutoff(values, 0.6)
     with pytest.raises(UserError, match=r"--num_concepts 4, but only 3 of 5"):
-        apply_interpretability_cutoff(values, 0.25, 4)
+        module.apply_interpretability_cutoff(values, 0.25, 4)
 
 
 # ---- the projection ----
@@ -115,7 +95,7 @@ def test_cutoffs_keep_what_is_strictly_above_and_name_themselves():
 def test_directions_are_aligned_with_the_words_and_not_against_them(batch_size):
     _, features, similarity = attributes()
     val_has, val_features, val_similarity = attributes(300, seed=1)
-    found, again = (learn_projection(features, similarity, val_features, val_similarity, steps=400,
+    found, again = (module.learn_projection(features, similarity, val_features, val_similarity, steps=400,
                                      batch_size=batch_size) for _ in range(2))
     assert torch.equal(found.W_MD, again.W_MD)
     activations = val_features @ found.W_MD.T
@@ -129,23 +109,12 @@ def test_directions_are_aligned_with_the_words_and_not_against_them(batch_size):
 
 def test_stops_at_the_first_fall_and_keeps_the_best():
     """Images of train and val that have nothing in common: validation soon falls."""
-    found = learn_projection(randn(40, 30), Similarity(randn(40, 5, seed=1), randn(6, 5, seed=2)),
-                             randn(200, 30, seed=3), Similarity(randn(200, 5, seed=4), randn(6, 5, seed=2)), steps=1000)
+    found = module.learn_projection(randn(40, 30), module.Similarity(randn(40, 5, seed=1), randn(6, 5, seed=2)),
+                             randn(200, 30, seed=3), module.Similarity(randn(200, 5, seed=4), randn(6, 5, seed=2)), steps=1000)
     values = [value for _, value in found.curve]
     assert found.steps < 1000 and found.steps == found.curve[-1][0] and found.best_step == found.steps - 50
     assert values[-1] <= values[-2] and values[:-1] == sorted(values[:-1])
     assert float(found.val_similarity_M.mean()) == pytest.approx(values[-2])
-
-
-@pytest.mark.parametrize("batch_size", [50_000, 128])
-def test_rows_stand_for_a_holdout(batch_size):
-    _, features, similarity = attributes()
-    train, val = torch.randperm(400, generator=torch.Generator().manual_seed(0)).split([300, 100])
-    settings = {"steps": 60, "batch_size": batch_size}
-    ours = learn_projection(features, similarity, features, similarity, train_rows=train, val_rows=val, **settings)
-    sliced = learn_projection(features[train], Similarity(similarity.images_Nd[train], similarity.texts_Md),
-                              features[val], Similarity(similarity.images_Nd[val], similarity.texts_Md), **settings)
-    torch.testing.assert_close(ours.W_MD, sliced.W_MD)
 
 
 def test_the_bank_says_which_word_went_and_why():
@@ -153,9 +122,9 @@ def test_the_bank_says_which_word_went_and_why():
     _, val_features, val_similarity = attributes(300, seed=1)
     texts = torch.cat([similarity.texts_Md, -torch.ones(1, 6)])  # a word unlike every image
     words = ["red", "round", "striped", "small", "noise", "alien"]
-    bank, dropped, projection = text_bank(
-        words, features, Similarity(similarity.images_Nd, texts), val_features,
-        Similarity(val_similarity.images_Nd, texts), num_concepts=3, clip_cutoff=0.1, interpretability_cutoff=0.4,
+    bank, dropped, projection = module.text_bank(
+        words, features, module.Similarity(similarity.images_Nd, texts), val_features,
+        module.Similarity(val_similarity.images_Nd, texts), num_concepts=3, clip_cutoff=0.1, interpretability_cutoff=0.4,
         steps=400)
     reasons = {item.word: item.setting for item in dropped}
     assert reasons["alien"] == "clip_cutoff" and reasons["noise"] == "interpretability_cutoff"
@@ -173,13 +142,16 @@ def text(toy, out="out", *switches, **changes):
 
 
 def refused(toy, **changes):
-    return refusal(IP_Text_training, toy, "--sparsity_ratio", **text_flags(toy, **changes))
+    return bank_runs.refusal(IP_Text_training, toy, "--sparsity_ratio", **text_flags(toy, **changes))
 
 
 def test_the_switch_trains_the_grid_on_the_words_that_pass(toy, capsys):
+    """On representations that the textual script has written into --activation_dir."""
     save_clip(toy)
-    rows = ledger(text(toy, seeds=2))
-    assert len(rows) == 2 * GRID and {row["bank_size"] for row in rows} == {None, 4}
+    for split in ("train", "val"):
+        (toy / f"{split}.pt").rename(toy / f"toy_{split}_toy_layer4.pt")
+    rows = ledger(text(toy, seeds=2, train_pt=None, val_pt=None, feature_layer="layer4"))
+    assert len(rows) == 2 * bank_runs.GRID and {row["bank_size"] for row in rows} == {None, 4}
     tensors, described = predictors(toy / "out")
     assert described["concepts"]["all"] == [[word] for word in CLASS_WORDS]
     assert described["blocks"]["all"] == [["standard", 4]] and not (toy / "out" / "elastic_net.json").exists()
@@ -224,15 +196,6 @@ def test_holdout_decides_on_the_slice_alone(toy, monkeypatch):
     assert torch.equal(predictors(text(toy, "second", holdout=0.25, ratios="0.5"))[0]["bank"], first["bank"])
     with pytest.raises(UserError, match="--interpretability_cutoff"):  # without a holdout those images decide
         text(toy, "third", ratios="0.5")
-
-
-def test_representations_are_found_in_the_activation_dir(toy):
-    """The textual script writes them there, so the published flags alone must do."""
-    save_clip(toy)
-    for split in ("train", "val"):
-        (toy / f"{split}.pt").rename(toy / f"toy_{split}_toy_layer4.pt")
-    rows = ledger(text(toy, train_pt=None, val_pt=None, feature_layer="layer4", ratios="0.5"))
-    assert len(rows) == 6
 
 
 # ---- the elastic-net layer ----
@@ -300,16 +263,11 @@ def test_numbers_that_leave_nothing_or_mean_nothing(toy, changes, words):
     assert words in refused(toy, **changes)
 
 
-def test_missing_files_name_the_script_that_writes_them(toy):
-    said = refused(toy)
-    assert "words.txt" in said and "textual_emb_extractor.py" in said and "words_ViT-B16.pt" in said
-    save_clip(toy)
-    (toy / "toy_val_clip_ViT-B16.pt").unlink()
-    said = refused(toy)
-    assert "toy_val_clip_ViT-B16.pt" in said and "textual_emb_extractor.py" in said
-
-
-def test_files_that_do_not_belong_together(toy):
+def test_files_that_are_missing_or_do_not_belong_together(toy):
+    for missing in ("words_ViT-B16.pt", "toy_val_clip_ViT-B16.pt"):
+        assert missing in refused(toy) and "run extractor/textual_emb_extractor.py" in refused(toy)
+        save_clip(toy)
+        (toy / "toy_val_clip_ViT-B16.pt").unlink()
     save_clip(toy, shuffled=True)
     assert "not of the same images" in refused(toy)
     save_clip(toy)
@@ -337,6 +295,6 @@ def test_a_refused_run_leaves_the_folder_free_and_a_finished_one_keeps_it(toy):
     with pytest.raises(UserError, match="clip_cutoff = 0.25"):  # now there are results
         text(toy, clip_cutoff=0.999999, ratios="0.5")
     assert len(ledger(text(toy, ratios="0.5,0.9"))) == 9
-    save_clip(toy, words=WORDS[:5])
+    save_clip(toy, words=bank_runs.WORDS[:5])
     with pytest.raises(UserError, match="words_hash"):  # another list of words
         text(toy, ratios="0.5")
