@@ -31,23 +31,27 @@ def combined(toy, out="out", **changes):
     (IP_End2End_training, "End2End", {}),
     (IP_End2End_training, "End2End", {"test_assignment": "gumbel"}),  # the stored bank, not a fresh draw, predicts
     (IP_Bank_training, "Random", {"concept_path": "none.pkl"})])  # Random needs no elements
-def test_every_bank_gives_a_curve_that_its_stored_predictors_repeat(toy, script, kind, changes):
+def test_every_bank_gives_a_curve_that_its_stored_predictors_repeat(toy, script, kind, changes, monkeypatch):
+    fits, fit = [], banks.cluster_centres
+    monkeypatch.setattr(banks, "cluster_centres", lambda *args: fits.append(args[2]) or fit(*args))
     rows = ledger(run(script, toy, seeds=2, **changes))
+    assert fits == ([0, 1] if kind == "Cluster" else [])  # once per seed
     assert len(rows) == 2 * GRID and {row["bank"] for row in rows} == {kind}
     assert_plain(toy / "out")
     result = summarise(rows, 10)
     assert 0 < result["iis"]["mean"] < 1 and len(result["iis"]["per_seed"]) == 2
+    (one, described), (other, _) = (predictors(toy / "out", seed) for seed in (0, 1))
     if kind != "End2End":
-        one, other = (predictors(toy / "out", seed)[0]["bank"] for seed in (0, 1))
-        assert one.shape == (20, 12) and not torch.equal(one, other)
-
-
-def test_cluster_fits_k_means_once_per_seed(toy, monkeypatch):
-    fits, fit = [], banks.cluster_centres
-    monkeypatch.setattr(banks, "cluster_centres", lambda *args: fits.append(args[2]) or fit(*args))
-    run(IP_Cluster_training, toy, seeds=2, **SHORT)
-    assert fits == [0, 1]
-    assert all(len(near) == 9 for near in predictors(toy / "out", 1)[1]["concepts"]["all"])
+        assert one["bank"].shape == (20, 12) and not torch.equal(one["bank"], other["bank"])
+        return
+    for ratio, chosen in described["selected"].items():  # a bank per cell
+        bank, slots, evidence = one[f"{ratio}/bank"], one[f"{ratio}/slots"], described["concepts"][ratio]
+        assert bank.shape == (20, 12) and ((bank.norm(dim=1) - 1).abs().lt(1e-5) | bank.norm(dim=1).eq(0)).all()
+        cell = (0, float(ratio), chosen["learning_rate"])
+        row = next(row for row in rows if (row["seed"], row["ratio"], row["learning_rate"]) == cell)
+        # empty slots, counted another way than the ledger does
+        assert row["empty_concepts"] == 20 - len(slots.unique()) == evidence.count([]) and sum(map(len, evidence)) == 80
+    assert len({one[f"{ratio}/slots"].numpy().tobytes() for ratio in ("0", "0.5", "0.98")}) == 3
 
 
 @pytest.mark.parametrize("script", [IP_Cluster_training, IP_End2End_training])
@@ -65,23 +69,6 @@ def test_the_protocol_decides_which_elements_a_bank_is_made_of(toy, monkeypatch,
     assert [one.sparsifier for one in settings] == ["mask", "strict"]  # a protocol fills what no flag says
     own = from_mapping(script.Settings, {"protocol": "release", "element_choice": "balanced"})
     assert own.element_choice == "balanced"
-
-
-def test_end2end_learns_a_bank_per_cell(toy):
-    rows = ledger(run(IP_End2End_training, toy))
-    assert {row["test_assignment"] for row in rows} == {"argmax"}
-    tensors, described = predictors(toy / "out")
-    for ratio, chosen in described["selected"].items():
-        bank, slots, evidence = tensors[f"{ratio}/bank"], tensors[f"{ratio}/slots"], described["concepts"][ratio]
-        assert bank.shape == (20, 12) and slots.shape == (80,)
-        lengths = bank.norm(dim=1)
-        assert ((lengths - 1).abs().lt(1e-5) | lengths.eq(0)).all()
-        empty = 20 - len(slots.unique())  # counted another way than the ledger does
-        cell = float(ratio), chosen["learning_rate"]
-        row = next(row for row in rows if (row["ratio"], row["learning_rate"]) == cell)
-        assert row["empty_concepts"] == empty == evidence.count([]) and sum(map(len, evidence)) == 80
-    assert "bank" not in tensors and "all" not in described["concepts"]
-    assert len({tensors[f"{ratio}/slots"].numpy().tobytes() for ratio in ("0", "0.5", "0.98")}) == 3
 
 
 def test_gumbel_at_test_time_is_the_releases(toy):
@@ -116,9 +103,6 @@ def test_a_folder_without_save_dir_tells_settings_apart(toy):
                        "IP_Text/toy/toy_words_Mall_epochs1", "IP_Text/toy/toy_words_Mall_epochs1_elastic_lam0.01"]
 
 
-# ---- Combined ----
-
-
 def test_visual_and_textual_share_seven_concepts(toy):
     save_clip(toy)
     rows = ledger(combined(toy, **text_flags(toy, num_concepts=7)))
@@ -149,9 +133,6 @@ def test_the_parts_are_the_banks_of_their_own_scripts_and_own_goes_in_whole(toy)
     assert predictors(toy / "out", 1)[1]["blocks"]["all"] == [["layer", 11], ["layer", 5], ["layer", 10]]
 
 
-# ---- a bank of one's own ----
-
-
 def test_names_reach_the_predictors_empty_concepts_the_ledger_and_a_matrix_its_hash(toy):
     (toy / "names.txt").write_text("one\ntwo\nthree\n")
     flags = {"num_concepts": None, "concept_path": None, "bank": toy / "bank.npy", **SHORT}
@@ -163,9 +144,6 @@ def test_names_reach_the_predictors_empty_concepts_the_ledger_and_a_matrix_its_h
     np.save(toy / "bank.npy", np.eye(12)[::-1][:3])
     with pytest.raises(UserError, match="bank_hash"):
         run(IP_Bank_training, toy, "own", **flags)
-
-
-# ---- refusals ----
 
 
 @pytest.mark.parametrize("script", [IP_Cluster_training, IP_End2End_training])

@@ -47,9 +47,6 @@ def test_release_takes_the_first_rows_and_paper_spreads_over_classes():
     assert paper.evidence != other.evidence and paper.empty == 0 and paper.blocks == (("layer", 12),)
 
 
-# ---- Cluster ----
-
-
 def test_centres_are_where_lloyds_plain_loop_stays():
     """Centres are the means of the elements nearest to them: one more plain step moves nothing."""
     from sklearn.cluster import KMeans
@@ -88,9 +85,6 @@ def test_too_many_concepts_or_none_are_refused():
                 bank(ELEMENTS, count)
     with pytest.raises(UserError, match="only 2 of the 6 elements differ"):
         cluster_centres(torch.eye(2).repeat(3, 1), 4, 0)
-
-
-# ---- Random, Own, Combined ----
 
 
 def test_random_rows_have_unit_length_and_change_with_the_seed():

@@ -45,9 +45,6 @@ def settings_of(*flags, **changes):
     return cli.parse(Settings, ["--data_path", "data", *map(str, flags)], **changes)
 
 
-# ---- settings ----
-
-
 def test_defaults_and_every_type_of_flag():
     plain = settings_of()
     assert plain == Settings(data_path=Path.cwd() / "data", folders=("one",))
@@ -135,9 +132,6 @@ def test_words_and_numbers():
     assert cli.path("~/x") == Path.home() / "x" and cli.path("a/../b") == Path.cwd() / "b"
 
 
-# ---- running ----
-
-
 @pytest.mark.parametrize("error, status, said", [
     (UserError("do this"), 2, "error: do this"), (KeyboardInterrupt(), 130, "stopped; start the same command again"),
     (signal.SIGTERM, 143, "stopped; start the same command again and it goes on where it was"),
@@ -174,9 +168,6 @@ def test_variables_names_of_configurations_sizes_and_disks(tmp_path, monkeypatch
     assert "NOT ENOUGH" in cli.disk(1e18, tmp_path / "not" / "there") and "NOT" not in cli.disk(1, tmp_path)
     cli.print_plan("stage 9", {"shapes": "a", "disk": "b"})
     assert capsys.readouterr().out == "dry run: stage 9\n  shapes:   a\n  disk:     b\n"
-
-
-# ---- files, folders, seeds ----
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):

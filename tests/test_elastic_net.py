@@ -131,9 +131,6 @@ def test_parts_of_the_data_and_a_class_without_images_change_nothing(monkeypatch
     assert torch.isfinite(absent.b_C).all() and not absent.W_CM[-1].any()
 
 
-# ---- by hand ----
-
-
 def test_violation_by_hand():
     W = np.array([[1.0], [0.0], [5.0]])  # the last row is the bias
     # alpha 0.5, lam 0.2: at W = 1 the gradient should be −0.1·1 − 0.1·1 = −0.2; at 0 it may be up to 0.1.

@@ -56,14 +56,6 @@ def test_equals_the_plain_loop(num_concepts, rule):
         torch.testing.assert_close(got[g], expected, rtol=1e-6 if rule == "shrink" else 0, atol=0)
 
 
-@pytest.mark.parametrize("rule, num_concepts, counts", [
-    ("mask", 200, [200, 180, 140, 100, 60, 20, 10, 4]), ("strict", 200, [199, 179, 139, 99, 59, 19, 9, 3]),
-    ("mask", 16, [16, 15, 12, 8, 5, 2, 1, 1]), ("strict", 16, [15, 14, 11, 7, 4, 1, 0, 0])])
-def test_how_many_stay(rule, num_concepts, counts):
-    rows = torch.randn(50, num_concepts, generator=torch.Generator().manual_seed(1)).expand(len(RATIOS), -1, -1)
-    assert [set(kept.tolist()) for kept in (sparsify(rows, RATIOS, rule) != 0).sum(-1)] == [{count} for count in counts]
-
-
 def test_by_hand():
     assert sparsify(torch.tensor([[[1.0, -1.0, 1.0, 2.0]]]), (0.5,)).tolist() == [[[1.0, 0.0, 0.0, 2.0]]]
     row = torch.tensor([[[3.0, -2.0, 1.0, 0.5]]], requires_grad=True)  # s = 0.5 zeroes 1 and 0.5, so τ = 1
@@ -175,7 +167,7 @@ def test_the_step_written_out_equals_autograd_through_sparsify(rule, ties, learn
             assert not mine.grad[:, 12:].any() and mine.grad[:, :12].any()
 
 
-def test_dense_heads_are_linear_layers_and_start_equal():
+def test_dense_heads_are_linear_layers_that_start_equal():
     made = DenseHeads(2, 7, 3, torch.Generator().manual_seed(0))
     assert torch.equal(made.weight[0], made.weight[1]) and not made.bias.any()
     made.weight.data[1] *= 2
@@ -184,7 +176,3 @@ def test_dense_heads_are_linear_layers_and_start_equal():
         for g, logits_CB in enumerate(made(x)):
             expected = nn.functional.linear((x[g] if x.ndim == 3 else x).float(), made.weight[g], made.bias[g])
             torch.testing.assert_close(logits_CB.T, expected)
-    state = made.state_of(1)
-    assert state.keys() == {"weight", "bias"} and torch.equal(state["weight"], made.weight[1])
-    made.weight.data[1] = 0
-    assert state["weight"].any()  # a copy

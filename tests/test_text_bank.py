@@ -3,10 +3,10 @@ are known, its elastic-net layer, and files that do not belong together."""
 
 import json
 
+import bank_runs
 import numpy as np
 import pytest
 import torch
-import bank_runs
 from bank_runs import CLASS_WORDS, DROPPED, assert_plain, ledger, predictors, run, save_clip, text_flags
 from conftest import clusters
 from safetensors.torch import load_file
@@ -50,7 +50,8 @@ def test_cos_cubed_by_hand_and_against_a_plain_loop():
 
 
 def test_gradient_blocks_and_a_constant_column(monkeypatch):
-    assert torch.autograd.gradcheck(module.cos_cubed, (randn(9, 3).double().requires_grad_(), randn(9, 3, seed=1).double()))
+    a, b = randn(9, 3).double().requires_grad_(), randn(9, 3, seed=1).double()
+    assert torch.autograd.gradcheck(module.cos_cubed, (a, b))
     constant = torch.stack([torch.full((20,), 0.25), randn(20)], 1).requires_grad_()
     value = module.cos_cubed(constant, randn(20, 2, seed=2))
     value.sum().backward()
@@ -109,8 +110,8 @@ def test_directions_are_aligned_with_the_words_and_not_against_them(batch_size):
 
 def test_stops_at_the_first_fall_and_keeps_the_best():
     """Images of train and val that have nothing in common: validation soon falls."""
-    found = module.learn_projection(randn(40, 30), module.Similarity(randn(40, 5, seed=1), randn(6, 5, seed=2)),
-                             randn(200, 30, seed=3), module.Similarity(randn(200, 5, seed=4), randn(6, 5, seed=2)), steps=1000)
+    train, val = (module.Similarity(randn(count, 5, seed=count), randn(6, 5, seed=2)) for count in (40, 200))
+    found = module.learn_projection(randn(40, 30), train, randn(200, 30, seed=3), val, steps=1000)
     values = [value for _, value in found.curve]
     assert found.steps < 1000 and found.steps == found.curve[-1][0] and found.best_step == found.steps - 50
     assert values[-1] <= values[-2] and values[:-1] == sorted(values[:-1])
@@ -124,8 +125,8 @@ def test_the_bank_says_which_word_went_and_why():
     words = ["red", "round", "striped", "small", "noise", "alien"]
     bank, dropped, projection = module.text_bank(
         words, features, module.Similarity(similarity.images_Nd, texts), val_features,
-        module.Similarity(val_similarity.images_Nd, texts), num_concepts=3, clip_cutoff=0.1, interpretability_cutoff=0.4,
-        steps=400)
+        module.Similarity(val_similarity.images_Nd, texts), num_concepts=3, clip_cutoff=0.1,
+        interpretability_cutoff=0.4, steps=400)
     reasons = {item.word: item.setting for item in dropped}
     assert reasons["alien"] == "clip_cutoff" and reasons["noise"] == "interpretability_cutoff"
     assert list(reasons.values()).count("num_concepts") == 1 and len(dropped) == 3

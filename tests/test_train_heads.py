@@ -14,7 +14,7 @@ from IP_training.banks import Seed, prototypes, unit_rows
 from IP_training.end2end import End2EndHeads, GumbelNoise
 from IP_training.predictor import DenseHeads, InterpretationHeads, interpret
 from IP_training.sparsify import sparsify
-from IP_training.train_heads import HeadGroup, Recipe, by_learning_rate, classes_ahead, evaluate, fit_grid
+from IP_training.train_heads import HeadGroup, Recipe, classes_ahead, evaluate, fit_grid
 
 RECIPE = Recipe(epochs=3, batch_size=64)
 TRAIN, VAL, ELEMENTS = clusters(300, "train"), clusters(200, "val"), clusters(80, "elements")
@@ -52,7 +52,7 @@ def test_a_head_of_the_grid_equals_the_head_trained_alone(kind):
               "dense": [dense(0.001), dense(0.1), predictors()],
               "learned": [learned(rate=0.01, noise=noise), learned(rate=0.1, noise=noise)]}[kind]
     whole = {head.cell: head for head in fit(groups)}
-    assert list(whole) == [cell for group in groups for cell in group.cells]
+    assert list(whole) == [cell for group in groups for cell in group.cells]  # the order of groups and cells
     for cell in {"predictors": (Cell(0, 0.0, 0.01), Cell(0, 0.7, 0.1), Cell(0, 0.98, 0.01)),
                  "dense": (Cell(0, DENSE, 0.001), Cell(0, DENSE, 0.1)),
                  "learned": (Cell(0, 0.0, 0.01), Cell(0, 0.9, 0.1))}[kind]:
@@ -151,27 +151,6 @@ def test_holdout_selects_without_looking_at_validation():
     other = fit_grid([predictors([0.0])], TRAIN.labels_N.clone().index_fill_(0, held, 0), VAL.labels_N, RECIPE, 0,
                      (train, held), show=False)[0]
     assert other.loss == ours.loss and other.top1 == ours.top1  # their labels train nothing
-
-
-def test_features_of_any_type_are_read_as_float32_and_once_for_all_groups(monkeypatch):
-    half = TRAIN.features_ND.half()
-    group = dense()
-    whole, lazy = HeadGroup(group.heads, group.cells, half.float(), group.val), dense()
-    lazy.train = half
-    reads, gather = [], module.gather
-    monkeypatch.setattr(module, "gather", lambda x, rows: reads.append(x) or gather(x, rows))
-    [one] = fit([whole])
-    count = len(reads)
-    second = dense(0.1)
-    second.train, second.val = lazy.train, lazy.val
-    [other, _] = fit([lazy, second])
-    assert one.loss == other.loss and torch.equal(one.state["weight"], other.state["weight"])
-    assert len([x for x in reads[count:] if x is half]) == len([x for x in reads[:count] if x is whole.train])
-
-
-def test_cells_are_grouped_by_learning_rate():
-    cells = [Cell(0, ratio, rate) for ratio in (0.5, 0.0) for rate in (0.1, 0.01)]
-    assert by_learning_rate(cells) == [[Cell(0, 0.0, 0.01), Cell(0, 0.5, 0.01)], [Cell(0, 0.0, 0.1), Cell(0, 0.5, 0.1)]]
 
 
 def test_classes_ahead_by_hand():
