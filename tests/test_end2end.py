@@ -1,4 +1,4 @@
-"""End2End: forward and gradients against the plain straight-through form, slot sums by loops, what is kept of a cell."""
+"""End2End: forward and gradients against the plain straight-through form, slot sums by loops, what stays of a cell."""
 
 import math
 

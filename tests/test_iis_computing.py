@@ -126,7 +126,7 @@ def test_a_ledger_that_lacks_something_is_refused():
                         (hand_made(skip=0.9), r"lacks the sparsity ratio\(s\) 0.9"),
                         ([line for line in whole if (line["seed"], line["ratio"]) != (1, 0.5)], "seed 1, lacks .* 0.5"),
                         ([{**line, "top5": None} for line in whole], "says nothing of top5"),
-                        ([{key: line[key] for key in line if key != "kept"} for line in whole], "says nothing of kept")):
+                        ([{key: line[key] for key in line if key != "kept"} for line in whole], "nothing of kept")):
         with pytest.raises(UserError, match=words):
             summarise(rows, draws=5)
 
