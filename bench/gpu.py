@@ -96,11 +96,13 @@ def end2end(settings: Settings, data: Data, device: torch.device) -> dict[str, f
     """Seconds of 30 epochs of all 24 cells, from a fraction of one; evaluation included."""
     rows, held = (max(1, round(settings.fraction * len(y_N))) for y_N in (data.y_train, data.y_val))
     y_train, y_val, names = data.y_train[:rows], data.y_val[:held], [""] * settings.num_classes
-    inputs = Inputs(Embeddings(data.h_train[:rows], y_train, names, []), Embeddings(data.h_val[:held], y_val, names, []),
-                    Embeddings(torch.randn(settings.num_elements, settings.width), torch.empty(0), [], []), names)
+    elements_ED = torch.randn(settings.num_elements, settings.width)
+    inputs = Inputs(*(Embeddings(h_ND, y_N, names, []) for h_ND, y_N in (
+        (data.h_train[:rows], y_train), (data.h_val[:held], y_val), (elements_ED, torch.empty(0)))), names)
     cells, spent = [Cell(0, ratio, rate) for ratio in RATIOS for rate in LEARNING_RATES], 0.0
+    recipe = Recipe(1, settings.batch_size)
     for groups, _ in learned_groups(inputs, settings.num_concepts, Seed(0, 0), cells, device, "mask", "first"):
-        spent += seconds(partial(fit_grid, groups, y_train, y_val, Recipe(1, settings.batch_size), 0, show=False), device)
+        spent += seconds(partial(fit_grid, groups, y_train, y_val, recipe, 0, show=False), device)
     epoch = spent / settings.fraction
     return {"seconds": EPOCHS * epoch, "epoch_s": epoch}
 

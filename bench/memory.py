@@ -1,6 +1,6 @@
 """Peak memory of stages 2 and 3 on features of ImageNet's shape, each in a process of its own.
 
-    python bench/memory.py                    # a tenth of 1.28 million rows: MINUTES; bench/results/memory.json
+    python bench/memory.py                    # a tenth of 1.28 million rows: 2 minutes; bench/results/memory.json
     python bench/memory.py --fraction 0.5     # half of them: 8 GB of disk while it runs, below $TMPDIR
 
 Each stage runs at the fraction and at half of it; what it needs for all rows is the straight line through both (from a
