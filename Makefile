@@ -38,21 +38,15 @@ lint: $(READY)  ## ruff over everything
 
 bench: $(READY)  ## speed claims on this machine's processor, both sides of each; JSON in bench/results
 	$(RUN) bench/heads.py
-	$(RUN) bench/grid_epoch.py
-	$(RUN) bench/saga.py
-	$(RUN) bench/kmeans.py
+	$(RUN) bench/grid.py
 	$(RUN) bench/segments.py
 	$(RUN) bench/embeddings.py
-	$(RUN) bench/one_decode.py
-	$(RUN) bench/memory.py --fraction 0.02
+	$(RUN) bench/embeddings.py --together shufflenet_v2_x0_5,mobilenet_v3_small,resnet18
+	$(RUN) bench/memory.py
 	$(RUN) bench/table.py
 
 bench-cuda: $(READY)  ## the same on a GPU, at ImageNet's shape
-	$(RUN) bench/cuda_heads.py --device cuda
-	$(RUN) bench/cuda_heads.py --device cuda --tf32
-	$(RUN) bench/cuda_end2end.py --device cuda
-	$(RUN) bench/cuda_end2end.py --device cuda --tf32
-	$(RUN) bench/cuda_embeddings.py --device cuda
+	$(RUN) bench/gpu.py
 
 clean-demo:  ## remove what `make demo` and `make reproduce` made of `shapes`; the environment stays
 	rm -rf datasets/shapes demo/weights concept_library/visual/shapes extractor/embs/shapes_* extractor/embs/clip/shapes_*

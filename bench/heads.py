@@ -1,66 +1,72 @@
-"""What the speed remarks of stage 3 rest on: the sort of the sparsifier, and one training step of 8 heads.
+"""One training step of stage 3's heads in parts: the sparsifier's sort, 8 predictors, 3 dense heads.
 
     python bench/heads.py                     # about half a minute; writes bench/results/heads.json
 
 Each line is plain / fast: above 1 the fast side wins.
 """
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.timing import Job, bench_parser, paired, report, start
-from iis.cli import ScriptParser, positive, run_script
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+from bench.timing import BenchSettings, Job, paired, report, start
+from iis.cli import positive, run_script, setting
+from iis.grid import LEARNING_RATES, RATIOS
+from IP_training.predictor import DenseHeads, InterpretationHeads
+from IP_training.sparsify import sort_ascending
 
 
-def parser() -> ScriptParser:
-    """The flags of this script."""
-    script = bench_parser(__doc__.splitlines()[0], "heads", pairs=9, threads=1)  # one thread is the steadiest
-    script.add_argument("--batch_size", type=positive, default=1024, help="samples per step")
-    script.add_argument("--num_concepts", type=positive, default=200, help="M")
-    script.add_argument("--num_classes", type=positive, default=10, help="C")
-    return script
+@dataclass(kw_only=True)
+class Settings(BenchSettings):
+    """Shape of a step"""
+
+    pairs: int = setting(9, "timed pairs, after one warm-up of each side", type=positive)
+    threads: int = setting(1, "of PyTorch: one is the steadiest", type=positive)
+    batch_size: int = setting(1024, "samples per step", type=positive)
+    num_concepts: int = setting(200, "M", type=positive)
+    width: int = setting(2048, "D", type=positive)
 
 
-def main(args: argparse.Namespace) -> None:
+def main(settings: Settings) -> Path:
     """Time every pair."""
-    start(args)
-    report(args, "python bench/heads.py",
-           {name: paired(*sides, args.pairs) for name, sides in sides_of(args).items()})
+    start(settings)
+    magnitude = torch.randn(len(RATIOS), settings.batch_size, settings.num_concepts).abs()  # (G, B, M)
+    sides = {"sort (torch.sort / sort_ascending)": (lambda: magnitude.sort(-1), lambda: sort_ascending(magnitude)),
+             "sort (numpy, as floats / as integers)": (lambda: np.sort(magnitude.numpy(), axis=-1),
+                                                       lambda: sort_ascending(magnitude)),
+             **steps(settings, 10), **steps(settings, 100)}
+    return report(settings, "heads", {name: paired(*pair, settings.pairs) for name, pair in sides.items()})
 
 
-def sides_of(args: argparse.Namespace) -> dict[str, tuple[Job, Job]]:
-    """{what: (plain, fast)} on a stack of 8 heads, one per sparsity ratio."""
-    import numpy as np
-    import torch
-
-    from iis.grid import RATIOS
-    from IP_training.fused_step import fused_step
-    from IP_training.predictor import InterpretationHeads
-    from IP_training.sparsify import sort_ascending
-
+def steps(settings: Settings, num_classes: int) -> dict[str, tuple[Job, Job]]:
+    """{what: (plain, fast)}: forward and backward of the predictors and of the dense heads of a seed."""
     generator = torch.Generator().manual_seed(0)
-    heads = InterpretationHeads(RATIOS, args.num_concepts, args.num_classes, generator)
-    z_BM = torch.randn(args.batch_size, args.num_concepts, generator=generator)
-    y_B = torch.randint(args.num_classes, (args.batch_size,), generator=generator)
-    magnitude = torch.randn(len(RATIOS), args.batch_size, args.num_concepts, generator=generator).abs()
+    heads = InterpretationHeads(RATIOS, settings.num_concepts, num_classes, generator)
+    dense = DenseHeads(len(LEARNING_RATES), settings.width, num_classes, generator)
+    z_BM = torch.randn(settings.batch_size, settings.num_concepts, generator=generator)
+    h_BD = torch.randn(settings.batch_size, settings.width, generator=generator)
+    y_B = torch.randint(num_classes, (settings.batch_size,), generator=generator)
 
-    def step(logits_GBC: torch.Tensor) -> None:
-        heads.zero_grad(set_to_none=True)
-        torch.nn.functional.cross_entropy(logits_GBC.transpose(1, 2), y_B.expand(len(logits_GBC), -1)).backward()
+    def step(module: torch.nn.Module, logits_GCB: torch.Tensor) -> None:
+        module.zero_grad()
+        cross_entropy(logits_GCB, y_B.expand(len(logits_GCB), -1)).backward()
 
-    def through_autograd() -> None:
-        x_GBM = heads.interpretations(z_BM)
-        step(torch.baddbmm(heads.bias_GC[:, None], x_GBM, heads.weight_GCM.mT))
+    def classes_last() -> torch.Tensor:
+        x_GBD = h_BD.expand(len(dense.weight), -1, -1)
+        return torch.baddbmm(dense.bias[:, None], x_GBD, dense.weight.mT).mT  # (G, C, B)
 
-    return {"sort (torch.sort / sort_ascending)": (lambda: magnitude.sort(-1), lambda: sort_ascending(magnitude)),
-            "sort (numpy, as floats / as integers)": (lambda: np.sort(magnitude.numpy(), axis=-1),
-                                                      lambda: sort_ascending(magnitude)),
-            "step of 8 heads (autograd / MaskedLinear)": (through_autograd, lambda: step(heads(z_BM))),
-            "step of 8 heads (autograd / fused_step)": (through_autograd, lambda: fused_step(heads, z_BM, y_B))}
+    return {f"step of 8 predictors, C = {num_classes} (autograd / MaskedLinear)":
+            (lambda: step(heads, DenseHeads.forward(heads, heads.interpretations(z_BM))),
+             lambda: step(heads, heads(z_BM))),
+            f"step of 3 dense heads, C = {num_classes} (classes last / first)":
+            (lambda: step(dense, classes_last()), lambda: step(dense, dense(h_BD)))}
 
 
 if __name__ == "__main__":
-    run_script(lambda: main(parser().settings()))
+    run_script(main, Settings)

@@ -1,89 +1,88 @@
-"""Peak memory of stages 2 and 3 on features of ImageNet's shape, in a process of their own.
+"""Peak memory of stages 2 and 3 on features of ImageNet's shape, each in a process of its own.
 
-    python bench/memory.py                    # a tenth of 1.28 million rows; writes bench/results/memory.json
-    python bench/memory.py --fraction 0.5     # half of them: 8 GB of disk while it runs
+    python bench/memory.py                    # a tenth of 1.28 million rows: 2 minutes; bench/results/memory.json
+    python bench/memory.py --fraction 0.5     # half of them: 8 GB of disk while it runs, below $TMPDIR
 
-Each stage runs at the fraction and at half of it; what it needs for all rows is the straight line through both.
+Each stage runs at the fraction and at half of it; what it needs for all rows is the straight line through both (from a
+tenth on: below 65,536 rows, stage 3 works on all of them at once).
 Stage 2: painted images of 8 x 8 through one linear layer to D numbers: reading, placing, finishing are the real ones.
-Stage 3: float16 features, read from their file (--feature_memory 0); Random bank, M = 200, and the dense head.
+Stage 3: float16 features, memory-mapped from their file (--feature_memory 0); Random bank, M = 200, and the dense head.
+Pages of memory-mapped files are not counted: the system takes them back when it needs them.
 """
 
-import argparse
-import json
-import resource
-import subprocess
+import re
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.timing import bench_parser, report
-from iis.cli import ScriptParser, part, path, positive, run_script
-from iis.runtime import make_output_folder
+from bench.timing import BenchSettings, report
+from iis.cli import part, positive, run_script, setting
 
 ROWS, VALIDATION = 1_280_000, 25  # of ImageNet's train; a validation row for every 25
-STAGE2, STAGE3 = "stage 2, peak of memory", "stage 3, peak of memory"
-MUST = {STAGE2: 2, STAGE3: 24}  # GiB
+MUST = 2, 24  # GiB, of stages 2 and 3
 
 
-def parser() -> ScriptParser:
-    """The flags of this script."""
-    script = bench_parser(__doc__.splitlines()[0], "memory")
-    script.add_argument("--fraction", type=part, default=0.1, help=f"of {ROWS:,} rows")
-    script.add_argument("--width", type=positive, default=2048, help="D")
-    script.add_argument("--classes", type=positive, default=1000, help="C")
-    script.add_argument("--scratch", type=path, default=path(tempfile.gettempdir()), help="folder for the files, which "
-                      "are removed")
-    script.add_argument("--child", choices=("stage2", "stage3"), help=argparse.SUPPRESS)
-    script.add_argument("--rows", type=positive, help=argparse.SUPPRESS)
-    return script
+@dataclass(kw_only=True)
+class Settings(BenchSettings):
+    """Shape of the features"""
+
+    fraction: float = setting(0.1, f"of {ROWS:,} rows", type=part)
+    width: int = setting(2048, "D", type=positive)
+    classes: int = setting(1000, "C", type=positive)
 
 
-def main(args: argparse.Namespace) -> Path | None:
-    """Run each stage twice in processes of their own."""
-    if args.child:
-        {"stage2": stage2, "stage3": stage3}[args.child](args)
-        return None
-    make_output_folder(args.scratch)
-    results = {}
-    for name, stage in ((STAGE2, "stage2"), (STAGE3, "stage3")):
-        small, large = (_child(args, stage, max(50, int(share * args.fraction * ROWS))) for share in (0.5, 1))
-        slope = max(0.0, (large["peak_gib"] - small["peak_gib"]) / (large["rows"] - small["rows"]))
-        large.update(peak_gib_at_half=small["peak_gib"], must_gib=MUST[name],
-                     peak_gib_at_all_rows=large["peak_gib"] + slope * (ROWS - large["rows"]))
-        results[name] = large
-        print(f"{name}: {large['peak_gib']:.2f} GiB at {large['rows']:,} rows, {small['peak_gib']:.2f} at half; "
-              f"{large['peak_gib_at_all_rows']:.2f} at {ROWS:,} by the straight line (must be below {MUST[name]})")
-    return report(args, "python bench/memory.py", results, note="peak resident set, pages of mapped files included; "
-                  "a straight line through two sizes tells all rows")
+def main(settings: Settings) -> Path:
+    """Run each stage at two sizes."""
+    results, targets = {}, {}
+    for number, stage, before, must in ((2, stage2, None, MUST[0]), (3, stage3, features, MUST[1])):
+        rows, half = (max(50, int(share * settings.fraction * ROWS)) for share in (1, 0.5))
+        small, large = (alone(settings, stage, before, some) for some in (half, rows))
+        line = large + max(0.0, large - small) / (rows - half) * (ROWS - rows)
+        results |= {f"stage {number}, peak of memory, {count:,} images": {"gib": gib}
+                    for count, gib in ((half, small), (rows, large))}
+        name = f"stage {number}, peak of memory, {ROWS:,} images (straight line)"
+        results[name], targets[name] = {"gib": line}, (must, must)
+    return report(settings, "memory", results, targets, "without pages of mapped files")
 
 
-def _child(args: argparse.Namespace, stage: str, rows: int) -> dict[str, float]:
-    with tempfile.TemporaryDirectory(prefix="iis-memory", dir=args.scratch) as folder:
-        began = time.perf_counter()
-        done = subprocess.run([sys.executable, __file__, "--child", stage, "--rows", str(rows), "--scratch", folder,
-                               "--width", str(args.width), "--classes", str(args.classes)], capture_output=True,
-                              text=True)
-        if done.returncode:
-            raise RuntimeError(done.stderr[-2000:])
-        peak = json.loads(done.stdout.splitlines()[-1])
-        return {"rows": rows, "peak_gib": peak, "seconds": time.perf_counter() - began}
+def alone(settings: Settings, stage: Callable, before: Callable | None, rows: int) -> float:
+    """The peak, GiB, of a stage in a process of its own; `before` makes its inputs in another."""
+    with (tempfile.TemporaryDirectory() as folder,
+          ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool):
+        if before:
+            pool.submit(before, settings, rows, Path(folder)).result()
+        return pool.submit(peak, stage, settings, rows, Path(folder)).result()
 
 
-def _say_peak() -> None:
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
-    print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2 ** 30))
+def peak(stage: Callable, *given: object) -> float:
+    """GiB of this process's own memory at most, while the stage runs; from Linux's /proc."""
+    found = [0]
+
+    def watch() -> None:
+        while True:
+            found.append(int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1]))
+            time.sleep(0.01)
+
+    threading.Thread(target=watch, daemon=True).start()
+    stage(*given)
+    return max(found) / 2**20
 
 
-def stage2(args: argparse.Namespace) -> None:
+def stage2(settings: Settings, rows: int, folder: Path) -> None:
     """Embed `rows` painted images."""
     import torch
     from PIL import Image
     from torch import nn
 
-    from extractor.embed import embed
+    from extractor.embed import Target, embed_together
     from iis.backbones import Backbone
     from iis.datasets import ImageSet
     from iis.layers import HEAD_INPUT, Node
@@ -93,48 +92,46 @@ def stage2(args: argparse.Namespace) -> None:
         def open(self, index: int) -> Image.Image:
             return Image.new("RGB", (8, 8), (index % 251, index % 241, index % 239))
 
-    net = nn.Sequential(nn.Flatten(), nn.Linear(192, args.width), nn.ReLU(), nn.Linear(args.width, 2)).eval()
-    backbone = Backbone("painted", net.requires_grad_(False), "3", args.width, 2, preprocessing(8, 8), "none", "0")
-    names = [f"n{row % 1000:08d}/n{row % 1000:08d}_{row:08d}.JPEG" for row in range(args.rows)]
-    images = Painted("painted", "train", ["a", "b"], [row % 2 for row in range(args.rows)], names, args.scratch)
-    embed(images, backbone, Node(HEAD_INPUT, "3"), args.scratch / "x.pt", {"model": "painted"}, 256, 0,
-          torch.device("cpu"))
-    _say_peak()
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, settings.width), nn.ReLU(), nn.Linear(settings.width, 2)).eval()
+    backbone = Backbone("painted", net.requires_grad_(False), "3", settings.width, 2, preprocessing(8, 8), "none", "0")
+    names = [f"n{row % 1000:08d}/n{row % 1000:08d}_{row:08d}.JPEG" for row in range(rows)]
+    images = Painted("painted", "train", ["a", "b"], [row % 2 for row in range(rows)], names, folder)
+    target = Target(backbone, Node(HEAD_INPUT, "3"), folder / "x.pt", {"model": "painted"})
+    embed_together(images, [target], 256, 0, torch.device("cpu"))
 
 
-def stage3(args: argparse.Namespace) -> None:
-    """Train one ratio and the dense head for one epoch on `rows` generated rows of float16."""
+def features(settings: Settings, rows: int, folder: Path) -> None:
+    """Write `rows` made-up rows of float16 for train, and a part of that for val."""
     import numpy as np
     import torch
 
-    from extractor.mapped import mapped
     from iis.embedding_file import Embeddings, save_embeddings
-    from IP_training import IP_Bank_training, training_run
 
     rng = np.random.default_rng(0)
-    for split, rows in (("train", args.rows), ("val", max(2, args.rows // VALIDATION))):
-        raw = args.scratch / "raw.f16"
-        labels = np.arange(rows) % args.classes
-        with open(raw, "wb") as handle:
-            for start in range(0, rows, 4096):
-                block = rng.standard_normal((min(4096, rows - start), args.width), dtype=np.float32)
-                block[:, 0] += labels[start:start + 4096]
-                handle.write(block.astype(np.float16).tobytes())
-        with mapped(raw, rows, args.width, np.float16) as features:
-            save_embeddings(args.scratch / f"{split}.pt", Embeddings(
-                torch.from_numpy(features), torch.from_numpy(labels), [f"{c:04d}" for c in range(args.classes)],
-                [f"n{label:08d}/{row:08d}.JPEG" for row, label in enumerate(labels)]))
-        del features
-        raw.unlink()
-    training_run.DENSE_HEADS = args.scratch / "dense_heads"
-    script = IP_Bank_training
-    script.main(script.parser().settings([
-        "--kind", "Random", "--model_name", "generated", "--dataset", "generated", "--train_pt",
-        str(args.scratch / "train.pt"), "--val_pt", str(args.scratch / "val.pt"), "--num_concepts", "200", "--ratios",
-        "0.5", "--learning_rates", "0.01", "--seeds", "1", "--n_epoch", "1", "--device", "cpu", "--feature_memory", "0",
-        "--save_dir", str(args.scratch / "out")]))
-    _say_peak()
+    for split, count in (("train", rows), ("val", max(2, rows // VALIDATION))):
+        labels = np.arange(count) % settings.classes
+        features_ND = np.memmap(folder / f"{split}.f16", np.float16, "w+", shape=(count, settings.width))
+        for start in range(0, count, 4096):
+            block = features_ND[start:start + 4096]
+            block[:] = rng.standard_normal(block.shape, np.float32)
+        features_ND[:, 0] += labels
+        save_embeddings(folder / f"{split}.pt", Embeddings(
+            torch.from_numpy(features_ND), torch.from_numpy(labels), [f"{c:04d}" for c in range(settings.classes)],
+            [f"n{label:08d}/{row:08d}.JPEG" for row, label in enumerate(labels)]))
+
+
+def stage3(settings: Settings, rows: int, folder: Path) -> None:
+    """Train one ratio and the dense head for one epoch on these features."""
+    from iis.cli import parse
+    from IP_training import IP_Bank_training
+
+    IP_Bank_training.main(parse(IP_Bank_training.Settings, [
+        "--kind", "Random", "--model_name", "made_up", "--dataset", "made_up", "--train_pt", str(folder / "train.pt"),
+        "--val_pt", str(folder / "val.pt"), "--num_concepts", "200", "--ratios", "0.5", "--learning_rates", "0.01",
+        "--seeds", "1", "--n_epoch", "1", "--device", "cpu", "--feature_memory", "0", "--dense_heads_dir",
+        str(folder / "dense_heads"), "--save_dir", str(folder / "out")]))
+
 
 
 if __name__ == "__main__":
-    run_script(lambda: main(parser().settings()))
+    run_script(main, Settings)

@@ -1,71 +1,67 @@
-"""Segments of an image on one core: the rules written plainly, against extractor/superpixels.py; every pixel alike.
+"""Segments of an image on one core: the rules written plainly, against extractor/elements.py; every pixel alike.
 
     python bench/segments.py                  # some 20 s; writes bench/results/segments.json
 
 A painted image of 500 x 375; where IIS_DATA names a folder with imagenet-pictures, the photographs of that size too.
-Plain: slic at each scale, Jaccard mask by mask, grey composed on the whole image, then the box cut out.
+Plain: Jaccard mask by mask, grey composed on the whole image, then the box cut out. Both sides call scikit-image's
+`slic`, which takes most of the time.
 """
 
-import argparse
+import itertools
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.timing import bench_parser, paired, report
-from iis.cli import ScriptParser, count, positive, run_script
-from iis.runtime import UserError
+import numpy as np
+from PIL import Image
+from skimage.segmentation import slic
 
-WHOLE, SLIC = "segments of an image (plain / suite)", "its three SLICs (slic / shared conversion and blur)"
+from bench.timing import BenchSettings, paired, report, seconds
+from extractor.elements import COMPACTNESS, SCALES, SIGMA, segments
+from iis.cli import count, positive, run_script, setting
+from iis.runtime import UserError, numpy_rng
 
-
-def parser() -> ScriptParser:
-    """The flags of this script."""
-    script = bench_parser(__doc__.splitlines()[0], "segments", pairs=7, threads=1)
-    script.add_argument("--width", type=positive, default=500, help="pixels, of the painted image")
-    script.add_argument("--height", type=positive, default=375, help="pixels")
-    script.add_argument("--photographs", type=count, default=4, help="of --width x --height below IIS_DATA, at most")
-    return script
+RESULT = "segments of an image (plain / suite)"
+SIZE = 500, 375  # pixels
 
 
-def main(args: argparse.Namespace) -> Path:
+@dataclass(kw_only=True)
+class Settings(BenchSettings):
+    """Images"""
+
+    pairs: int = setting(7, "timed pairs, after one warm-up of each side", type=positive)
+    photographs: int = setting(4, "of 500 x 375 below IIS_DATA, at most", type=count)
+
+
+def main(settings: Settings) -> Path:
     """Compare every pixel, then time."""
-    import numpy as np
-
-    from extractor import shared_slic, superpixels
-
-    images = [painted(args.width, args.height), *photographs(args)]
+    images = [painted(), *photographs(settings.photographs)]
     for image in images:
-        if plain_segments(image, "an image") != [(tag, element.tobytes())
-                                                    for tag, element in superpixels.segments(image, "an image")]:
+        if plain_segments(image, "an image") != [(tag, element.tobytes()) for tag, element in
+                                                 segments(image, "an image")]:
             raise UserError("the two sides give different pixels: the timing would mean nothing")
-    arrays = [np.asarray(image) for image in images]
-    rules = (superpixels.SCALES, superpixels.COMPACTNESS, superpixels.SIGMA)
-    sides = {WHOLE: (lambda: [plain_segments(image, "an image") for image in images],
-                     lambda: [superpixels.segments(image, "an image") for image in images]),
-             SLIC: (lambda: [shared_slic.public(array, *rules) for array in arrays],
-                    lambda: [shared_slic.labels(array, *rules) for array in arrays])}
-    results = {name: paired(*side, args.pairs) for name, side in sides.items()}
-    for result in results.values():
-        result.update({side: result[side] / len(images) for side in ("plain_s", "fast_s")})
-    note = (f"seconds per image, of {len(images)}; every pixel alike; SLIC's k-means is compiled code that both "
-            f"sides call alike{'' if shared_slic.trusted() else '; the private parts of SLIC are NOT in use here'}")
-    return report(args, "python bench/segments.py", results, {WHOLE: (1.5, 1.8)}, note)
+    result = paired(lambda: [plain_segments(image, "an image") for image in images],
+                    lambda: [segments(image, "an image") for image in images], settings.pairs)
+    result |= {side: result[side] / len(images) for side in ("plain_s", "fast_s")}
+    slic_s = min(seconds(lambda: [slic_labels(np.asarray(image), scale) for image in images for scale in SCALES])
+                 for _ in range(3)) / len(images)
+    return report(settings, "segments", {RESULT: result}, note=f"seconds per image, of {len(images)}; every pixel "
+                  f"alike; the three SLICs take {1e3 * slic_s:.0f} ms of either side")
 
 
-def plain_segments(image, name: str) -> list[tuple[str, bytes]]:
+def slic_labels(image_HW3: np.ndarray, scale: int) -> np.ndarray:
+    """SLIC as both sides call it."""
+    return slic(image_HW3, n_segments=scale, compactness=COMPACTNESS, sigma=SIGMA, start_label=1)
+
+
+def plain_segments(image: Image.Image, name: str) -> list[tuple[str, bytes]]:
     """(tag, pixels) of every segment, by the rules as they read (protocol `paper`, seed 0)."""
-    import numpy as np
-    from PIL import Image
-    from skimage.segmentation import slic
-
-    from iis.runtime import numpy_rng
-
     array, earlier, found = np.asarray(image), [], []
-    for scale in (10, 20, 30):
-        labels = slic(array, n_segments=scale, compactness=10, sigma=1, start_label=1)
-        passing = []
+    for scale in SCALES:
+        labels, passing = slic_labels(array, scale), []
         for label in range(1, labels.max() + 1):
             mask = labels == label
             if mask.mean() > 0.001 and all((mask & seen).sum() / (mask | seen).sum() <= 0.5 for seen in earlier):
@@ -75,8 +71,7 @@ def plain_segments(image, name: str) -> list[tuple[str, bytes]]:
             passing = [passing[place] for place in sorted(drawn)]
         earlier += [mask for _, mask in passing]
         for label, mask in passing:
-            grey = np.full_like(array, 117)
-            whole = np.where(mask[:, :, None], array, grey)
+            whole = np.where(mask[:, :, None], array, np.full_like(array, 117))
             rows, columns = np.where(mask)
             cut = whole[rows.min():rows.max() + 1, columns.min():columns.max() + 1]
             found.append((f"{scale}_{label:03d}",
@@ -84,12 +79,9 @@ def plain_segments(image, name: str) -> list[tuple[str, bytes]]:
     return found
 
 
-def painted(width: int, height: int):
+def painted() -> Image.Image:
     """A seeded image with blobs of several sizes and some grain, for SLIC to find edges in."""
-    import numpy as np
-    from PIL import Image
-
-    rng = np.random.default_rng(0)
+    rng, (width, height) = np.random.default_rng(0), SIZE
     total = rng.normal(0, 6, (height, width, 3))
     for cells in (3, 7, 15, 40):
         blobs = Image.fromarray(rng.integers(0, 256, (cells, cells + 1, 3), dtype=np.uint8))
@@ -97,18 +89,13 @@ def painted(width: int, height: int):
     return Image.fromarray(np.clip(total, 0, 255).astype(np.uint8))
 
 
-def photographs(args: argparse.Namespace) -> list:
-    """RGB photographs of the asked size; none without IIS_DATA."""
-    from PIL import Image
-
-    files = sorted(Path(os.environ["IIS_DATA"], "imagenet-pictures").glob("*/*")) if "IIS_DATA" in os.environ else []
-    found = []
-    for file in files:
-        with Image.open(file) as image:
-            if image.size == (args.width, args.height) and len(found) < args.photographs:
-                found.append(image.convert("RGB"))
-    return found
+def photographs(most: int) -> list[Image.Image]:
+    """RGB photographs of that size; none without IIS_DATA."""
+    folder = Path(os.environ.get("IIS_DATA", "/nowhere"), "imagenet-pictures")
+    images = (Image.open(file).convert("RGB") for file in sorted(folder.glob("*/*")))
+    fitting = (image for image in images if image.size == SIZE)
+    return list(itertools.islice(fitting, most))
 
 
 if __name__ == "__main__":
-    run_script(lambda: main(parser().settings()))
+    run_script(main, Settings)

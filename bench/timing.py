@@ -1,134 +1,120 @@
-"""What every benchmark shares: both sides in one process, taking turns; the median of their ratios; JSON that says how.
+"""What every benchmark shares: two sides in turn, the median of their ratios, JSON with machine, processor and command.
 
-Times of a machine are worth little; ratios of pairs travel, because what slows the machine slows both sides.
+Times belong to a machine. Ratios of pairs carry over, because what slows the machine slows both sides.
 """
 
-from __future__ import annotations
-
-import argparse
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iis.cli import ScriptParser, count, path, positive
-from iis.runtime import ROOT, choose_device, write_json
+from iis.cli import count, positive, setting
+from iis.runtime import ROOT, choose_device, keep_freed_memory, read_json, write_json
+from reproduction.lib.tables import as_markdown
 
 Job = Callable[[], Any] | Sequence[tuple[Callable[[], Any], float]]  # or parts: (function, how often the job has it)
+UNITS = {"ratio": "×", "seconds": "s", "gib": "GiB"}  # of a result
 RESULTS = ROOT / "bench" / "results"
 
 
-def bench_parser(description: str, name: str, pairs: int = 5, threads: int = 0) -> ScriptParser:
-    """The flags all benchmarks have. name: of the JSON in bench/results/."""
-    script = ScriptParser(description=description)
-    script.add_argument("--pairs", type=positive, default=pairs, help="timed pairs, after one warm-up of each side")
-    script.add_argument("--threads", type=count, default=threads, help="of PyTorch (0: as it chooses)")
-    script.add_argument("--device", default="cpu", help="where both sides run")
-    script.add_argument("--out", type=path, default=RESULTS / f"{name}.json", help="the result as JSON")
-    return script
+@dataclass(kw_only=True)
+class BenchSettings:
+    """Measuring"""
+
+    pairs: int = setting(5, "timed pairs, after one warm-up of each side", type=positive)
+    threads: int = setting(0, "of PyTorch (0: as it chooses)", type=count)
+    device: str = setting("cpu", "where both sides run")
+    out: Path | None = setting(None, "the result as JSON (default: bench/results/, under the script's name)")
 
 
-def start(args: argparse.Namespace) -> Any:
-    """Set the threads; the torch device of --device."""
+def start(settings: BenchSettings) -> Any:
+    """Set the threads, and memory as stage 3 has it; the torch device of --device."""
     import torch
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    return choose_device(args.device)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    keep_freed_memory()
+    return choose_device(settings.device)
 
 
-def paired(plain: Job, fast: Job, pairs: int, device: Any = None) -> dict[str, float]:
-    """{"ratio", "lowest", "highest", "plain_s", "fast_s"}: plain / fast over `pairs` pairs, after a warm-up of each
-    (of the fast side alone where the plain one comes in parts: that is for jobs of many seconds)."""
-    if callable(plain):
-        plain()
-    job_seconds(fast, device)
-    timed = [(job_seconds(plain, device), job_seconds(fast, device)) for _ in range(pairs)]
+def paired(plain: Job, fast: Job, pairs: int, device: Any = "cpu") -> dict[str, float]:
+    """{"ratio", "lowest", "highest", "plain_s", "fast_s"}: plain / fast over `pairs` pairs, after one as a warm-up."""
+    timed = [(job_seconds(plain, device), job_seconds(fast, device)) for _ in range(1 + pairs)][1:]
     ratios = [first / second for first, second in timed]
-    return {"ratio": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios),
-            "plain_s": statistics.median(first for first, _ in timed),
-            "fast_s": statistics.median(second for _, second in timed)}
+    plain_s, fast_s = (statistics.median(side) for side in zip(*timed, strict=True))
+    return {"ratio": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios), "plain_s": plain_s,
+            "fast_s": fast_s}
 
 
-def job_seconds(job: Job, device: Any = None) -> float:
-    """Seconds of a job: every part runs once and counts `times`."""
+def job_seconds(job: Job, device: Any = "cpu") -> float:
+    """Seconds of a job: every part runs once and counts as often as the job has it."""
     return sum(times * seconds(part, device) for part, times in ([(job, 1)] if callable(job) else job))
 
 
-def median_seconds(function: Callable, count: int, device: Any = None) -> float:
-    """Median seconds of `count` calls, after a warm-up."""
-    function()
-    return statistics.median(seconds(function, device) for _ in range(count))
-
-
-def seconds(function: Callable, device: Any = None) -> float:
+def seconds(function: Callable[[], Any], device: Any = "cpu") -> float:
     """Seconds of one call, the device's work included."""
-    _wait(device)
+    import torch
+
+    wait = torch.cuda.synchronize if str(device).startswith("cuda") else lambda: None
+    wait()
     began = time.perf_counter()
     function()
-    _wait(device)
+    wait()
     return time.perf_counter() - began
 
 
-def report(args: argparse.Namespace, command: str, results: dict[str, dict[str, Any]],
-           targets: dict[str, tuple[float, float]] | None = None, note: str = "") -> Path:
-    """Print and write what was measured. targets: {result: (must, aim)}, the ratios or the seconds asked for."""
-    for name, (must, aim) in (targets or {}).items():
-        if name in results:
-            results[name].update(must=must, aim=aim)
-    for name, result in results.items():
-        print(f"{name}: " + sentence(result))
-    settings = {key: value for key, value in vars(args).items() if key != "out"}
-    write_json(args.out, {"command": command, "settings": settings, "note": note, "machine": machine(args.device),
-                          "results": results})
-    return args.out
+def report(settings: BenchSettings, name: str, results: dict[str, dict[str, Any]],
+           targets: dict[str, tuple[float, float]] | None = None, note: str = "", file: str = "") -> Path:
+    """Write what bench/`name`.py measured, as `file`.json if given, and print it as a table. targets: {result: (must,
+    aim)}, in the result's unit."""
+    for result, (must, aim) in (targets or {}).items():
+        results[result].update(must=must, aim=aim)
+    out = settings.out or RESULTS / f"{file or name}.json"
+    write_json(out, {"command": " ".join([f"python bench/{name}.py", *sys.argv[1:]]), "note": note,
+                     "machine": machine(settings.device), "results": results})
+    print(markdown([out]))
+    return out
 
 
-def sentence(result: dict[str, Any]) -> str:
-    """One result in words."""
-    wanted = f", must {result['must']:g}, aim {result['aim']:g}" if "must" in result else ""
-    if "ratio" in result:
-        return (f"{result['ratio']:.2f} x (plain {readable(result['plain_s'])}, fast {readable(result['fast_s'])}"
-                f"{wanted})")
-    return f"{readable(result['seconds'])}{wanted and f' ({wanted[2:]})'}"
+def markdown(files: Sequence[Path]) -> str:
+    """What was measured as a Markdown table, one line per result; "" for no file."""
+    lines = [line_of(name, result, written["machine"]) for written in map(read_json, files)
+             for name, result in written["results"].items()]
+    return as_markdown(lines) if lines else ""
 
 
-def machine(device: str) -> dict[str, Any]:
-    """What a figure depends on beside the code: the device and the versions."""
-    import numpy
-    import torch
-
-    found = {"device": device, "processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-             "python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__}
-    if str(device).startswith("cuda"):
-        found.update(gpu=torch.cuda.get_device_name(device), cuda=torch.version.cuda)
-    return found
-
-
-def peak_memory(device: Any) -> dict[str, float]:
-    """{"peak_gib"} of what torch took on the GPU; nothing for a CPU."""
-    import torch
-
-    return {"peak_gib": torch.cuda.max_memory_allocated(device) / 2 ** 30} if str(device).startswith("cuda") else {}
-
-
-def _processor() -> str:
-    try:
-        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        return names[0].split(":", 1)[1].strip()
-    except (OSError, IndexError):
-        return platform.processor() or platform.machine()
+def line_of(name: str, result: dict[str, Any], machine: dict[str, Any]) -> dict[str, str]:
+    """One line of the table; a result has a ratio, seconds or GiB."""
+    unit = next(unit for key, unit in UNITS.items() if key in result)
+    here = f"{result['gib']:.2f} GiB" if "gib" in result else readable(result.get("seconds") or result["fast_s"])
+    ratio = (f"**{result['ratio']:.1f} ×** ({result['lowest']:.1f} – {result['highest']:.1f})" if "ratio" in result
+             else "–")
+    return {"measured": name, "plain": readable(result["plain_s"]) if "ratio" in result else "–", "here": here,
+            "ratio (of pairs)": ratio,
+            **{what: f"{result[what]:g} {unit}" if what in result else "–" for what in ("must", "aim")},
+            "machine": machine.get("gpu", f"{machine['processor']}, threads: {machine['threads']}")}
 
 
 def readable(value: float) -> str:
+    """Seconds for people."""
     return f"{value:.2f} s" if value >= 1 else f"{1e3 * value:.2f} ms"
 
 
-def _wait(device: Any) -> None:
-    if device is not None and str(device).startswith("cuda"):
-        import torch
+def machine(device: str) -> dict[str, Any]:
+    """What a figure depends on beside the code: device, processor and its vector units, threads, load, versions."""
+    import numpy
+    import torch
 
-        torch.cuda.synchronize(device)
+    lines = Path("/proc/cpuinfo").read_text().split("\n") if Path("/proc/cpuinfo").exists() else []
+    processor = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+    found = {"device": device, "processor": processor, "vectors": torch.backends.cpu.get_cpu_capability(),
+             "cores": os.cpu_count(), "threads": torch.get_num_threads(), "load": round(os.getloadavg()[0], 1),
+             "python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__}
+    if device.startswith("cuda"):
+        found.update(gpu=torch.cuda.get_device_name(device), cuda=torch.version.cuda)
+    return found

@@ -2,44 +2,32 @@
 
     python demo/pretrain_backbones.py           # after demo/paint_shapes.py; 85 s of one core in all, two at a time
 
-Val top-1 with seed 0: 65 % (small), 82 % (medium), 95 % (large).
-
-Checkpoints are kept along the way as NAME_epochE.pth (plain state dicts), the last also as NAME.pth; NAME.json tells
-the val top-1 of each, the seconds and the settings. A backbone that is done is kept. Images enter as everywhere in
-the suite: divided by 255, ImageNet mean and std. Turning and mirroring keep every class rule, so they augment.
+Val top-1 with seed 0: 65 % (small), 82 % (medium), 95 % (large). Checkpoints are plain state dicts: NAME_epochE.pth
+along the way, and the last also as NAME.pth. NAME.json holds the val top-1 of each, the seconds and the settings. A
+finished backbone is kept. Turning and mirroring keep every class rule, so they augment.
 """
 
 from __future__ import annotations
 
 import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import argparse
-import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-
+import numpy as np
 import torch
+from joblib import Parallel, delayed
 from torch import nn
 from torch.nn import functional as F
 
 from demo import small_backbones
 from demo.shapes_world import ATTRIBUTES
-from iis.cli import ScriptParser, path, run_script
-from iis.datasets import ImageSet, folder_images
-from iis.runtime import (
-    ROOT,
-    UserError,
-    available_cores,
-    choose_device,
-    nearest,
-    read_json,
-    seed_of,
-    write_json,
-    write_whole,
-)
+from iis.cli import positive, run_script, setting
+from iis.datasets import folder_images
+from iis.preprocessing import normalise, preprocessing
+from iis.runtime import ROOT, UserError, available_cores, choose_device, read_json, seed_of, write_json, write_whole
 
 EPOCHS = {"shapes_small": 12, "shapes_medium": 14, "shapes_large": 14}
 # These are taught every attribute beside the class, through heads that are thrown away: a class needs only warm or
@@ -47,71 +35,72 @@ EPOCHS = {"shapes_small": 12, "shapes_medium": 14, "shapes_large": 14}
 TAUGHT_ATTRIBUTES = ("shapes_large",)
 KEPT = (1, 2, 4, 8)  # and the last
 BATCH, PEAK_RATE = 32, 0.005  # Adam, one cycle
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def parser() -> ScriptParser:
-    """The flags of this script."""
-    script = ScriptParser(description=__doc__.splitlines()[0])
-    script.add_argument("--models", nargs="+", default=list(EPOCHS), help="which of the backbones")
-    script.add_argument("--epochs", type=int, help=f"passes over the images; left out: {EPOCHS}")
-    script.add_argument("--seed", type=int, default=0, help="first weights, batch order and augmentation")
-    script.add_argument("--device", help="cpu, cuda or cuda:N; left out: cuda when there is one")
-    script.add_argument("--root", type=path, default=ROOT / "datasets" / "shapes", help="folder of `shapes`")
-    script.add_argument("--out", type=path, default=ROOT / "demo" / "weights", help="folder for the checkpoints")
-    return script
+@dataclass(kw_only=True)
+class ShapesSettings:
+    """Training on `shapes`"""
+
+    seed: int = setting(0, "first weights, batch order, augmentation, and which words of a caption are dropped")
+    device: str | None = setting(None, "cpu, cuda or cuda:N (default: cuda where there is one)")
+    root: Path = setting(ROOT / "datasets" / "shapes", "folder of `shapes`")
+    out: Path = setting(ROOT / "demo" / "weights", "folder for the checkpoints")
 
 
-def main(settings: argparse.Namespace | None = None) -> None:
+@dataclass(kw_only=True)
+class Settings(ShapesSettings):
+    """Backbones"""
+
+    models: tuple[str, ...] = setting(tuple(EPOCHS), "which of the backbones")
+    epochs: int | None = setting(None, f"passes over the images (default: {EPOCHS})", type=positive)
+
+
+def main(settings: Settings) -> None:
     """Train every backbone that is not done."""
-    settings = settings or parser().settings()
     for name in settings.models:
         if name not in EPOCHS:
-            raise UserError(f"--models {name} is not a built-in backbone{nearest(name, EPOCHS)}")
-    if settings.epochs is not None and settings.epochs < 1:
-        raise UserError(f"--epochs {settings.epochs} should be at least 1")
-    if not (settings.root / "captions.json").exists():
-        raise UserError(f"{settings.root} holds no finished `shapes`: run python demo/paint_shapes.py first")
-    data = read_json(settings.root / "manifest.json")
-    plans = {name: {"seed": settings.seed, "epochs": settings.epochs or EPOCHS[name], "data": data,
-                    "attributes": name in TAUGHT_ATTRIBUTES}
+            raise UserError(f"--models {name} is not one of {', '.join(EPOCHS)}")
+    plans = {name: plan_of(settings, settings.epochs or EPOCHS[name], attributes=name in TAUGHT_ATTRIBUTES)
              for name in reversed(EPOCHS) if name in settings.models}  # the slowest first
-    missing = [name for name in plans if not is_done(name, plans[name], settings.out)]
+    missing = []
+    for name, plan in plans.items():
+        if before := done_before(settings.out / f"{name}.json", settings.out / f"{name}.pth", plan):
+            print(f"{name}: done before, val top-1 {100 * before['val_top1']:.1f} %")
+        else:
+            missing.append(name)
     if not missing:
         return
     device = choose_device(settings.device)
-    jobs = [(name, plans[name], settings.root, settings.out, device) for name in missing]
-    if len(jobs) == 1 or device.type != "cpu":
-        for job in jobs:
-            pretrain(*job)
-        return
-    with ProcessPoolExecutor(min(len(jobs), available_cores()), get_context("spawn")) as pool:
-        list(pool.map(pretrain, *zip(*jobs, strict=True)))
+    processes = min(len(missing), available_cores()) if device.type == "cpu" else 1
+    Parallel(processes)(delayed(pretrain)(name, plans[name], settings.root, settings.out, device) for name in missing)
 
 
-def is_done(name: str, plan: dict, out: Path) -> bool:
-    """Whether `out` holds this backbone, trained to this plan; another plan there is a `UserError`."""
-    if not (out / f"{name}.json").exists():
-        return False
-    before = read_json(out / f"{name}.json")
+def plan_of(settings: ShapesSettings, epochs: int, **more: bool) -> dict:
+    """What decides the weights. Raises `UserError` where `shapes` is not painted."""
+    if not (settings.root / "captions.json").exists():
+        raise UserError(f"{settings.root} holds no finished `shapes`: run python demo/paint_shapes.py first")
+    return {"seed": settings.seed, "epochs": epochs, "data": read_json(settings.root / "manifest.json"), **more}
+
+
+def done_before(report: Path, weights: Path, plan: dict) -> dict:
+    """The report of a finished training, written last; {} where there is none. Another plan is a `UserError`."""
+    if not report.exists():
+        return {}
+    before = read_json(report)
     for key, value in plan.items():
         if before.get(key) != value:
-            raise UserError(f"{out} holds {name} trained with {key} = {before[key]}, and this run has {key} = {value}; "
-                            f"choose another --out, or delete {name}.json there")
-    if not all((out / file).exists() for file in [f"{name}.pth", *before["checkpoints"]]):
-        return False
-    print(f"{name}: done before, val top-1 {100 * before['val_top1']:.1f} %")
-    return True
+            raise UserError(f"{report.parent} holds {report.stem} trained with {key} = {before.get(key)}, and this run "
+                            f"has {key} = {value}; choose another --out, or delete {report.name} there")
+    files = [weights, *(report.parent / name for name in before.get("checkpoints", ()))]
+    return before if all(file.exists() for file in files) else {}
 
 
-def load(images: ImageSet, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """All images as floats, normalised, and their labels: (N, 3, 64, 64) and (N,)."""
-    import numpy as np
-
+def load(root: Path, split: str, device: torch.device, exact: dict) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    """All images of a split, normalised as `exact` says, their labels and names: (N, 3, 64, 64), (N,) and N names."""
+    images = folder_images(root / split, "shapes", split)
     bytes_NHWC = torch.from_numpy(np.stack([np.asarray(images.open(index)) for index in range(len(images))]))
-    images_NCHW = bytes_NHWC.to(device).permute(0, 3, 1, 2).float() / 255  # (N, 3, 64, 64), channels last in memory
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD))
-    return (images_NCHW - mean) / std, torch.tensor(images.labels, device=device)
+    images_NCHW = normalise(bytes_NHWC.to(device).permute(0, 3, 1, 2), exact)  # channels last in memory
+    return images_NCHW, torch.tensor(images.labels, device=device), [f"{split}/{name}" for name in images.names]
 
 
 def pretrain(name: str, plan: dict, root: Path, out: Path, device: torch.device) -> None:
@@ -123,20 +112,20 @@ def pretrain(name: str, plan: dict, root: Path, out: Path, device: torch.device)
     torch.set_num_threads(1)
     start = time.perf_counter()
     torch.manual_seed(seed_of(plan["seed"], name))
-    (images_NCHW, labels_N), val = (load(folder_images(root / split, "shapes", split), device)
-                                    for split in ("train", "val"))
-    net = getattr(small_backbones, name)().to(images_NCHW.device, memory_format=torch.channels_last)
+    (images_NCHW, labels_N, names), val = (load(root, split, device, preprocessing(64, 64))
+                                           for split in ("train", "val"))
+    net = getattr(small_backbones, name)().to(device, memory_format=torch.channels_last)
     epochs, steps = plan["epochs"], -(-len(labels_N) // BATCH)
     extra, targets_NK = nn.ModuleList(), None
     if plan["attributes"]:
         extra.extend(nn.Linear(net.fc.in_features, len(words)) for words in ATTRIBUTES.values())
-        extra, targets_NK = extra.to(device), attribute_targets(root).to(device)
+        extra, targets_NK = extra.to(device), attribute_targets(root, names).to(device)
     optimizer = torch.optim.Adam([*net.parameters(), *extra.parameters()])
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=epochs * steps)
     top1 = {}
     for epoch in range(1, epochs + 1):
         net.train()
-        for rows_B in torch.randperm(len(labels_N)).to(labels_N.device).split(BATCH):
+        for rows_B in torch.randperm(len(labels_N)).to(device).split(BATCH):
             h_BD = net[:-1](turned(images_NCHW[rows_B]))  # (B, D)
             loss = F.cross_entropy(net.fc(h_BD), labels_N[rows_B])
             if extra:
@@ -149,7 +138,7 @@ def pretrain(name: str, plan: dict, root: Path, out: Path, device: torch.device)
         if epoch in KEPT or epoch == epochs:
             file = f"{name}_epoch{epoch}.pth"
             save(net, out / file)
-            top1[file] = accuracy(net, *val)
+            top1[file] = accuracy(net, *val[:2])
             print(f"{name}: epoch {epoch:2d} of {epochs}, val top-1 {100 * top1[file]:.1f} %, "
                   f"{time.perf_counter() - start:.1f} s", flush=True)
     save(net, out / f"{name}.pth")
@@ -157,13 +146,12 @@ def pretrain(name: str, plan: dict, root: Path, out: Path, device: torch.device)
                                       "seconds": round(time.perf_counter() - start, 1)})
 
 
-def attribute_targets(root: Path) -> torch.Tensor:
-    """Of every training image, in the order of the class folders, the word of each attribute group: (N, K) int64."""
+def attribute_targets(root: Path, names: list[str]) -> torch.Tensor:
+    """The place of each image's word in every attribute group: (N, K) int64."""
     images = read_json(root / "captions.json")["images"]
-    names = folder_images(root / "train", "shapes", "train").names
-    true = [images[f"train/{name}"]["concepts"] for name in names]
-    return torch.tensor([[group.index(word) for group, word in zip(ATTRIBUTES.values(), words, strict=True)]
-                         for words in true])
+    return torch.tensor([[group.index(word)
+                          for group, word in zip(ATTRIBUTES.values(), images[name]["concepts"], strict=True)]
+                         for name in names])
 
 
 def turned(images_BCHW: torch.Tensor) -> torch.Tensor:
@@ -189,4 +177,4 @@ def save(net: nn.Module, file: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, Settings)

@@ -1,4 +1,4 @@
-"""The world of `shapes`: its attributes, the rule of each class, and how a scene is drawn and painted.
+"""The world of `shapes`: its attributes, the rule of each class, and how a scene is drawn, painted and described.
 
 A class is a rule over shape x texture x colour. Stars and circles are told apart by texture, squares and triangles
 by colour, so that every single attribute occurs in several classes and none decides alone. Size, background and
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import colorsys
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,11 +72,6 @@ def scene(seed: int, split: str, index: int) -> Scene:
     clutter = tuple((str(rng.choice(ATTRIBUTES["colour"])), str(rng.choice(CLUTTER)))
                     for _ in range(rng.integers(1, 5)))
     return Scene((seed, split, index), class_name, attributes, clutter, int(rng.integers(0, 2)))
-
-
-def obeys(attributes: dict[str, str], rule: dict[str, tuple[str, ...]]) -> bool:
-    """Whether the attributes satisfy a class rule."""
-    return all(attributes[group] in values for group, values in rule.items())
 
 
 # ---- painting: lengths in pixels of the finished image, colours in [0, 1] ----
@@ -184,3 +180,49 @@ def _surface(texture: str, colour: np.ndarray, centre: np.ndarray, rng: np.rando
 def _blend(canvas_HW3: np.ndarray, mask_HW: np.ndarray, colour: np.ndarray) -> None:
     where = mask_HW > 0
     canvas_HW3[where] = colour[where] if colour.ndim == 3 else colour
+
+
+# ---- captions: one English sentence a scene, in varied words and order ----
+# All of it can be seen, and positions are not mentioned, so that a mirrored image keeps its caption.
+
+TEXTURE_PHRASES = {"plain": "without a pattern", "striped": "with stripes", "dotted": "with dots",
+                   "checked": "with checks"}
+TEMPLATES = (
+    "{A} {size} {colour} {texture} {shape} on {a_background}{with_others}.",
+    "On {a_background} there is {a} {size} {texture} {shape} in {colour}{with_others}.",
+    "{A} {texture} {colour} {shape}, {size}, before {a_background}{with_others}.",
+    "The {shape} is {size}, {colour} and {texture}; the background is {tone} and {finish}{with_others}.",
+    "{A} {size} {shape}, {colour} {texture_phrase}{with_others}, on {a_background}.",
+    "{Tone} and {finish} background: {a} {colour} {shape}, {texture} and {size}{with_others}.",
+    "This is a picture of {a} {texture} {shape}, {colour} and {size}{with_others}; its background is {finish} and "
+    "{tone}.",
+)
+COUNTS = ("no", "a", "two", "three", "four", "five")
+
+
+def concepts(of: Scene) -> list[str]:
+    """The true concepts of a scene: one word of each group of `ATTRIBUTES`, in that order."""
+    return list(of.attributes.values())
+
+
+def caption(of: Scene) -> str:
+    """One sentence that names all concepts of the scene and its clutter."""
+    rng = numpy_rng(*of.key, "shapes", "caption")
+    template = TEMPLATES[rng.integers(len(TEMPLATES))]
+    look = of.attributes
+    tone, finish = look["background_tone"], look["background_finish"]
+    words = {"size": look["size"], "colour": look["colour"], "texture": look["texture"], "shape": look["shape"],
+             "tone": tone, "finish": finish, "Tone": tone.capitalize(),
+             "texture_phrase": f"and {look['texture']}" if rng.integers(2) else TEXTURE_PHRASES[look["texture"]],
+             "a_background": f"a {tone} {finish} background" if rng.integers(2) else f"a {finish} {tone} background",
+             "with_others": _others(of, ("with", "beside", "near")[rng.integers(3)])}
+    after = template.replace("{A}", "{a}").partition("{a} {")[2].partition("}")[0]
+    article = "an" if words.get(after, "")[:1] in "aeiou" and after else "a"
+    return template.format(**words, a=article, A=article.capitalize())
+
+
+def _others(of: Scene, joint: str) -> str:
+    phrases = [f"{COUNTS[number]} {colour} {kind}{'es' if kind == 'cross' and number > 1 else 's' * (number > 1)}"
+               for (colour, kind), number in Counter(of.clutter).items()]  # in the order in which they were drawn
+    *first, last = (phrase.replace("a orange", "an orange") for phrase in phrases)
+    return f" {joint} " + (", ".join(first) + " and " + last if first else last)

@@ -2,90 +2,65 @@
 
     python demo/train_tiny_clip.py       # after demo/paint_shapes.py; 107 s of one core; demo/weights/tiny_clip.*
 
-Everywhere in the suite it is then a CLIP like any other: --clip_name demo/weights/tiny_clip.json. Beside it,
-tiny_clip_auroc.json says how well the cosine of an image and a word tells val images that have the attribute from
-those that have not: 21 of the 22 attribute words reach 0.93 with seed 0 (square 0.85), 18 after 16 epochs. Its cosines
-are not OpenAI's: --clip_cutoff 0.2 keeps all 22 and drops 22 of the other 61 words of the list.
+The suite uses it as any other CLIP: --clip_name demo/weights/tiny_clip.json. tiny_clip_auroc.json beside it says, for
+each attribute word, how well the cosine of image and word separates val images with the attribute from those without:
+21 of the 22 words reach 0.93 with seed 0 (square 0.85), 18 after 16 epochs. Its cosines are not OpenAI's:
+--clip_cutoff 0.2 keeps all 22 and drops 22 of the other 61 words of the list.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import argparse
-import logging
-import time
+import numpy as np
+import torch
 
-from iis.cli import ScriptParser, path, run_script
-from iis.runtime import ROOT, UserError, choose_device, numpy_rng, read_json, seed_of, write_json, write_whole
+from demo.pretrain_backbones import ShapesSettings, done_before, load, plan_of, save
+from demo.tiny_clip import CONFIG, Texts, auroc, train
+from extractor.clip import load_clip, register
+from iis.cli import positive, run_script, setting
+from iis.preprocessing import preprocessing
+from iis.runtime import choose_device, numpy_rng, read_json, seed_of, write_json
 
 NAME = "tiny_clip"
 ENOUGH = 0.93  # AUROC
 
 
-def parser() -> ScriptParser:
-    """The flags of this script."""
-    script = ScriptParser(description=__doc__.splitlines()[0])
-    script.add_argument("--epochs", type=int, default=28, help="passes over the images")
-    script.add_argument("--seed", type=int, default=0, help="first weights, batch order, dropped words, augmentation")
-    script.add_argument("--device", help="cpu, cuda or cuda:N; left out: cuda when there is one")
-    script.add_argument("--root", type=path, default=ROOT / "datasets" / "shapes", help="folder of `shapes`")
-    script.add_argument("--out", type=path, default=ROOT / "demo" / "weights", help="folder for the checkpoint")
-    return script
+@dataclass(kw_only=True)
+class Settings(ShapesSettings):
+    """Tiny CLIP"""
+
+    epochs: int = setting(28, "passes over the images", type=positive)
 
 
-def main(settings: argparse.Namespace | None = None) -> None:
+def main(settings: Settings) -> None:
     """Train unless it is done, then measure every attribute word."""
-    settings = settings or parser().settings()
-    if settings.epochs < 1:
-        raise UserError(f"--epochs {settings.epochs} should be at least 1")
-    if not (settings.root / "captions.json").exists():
-        raise UserError(f"{settings.root} holds no finished `shapes`: run python demo/paint_shapes.py first")
-    plan = {"seed": settings.seed, "epochs": settings.epochs, "data": read_json(settings.root / "manifest.json")}
-    if is_done(plan, settings.out):
+    plan, report = plan_of(settings, settings.epochs), settings.out / f"{NAME}_auroc.json"
+    if before := done_before(report, settings.out / f"{NAME}.pt", plan):
+        print(f"{NAME}: done before, mean AUROC {np.mean(list(before['words'].values())):.3f}")
         return
-    start = time.perf_counter()
-    settings.out.mkdir(parents=True, exist_ok=True)
-    captions = read_json(settings.root / "captions.json")
-    make(settings, captions["images"], start)
+    start, captions = time.perf_counter(), read_json(settings.root / "captions.json")
+    make(settings, captions["images"])
     seconds = time.perf_counter() - start
     words = measure(settings, captions)
     good = sum(value >= ENOUGH for value in words.values())
     print(f"{NAME}: {good} of {len(words)} attribute words reach AUROC {ENOUGH}, the mean is "
-          f"{sum(words.values()) / len(words):.3f}; {seconds:.0f} s")
-    write_json(settings.out / f"{NAME}_auroc.json", {**plan, "words": words, "seconds": round(seconds, 1)})
+          f"{np.mean(list(words.values())):.3f}; {seconds:.0f} s")
+    write_json(report, {**plan, "words": words, "seconds": round(seconds, 1)})
 
 
-def is_done(plan: dict, out: Path) -> bool:
-    """Whether `out` holds the model, trained to this plan; another plan there is a `UserError`."""
-    file = out / f"{NAME}_auroc.json"  # written last
-    if not file.exists() or not (out / f"{NAME}.pt").exists():
-        return False
-    before = read_json(file)
-    for key, value in plan.items():
-        if before[key] != value:
-            raise UserError(f"{out} holds {NAME} trained with {key} = {before[key]}, and this run has {key} = {value}; "
-                            f"choose another --out, or delete {file.name} there")
-    print(f"{NAME}: done before, mean AUROC {sum(before['words'].values()) / len(before['words']):.3f}")
-    return True
-
-
-def make(settings: argparse.Namespace, captions: dict[str, dict], start: float) -> None:
+def make(settings: Settings, captions: dict[str, dict]) -> None:
     """Train the model and write its config and its checkpoint, a plain state dict."""
     import open_clip
-    import torch
 
-    from demo.tiny_clip import CONFIG, Texts, train
-    from extractor.clip import register
-    from iis.datasets import folder_images
-    from iis.preprocessing import normalise, preprocessing
-
-    device = choose_device(settings.device)
-    images = folder_images(settings.root / "train", "shapes", "train")
-    config = settings.out / f"{NAME}.json"
+    device, config = choose_device(settings.device), settings.out / f"{NAME}.json"
     write_json(config, CONFIG)
     torch.set_num_threads(1)  # two wait for each other at every layer of so small a net, for minutes on busy cores
     torch.manual_seed(seed_of(settings.seed, NAME))
@@ -94,46 +69,24 @@ def make(settings: argparse.Namespace, captions: dict[str, dict], start: float) 
     logging.disable(logging.NOTSET)
     cfg = open_clip.get_model_preprocess_cfg(net)
     exact = preprocessing(64, 64, "bicubic", cfg["mean"], cfg["std"])
-    bytes_NCHW = torch.stack([_pixels(images, row) for row in range(len(images))])  # (N, 3, 64, 64)
-    inputs_NCHW = normalise(bytes_NCHW.to(device), exact)
-    texts = Texts([captions[f"train/{name}"]["caption"] for name in images.names])
-
-    def say(epoch: int, loss: float) -> None:
-        if epoch % 4 == 0 or epoch == settings.epochs:
-            print(f"{NAME}: epoch {epoch:2d} of {settings.epochs}, loss {loss:.3f}, "
-                  f"{time.perf_counter() - start:.0f} s", flush=True)
-
-    train(net, open_clip.get_tokenizer(NAME), inputs_NCHW, texts, settings.epochs,
-          numpy_rng(settings.seed, NAME, "texts"), say)
-    state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
-    write_whole(settings.out / f"{NAME}.pt", lambda temporary: torch.save(state, temporary))
+    images_NCHW, _, names = load(settings.root, "train", device, exact)
+    train(net, open_clip.get_tokenizer(NAME), images_NCHW, Texts([captions[name]["caption"] for name in names]),
+          settings.epochs, numpy_rng(settings.seed, NAME, "texts"))
+    save(net, settings.out / f"{NAME}.pt")
 
 
-def measure(settings: argparse.Namespace, captions: dict) -> dict[str, float]:
-    """AUROC of every attribute word on the val images, through the script that loads any other CLIP."""
-    import numpy as np
-    import torch
-
-    from demo.tiny_clip import auroc
-    from extractor.clip import load_clip
-    from iis.datasets import folder_images
-
+def measure(settings: Settings, captions: dict[str, Any]) -> dict[str, float]:
+    """AUROC of every attribute word on the val images, through the function that loads any other CLIP."""
     clip = load_clip(str(settings.out / f"{NAME}.json"), device=choose_device(settings.device))
-    images = folder_images(settings.root / "val", "shapes", "val")
-    bytes_NCHW = torch.stack([_pixels(images, row) for row in range(len(images))])
-    images_Nd = torch.cat([clip.encode_images(part) for part in bytes_NCHW.split(500)]).cpu()
+    images_NCHW, _, names = load(settings.root, "val", clip.device, clip.preprocessing)
+    with torch.inference_mode():
+        images_Nd = torch.cat([clip.module(part) for part in images_NCHW.split(500)]).cpu()
     words = [word for group in captions["attributes"].values() for word in group]
     cosines_NT = (images_Nd @ clip.encode_words(words).T).numpy()
-    true = [captions["images"][f"val/{name}"]["concepts"] for name in images.names]
+    true = [captions["images"][name]["concepts"] for name in names]
     return {word: auroc(cosines_NT[:, column], np.array([word in concepts for concepts in true]))
             for column, word in enumerate(words)}
 
 
-def _pixels(images, row: int):
-    from torchvision.transforms.functional import pil_to_tensor
-
-    return pil_to_tensor(images.open(row))  # (3, 64, 64) uint8
-
-
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, Settings)

@@ -1,76 +1,89 @@
 """The benchmarks run at toy size and write what they measured; what the figures are is the machine's business."""
 
 import json
+import platform
 
 import pytest
+import torch
 
-from bench import cuda_embeddings, cuda_end2end, cuda_heads, grid_epoch, heads, kmeans, saga, table, timing
+from bench import embeddings, gpu, grid, heads, memory, segments, table, timing
+from iis.cli import parse
 from iis.runtime import UserError
 
-TINY = ["--pairs", "1", "--num_concepts", "16"]
-SHAPE = [*TINY, "--device", "cpu", "--num_train", "60", "--num_val", "20", "--width", "8", "--num_classes", "3",
-         "--batch_size", "32", "--epochs", "1"]
-RUNS = {"heads": (heads, [*TINY, "--batch_size", "8"], 4),
-        "grid_epoch": (grid_epoch, [*TINY, "--shapes", "8x3", "--workers", "0", "--num_train", "60", "--num_val", "20",
-                                    "--batch_size", "32"], 1),
-        "saga": (saga, [*TINY, "--num_train", "40", "--batch_size", "8", "--num_classes", "3"], 1),
-        "kmeans": (kmeans, [*TINY, "--num_elements", "300", "--width", "8"], 1),
-        "cuda_heads": (cuda_heads, SHAPE, 4),
-        "cuda_heads_tf32": (cuda_heads, [*SHAPE, "--tf32"], 4),
-        "cuda_embeddings": (cuda_embeddings, ["--pairs", "1", "--device", "cpu", "--models", "resnet20", "--images",
-                                              "9", "--distinct", "3", "--batch_size", "4", "--workers", "0",
-                                              "--uncompiled"], 1),
-        "cuda_end2end": (cuda_end2end, [*SHAPE, "--num_elements", "40", "--fraction", "0.5"], 3)}
+IMAGES = "--pairs 1 --images 6 --batch_size 4 --workers 0"
+RUNS = {  # file: script, flags, number of results
+    "heads": (heads, "--pairs 1 --num_concepts 16 --batch_size 8 --width 8", 6),
+    "grid": (grid, "--pairs 1 --widths 8,9 --classes 3 --workers 0 --num_train 60 --num_val 20 --num_concepts 16 "
+             "--batch_size 32", 2),
+    "segments": (segments, "--pairs 1 --photographs 0", 1),
+    "embeddings": (embeddings, f"{IMAGES} --model resnet20", 2),
+    "together": (embeddings, f"{IMAGES} --together resnet20,resnet32", 1),
+    "gpu": (gpu, "--pairs 1 --device cpu --num_train 60 --num_val 20 --width 8 --num_concepts 16 --num_classes 3 "
+            "--num_elements 40 --batch_size 32 --epochs 1 --fraction 0.5 --models resnet20 --images 9 --distinct 3 "
+            "--embedding_batch 4 --workers 0 --uncompiled", 5)}
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_runs_at_toy_size(tmp_path, name, capsys):
+def test_runs_at_toy_size_and_in_the_table(tmp_path, name, monkeypatch, capsys):
     script, flags, count = RUNS[name]
-    script.main(script.parser().settings([*flags, "--out", str(tmp_path / f"{name}.json")]))
-    written = json.loads((tmp_path / f"{name}.json").read_text())
-    assert len(written["results"]) == count and written["command"].split()[1] == f"{script.__name__.replace('.', '/')}.py"
+    where = script.__name__.replace(".", "/") + ".py"
+    monkeypatch.setattr(timing, "RESULTS", tmp_path)
+    monkeypatch.setattr(timing.sys, "argv", [where, *flags.split()])
+    out = script.main(parse(script.Settings, flags.split()))
+    written, printed = json.loads(out.read_text()), capsys.readouterr().out
+    assert out == tmp_path / f"{name}.json" and written["command"] == f"python {where} {flags}"
+    assert len(written["results"]) == count
     assert all(result.get("ratio", result.get("seconds")) > 0 for result in written["results"].values())
-    assert {"device", "torch", "numpy", "threads"} <= set(written["machine"])
-    capsys.readouterr()
-    table.main(table.parser().settings(["--results", str(tmp_path)]))
-    assert len(capsys.readouterr().out.splitlines()) == count + 2
+    assert {"processor", "vectors", "threads", "load", "torch", "numpy"} <= set(written["machine"])
+    table.main(parse(table.Settings, ["--results", str(tmp_path)]))
+    again = capsys.readouterr().out
+    assert printed.endswith(again) and [line.split(" | ")[0] for line in again.splitlines()[2:]] == [
+        f"| {result}" for result in written["results"]]
 
 
 def test_a_ratio_is_the_median_of_pairs_and_parts_are_multiplied(monkeypatch):
-    ticks = iter([0, 1, *(0, 6), *(0, 2), *(0, 10), *(0, 2), *(0, 8), *(0, 8)])  # one warm-up, then three pairs
+    ticks = iter([0, 1, 0, 1, *(0, 6), *(0, 2), *(0, 10), *(0, 2), *(0, 8), *(0, 8)])  # a warm-up, then three pairs
     monkeypatch.setattr(timing.time, "perf_counter", lambda: next(ticks))
     result = timing.paired([(lambda: None, 2.0)], lambda: None, 3)
     assert result == {"ratio": 6.0, "lowest": 2.0, "highest": 10.0, "plain_s": 16.0, "fast_s": 2.0}
 
 
-def test_the_plain_head_is_the_recipe(tmp_path):
+def test_the_plain_head_is_the_recipe():
     """What the trainer is compared with keeps as many concepts as the sparsifier and gives its interpretations."""
-    import torch
-
     from IP_training.predictor import InterpretationHeads, interpret
 
-    bank_MD, h_BD = torch.nn.functional.normalize(torch.randn(20, 12), dim=1), torch.randn(30, 12)
-    plain = grid_epoch.PlainHead(bank_MD, 4, 0.7, 0.01)
-    ours = InterpretationHeads([0.7], 20, 4, torch.Generator().manual_seed(0))
-    ours.weight_GCM.data[0], ours.bias_GC.data[0] = plain.linear.weight.data, plain.linear.bias.data
-    torch.testing.assert_close(plain.logits(h_BD), ours(interpret(h_BD, bank_MD))[0], rtol=1e-4, atol=1e-5)
+    data = grid.Data.made_up(30, 2, 12, 4, 20)
+    plain, ours = grid.PlainHead(data, 0.7), InterpretationHeads([0.7], 20, 4, torch.Generator().manual_seed(0))
+    ours.weight.data[0], ours.bias.data[0] = plain.linear.weight.data, plain.linear.bias.data
+    torch.testing.assert_close(plain.logits(data.h_train), ours(interpret(data.h_train, data.bank_MD))[0].T, rtol=1e-4,
+                               atol=1e-5)
+
+
+def test_features_that_differ_are_not_timed(monkeypatch, tmp_path):
+    monkeypatch.setattr(embeddings, "plain_features", lambda *_: torch.ones(6, 64))
+    with pytest.raises(UserError, match="a timing would mean nothing"):
+        embeddings.main(parse(embeddings.Settings, f"{IMAGES} --model resnet20 --out {tmp_path}/x.json".split()))
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="reads /proc")
+def test_memory_at_toy_size(tmp_path):
+    settings = parse(memory.Settings, ["--width", "16", "--classes", "2"])
+    assert 0.05 < memory.alone(settings, memory.stage2, None, 60) < 4
+    memory.features(settings, 60, tmp_path)
+    assert memory.peak(memory.stage3, settings, 60, tmp_path) > 0.05
+    assert len((tmp_path / "out" / "results.jsonl").read_text().splitlines()) == 2  # one ratio and the dense head
+
+
+def test_memory_draws_the_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "alone", lambda settings, stage, before, rows: 1 + bool(before) * rows / 128_000)
+    out = memory.main(parse(memory.Settings, ["--out", str(tmp_path / "x.json")]))
+    found = [result["gib"] for result in json.loads(out.read_text())["results"].values()]
+    assert found == pytest.approx([1, 1, 1, 1.5, 2, 11])  # 1 + 1,280,000 / 128,000
 
 
 def test_refusals(tmp_path):
-    with pytest.raises(UserError, match="write D and C as 64x10"):
-        grid_epoch.main(grid_epoch.parser().settings(["--shapes", "64"]))
-    for script, flags, sentence in (
-            (grid_epoch, ["--shapes", "0x3"], "write D and C as 64x10"),
-            (grid_epoch, ["--workers", "4,x"], "--workers 4,x: x is not a whole number"),
-            (grid_epoch, ["--plain_heads", "1"], "invalid choice"), (heads, ["--pairs", "0"], "is not a whole number"),
-            (heads, ["--threads=-1"], "is not a whole number"), (saga, ["--batch_size", "0"], "is not a whole number"),
-            (kmeans, ["--num_concepts", "1"], "2 or more centres"),
-            (kmeans, ["--num_elements", "9"], "2 or more centres, and as many elements"),
-            (cuda_end2end, ["--fraction", "2"], "above 0 and at most 1")):
-        with pytest.raises(UserError, match=sentence):
-            script.main(script.parser().settings(flags))
+    for script, flags in ((grid, "--widths=64x"), (heads, "--pairs=0"), (heads, "--threads=-1"), (gpu, "--fraction=2")):
+        with pytest.raises(UserError, match="is not a (whole )?number"):
+            parse(script.Settings, [flags])
     with pytest.raises(UserError, match="run a benchmark first"):
-        table.main(table.parser().settings(["--results", str(tmp_path)]))
-    (tmp_path / "other.json").write_text('{"results": 3}')
-    with pytest.raises(UserError, match="none of these files holds a ratio"):
-        table.main(table.parser().settings(["--results", str(tmp_path)]))
+        table.main(parse(table.Settings, ["--results", str(tmp_path)]))
