@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from iis.runtime import write_whole
 
 # Okabe and Ito's palette, told apart by colour-blind readers; markers help in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 MARKERS = "osD^vP*X"
+
+
+class NotebookFigure(Figure):
+    """A figure that a notebook shows, whatever its plotting backend."""
+
+    def _repr_png_(self) -> bytes:
+        out = io.BytesIO()
+        self.savefig(out, dpi=100)
+        return out.getvalue()
 
 
 def write_arr(panels: dict[str, Sequence[dict[str, Any]]], file: Path) -> None:
@@ -22,20 +33,18 @@ def write_arr(panels: dict[str, Sequence[dict[str, Any]]], file: Path) -> None:
         write_whole(one, lambda temporary: figure.savefig(temporary, dpi=150))
 
 
-def arr_figure(panels: dict[str, Sequence[dict[str, Any]]]) -> Any:
+def arr_figure(panels: dict[str, Sequence[dict[str, Any]]]) -> NotebookFigure:
     """A matplotlib figure of curves, a panel per entry of {title: curves}, all on one scale.
 
     A curve is {"label", "ratios" (S,), "arr" (R, S) one row per seed}. The line is the mean over seeds, the band mean
     ± one standard deviation (ddof 1). A label has one style in all panels, and one legend below serves them all. Panels
     of an unfinished last row are wider: no place stays empty.
     """
-    from matplotlib.figure import Figure
-
     titles, columns = list(panels), 2 if len(panels) in (2, 4) else min(3, len(panels))
     rows = [titles[start:start + columns] for start in range(0, len(titles), columns)]
     labels = list(dict.fromkeys(curve["label"] for curves in panels.values() for curve in curves))
     height = 3.8 * len(rows) + 0.5 + 0.22 * len(labels) / columns
-    figure = Figure(figsize=(7.2 if columns == 1 else 4.2 * columns, height), layout="constrained")
+    figure = NotebookFigure(figsize=(7.2 if columns == 1 else 4.2 * columns, height), layout="constrained")
     handles, shared = {}, None
     for part, row in zip(np.atleast_1d(figure.subfigures(len(rows), 1)), rows, strict=True):
         for place, title in enumerate(row, start=1):
