@@ -66,8 +66,8 @@ def saturated(accuracies: np.ndarray, dense: float, count: int) -> bool:
 
 
 def near_ceiling(score: float, length: float, dense: float, count: int) -> bool:
-    """True where the IIS is within one standard error of its ceiling, though a single ratio may still fall.
+    """True where the IIS is within one standard error of its ceiling or above it, though a single ratio may still fall.
 
     The standard error is that of an ARR of 1 over `count` images, times the span.
     """
-    return abs(length - score) <= length * np.sqrt(2) * standard_error(dense, count) / dense
+    return length - score <= length * np.sqrt(2) * standard_error(dense, count) / dense

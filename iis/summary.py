@@ -144,15 +144,15 @@ def _warnings(result: dict[str, Any]) -> tuple[list[str], list[str]]:
     if saturated(accuracies, dense, count):
         reason = "every ARR is within one standard error of 1"
     elif near_ceiling(result["iis"]["mean"], result["span"], dense, count):
-        reason = f"the IIS is within one standard error of its ceiling {result['span']:g}"
+        reason = f"the IIS is within one standard error of its ceiling {result['span']:g}, or above it"
     if reason:
         marks.append("saturated")
         remarks.append(f"warning: {reason}, so it has saturated and cannot tell representations apart; use a smaller "
                        "--num_concepts or a harder data set")
     if result["iis"]["mean"] > result["span"]:
         marks.append("above the dense head")
-        remarks.append(f"warning: the IIS is above {result['span']:g}, so predictors do better than the dense head that "
-                       "they are divided by, which may need more epochs (--n_epoch) or other --learning_rates")
+        remarks.append(f"warning: the IIS is above {result['span']:g}, so predictors do better than the dense head "
+                       "that they are divided by, which may need more epochs (--n_epoch) or other --learning_rates")
     return marks, remarks
 
 
