@@ -200,7 +200,7 @@ def parse(settings: type, argv: Sequence[str] | None = None, description: str = 
 def from_mapping(settings: type, given: Mapping[str, Any], where: str = "the settings") -> Any:
     """An instance from keys and values, read as a YAML file's. None leaves a setting at its default."""
     parser = parser_of(settings)
-    parser.take_defaults(given, where)
+    parser.take_defaults({key: value for key, value in given.items() if value is not None}, where)
     return settings(**vars(parser.settings([])))
 
 
