@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from conftest import clusters, own_dense_heads, prototype_flags
+from conftest import clusters, prototype_flags
 from safetensors.torch import load_file
 
 from iis.cli import parse
@@ -18,7 +18,6 @@ from iis.names import clip_images_file, clip_label, clip_words_file
 from iis.results import VOLATILE, read_ledger
 from iis.runtime import UserError
 
-own_caches = own_dense_heads  # TRANSITION: applies to every test without being imported
 CLASS_WORDS = [f"class word {k}" for k in range(4)]
 WORDS = [*CLASS_WORDS, "noise word", "unseen word"]  # the last two are what either cut-off is for
 DROPPED = {"noise word": "interpretability_cutoff", "unseen word": "clip_cutoff"}
