@@ -6,9 +6,16 @@ import torch
 from conftest import clusters
 from safetensors.torch import save_file
 
-from iis.embedding_file import as_embeddings, check_same_space, content_hash, differing, load_embeddings
-
-from iis.embedding_file import load_tensors, save_embeddings, save_tensors  # isort: skip
+from iis.embedding_file import (
+    as_embeddings,
+    check_same_space,
+    content_hash,
+    differing,
+    load_embeddings,
+    load_tensors,
+    save_embeddings,
+    save_tensors,
+)
 from iis.runtime import UserError
 
 
