@@ -76,6 +76,7 @@ class Evil:
         return os.mkdir, (str(self.place),)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_damaged_files_are_one_sentence_and_nothing_in_them_is_executed(tmp_path):
     evil = Evil()
     evil.place = tmp_path / "hacked"
@@ -87,10 +88,12 @@ def test_damaged_files_are_one_sentence_and_nothing_in_them_is_executed(tmp_path
         (tmp_path / f"cut{zipped}.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:900])
     (tmp_path / "junk.safetensors").write_bytes(b"\xff" * 40)
     (tmp_path / "junk.pth").write_bytes(b"hello world")
+    (tmp_path / "new.pth").write_bytes(pickle.dumps([1], protocol=5))
     for name, sentence in {"evil.pth": "evil.pth holds more than tensors", "pickle.pth": "more than tensors",
                            "list.pth": "list.pth holds no state dict", "cutTrue.pth": r"is truncated.*\(900 bytes",
                            "cutFalse.pth": r"is truncated.*\(900 bytes", "junk.pth": r"is truncated.*\(11 bytes",
-                           "junk.safetensors": r"is truncated.*\(40 bytes"}.items():
+                           "junk.safetensors": r"is truncated.*\(40 bytes",
+                           "new.pth": "no pickle of tensors"}.items():
         with pytest.raises(UserError, match=sentence) as error:
             read_checkpoint(tmp_path / name)
         assert "weights_only" not in str(error.value)  # torch's advice, to switch safety off, is not handed on
