@@ -1,7 +1,7 @@
-"""Data sets: class folders of images, or a torchvision data set by name. An image is opened in one way only.
+"""Data sets: class folders of images, or a torchvision data set by name.
 
-The field's accuracies rest on torchvision's folder loader (PIL, `convert("RGB")`, no EXIF rotation), so every
-stage opens images through `ImageSet.open`.
+All stages open images through `ImageSet.open`, as torchvision's folder loader does, on which published accuracies rest
+(PIL, `convert("RGB")`, no EXIF rotation).
 """
 
 from __future__ import annotations
@@ -9,16 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 from PIL import Image
 
-from iis.cli import find_config, read_yaml
-from iis.runtime import ROOT, UserError, nearest
+from iis.cli import find_config, from_mapping, read_yaml, setting
+from iis.runtime import ROOT, UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-TORCHVISION_SETS = ("CIFAR10", "CIFAR100", "Flowers102", "Food101", "OxfordIIITPet", "STL10", "DTD")
 UNNAMED = "unnamed"  # images from a bare folder, which carry no data set's name
-KEYS = ("name", "root", "train", "val", "torchvision", "class_names", "num_concepts")
 
 
 class UnreadableImage(Exception):
@@ -42,62 +41,56 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.names)
 
-    def file(self, index: int) -> Path | None:
-        """The image's own file; None where it has none."""
-        return self.root / self.names[index]
-
     def open(self, index: int) -> Image.Image:
         """The image as RGB. Raises `UnreadableImage` where it cannot be decoded."""
         try:
-            with open(self.root / self.names[index], "rb") as handle, Image.open(handle) as image:
-                return image.convert("RGB")
+            return self._decoded(index).convert("RGB")
         except Exception as error:  # a broken file can raise almost anything: OSError, struct.error, zlib.error …
             raise UnreadableImage(f"{self.root / self.names[index]}: {error}") from None
 
+    def _decoded(self, index: int) -> Image.Image:
+        with open(self.root / self.names[index], "rb") as handle:
+            image = Image.open(handle)
+            image.load()
+            return image
+
     def only(self, indices: Sequence[int]) -> ImageSet:
         """The same set with these images alone, in this order."""
-        lists = ("labels", "names", "order")  # `order` is a torchvision set's
-        return replace(self, **{key: [getattr(self, key)[index] for index in indices]
-                                for key in lists if hasattr(self, key)})
+        lists = {"labels", "names", "order"} & vars(self).keys()  # order: a torchvision set's
+        return replace(self, **{key: [getattr(self, key)[index] for index in indices] for key in lists})
 
 
 @dataclass
 class TorchvisionImageSet(ImageSet):
-    """The same over a torchvision data set; `order` maps our sorted order to its own."""
+    """The same over a torchvision data set, which decodes for itself; order[i]: its index of our image i."""
 
-    source: object
+    source: Any
     order: list[int]
 
-    def file(self, index: int) -> None:
-        """None: torchvision's set decodes for itself."""
-
-    def open(self, index: int) -> Image.Image:
-        """The image as RGB. Raises `UnreadableImage` where it cannot be decoded."""
-        try:
-            return self.source[self.order[index]][0].convert("RGB")
-        except Exception as error:
-            raise UnreadableImage(f"{self.dataset} {self.split} {self.names[index]}: {error}") from None
+    def _decoded(self, index: int) -> Image.Image:
+        return self.source[self.order[index]][0]
 
 
 @dataclass
 class Dataset:
-    """One YAML of `dataset_configs/`: where train and val lie, and how many concepts suit its size."""
+    """A YAML of dataset_configs/"""
 
-    name: str
-    root: Path
-    train: str = "train"
-    val: str = "val"
-    torchvision: str | None = None
-    class_names: str | None = None
-    num_concepts: int = 200
+    name: str = setting(help="in the names of files (default: the YAML's own)")
+    root: Path = setting(help="folder of the images (default: datasets/NAME)")
+    train: str = setting("train", "folder below the root that holds the class folders")
+    val: str = setting("val", "the same for validation")
+    torchvision: Literal["CIFAR10", "CIFAR100", "Flowers102", "Food101", "OxfordIIITPet", "STL10",
+                         "DTD"] | None = setting(None, "torchvision's name, where torchvision downloads it to the root")
+    class_names: str | None = setting(None, "text file with a class name a line; or imagenet")
+    num_concepts: int = setting(200, "M that suits its size")
 
     def images(self, split: str) -> ImageSet:
         """The `train` or `val` images. Raises `UserError` where they are not in place."""
         if self.torchvision:
             return _torchvision_images(self, split)
         folder = self.root / (self.train if split == "train" else self.val)
+        offer = "" if self.name == "shapes" else ", or try DATASET=shapes, which the suite paints itself"
         if not folder.is_dir():
-            offer = "" if self.name == "shapes" else ", or try DATASET=shapes, which the suite paints itself"
             raise UserError(f"{self.name} has no {split} folder at {folder}: put its class folders there or set "
                             f"root, train and val in dataset_configs/{self.name}.yaml{offer}")
         return folder_images(folder, self.name, split)
@@ -108,16 +101,8 @@ def load_dataset(name: str) -> Dataset:
     if (ROOT / "datasets" / name).is_dir() and not (ROOT / "dataset_configs" / f"{name}.yaml").exists():
         return Dataset(name, ROOT / "datasets" / name)
     file = find_config(name, "dataset_configs")
-    data = read_yaml(file)
-    for key in data:
-        if key not in KEYS:
-            raise UserError(f"{file} has the unknown key {key!r}{nearest(key, KEYS)}")
-    if data.get("torchvision") not in (None, *TORCHVISION_SETS):
-        raise UserError(f"{file}: torchvision = {data['torchvision']} is not known"
-                        f"{nearest(data['torchvision'], TORCHVISION_SETS)}")
-    data.setdefault("name", file.stem)
-    data["root"] = ROOT / data.get("root", f"datasets/{data['name']}")
-    return Dataset(**data)
+    given = {"name": file.stem, **read_yaml(file)}
+    return from_mapping(Dataset, {"root": f"datasets/{given['name']}", **given}, str(file))
 
 
 def folder_images(folder: Path, dataset: str, split: str) -> ImageSet:
@@ -145,9 +130,29 @@ def folder_images(folder: Path, dataset: str, split: str) -> ImageSet:
     return ImageSet(dataset, split, classes, labels, names, folder)
 
 
-def is_synset(folder: str) -> bool:
-    """True for ImageNet's folder names: a WordNet identifier such as n01440764."""
-    return len(folder) == 9 and folder[0] == "n" and folder[1:].isdigit()
+def _torchvision_images(dataset: Dataset, split: str) -> TorchvisionImageSet:
+    from torchvision import datasets
+
+    if dataset.torchvision.startswith("CIFAR"):
+        arguments = {"train": split == "train"}
+    else:
+        whole = "trainval" if dataset.torchvision == "OxfordIIITPet" else "train"
+        arguments = {"split": whole if split == "train" else "test"}
+    try:
+        source = getattr(datasets, dataset.torchvision)(str(dataset.root), download=True, **arguments)
+    except Exception as error:  # torchvision raises URLError, RuntimeError, HTTPError … for a failed download
+        raise UserError(f"torchvision could not get {dataset.torchvision} into {dataset.root} ({error}); "
+                        "download it there by hand or use another data set") from None
+    targets = next(getattr(source, name) for name in ("targets", "_labels", "labels") if hasattr(source, name))
+    labels = [int(target) for target in targets]
+    classes = list(getattr(source, "classes", [])) or [f"class {label:03d}" for label in range(max(labels) + 1)]
+    order = sorted(range(len(labels)), key=labels.__getitem__)  # class by class, as in folders
+    names = [f"{classes[labels[index]]}/{index:06d}" for index in order]
+    return TorchvisionImageSet(dataset.name, split, classes, [labels[index] for index in order], names, dataset.root,
+                               source, order)
+
+
+# ---- class names ----
 
 
 def same_classes(train: list[str], val: list[str]) -> None:
@@ -159,47 +164,27 @@ def same_classes(train: list[str], val: list[str]) -> None:
                     f"{only_val[:5]}; both need the same class folders")
 
 
+def is_synset(folder: str) -> bool:
+    """True for ImageNet's folder names: a WordNet identifier such as n01440764."""
+    return len(folder) == 9 and folder[0] == "n" and folder[1:].isdigit()
+
+
 def readable_class_names(dataset: str, folders: list[str]) -> list[str]:
     """Names for people: `class_names` of the data set's YAML (a text file, a name a line), else the words of ImageNet's
-    synsets where the folders are synsets (through timm's list), else the folder names."""
+    synsets where all folders are synsets (timm's list), else the folder names."""
     try:
         names = load_dataset(dataset).class_names
     except UserError:  # features made elsewhere need no configuration
         names = None
-    if names in (None, "imagenet"):
-        if not all(map(is_synset, folders)):
-            return folders
-        from timm.data import ImageNetInfo
+    if names not in (None, "imagenet"):
+        lines = (ROOT / names).read_text(encoding="utf-8").strip().split("\n")
+        if len(lines) != len(folders):
+            raise UserError(f"{names} has {len(lines)} lines for {len(folders)} classes")
+        return lines
+    if not all(map(is_synset, folders)):
+        return folders
+    from timm.data import ImageNetInfo
 
-        info = ImageNetInfo("imagenet-1k")
-        words = {synset: info.index_to_description(i).split(",")[0] for i, synset in enumerate(info.label_names())}
-        return [words.get(folder, folder) for folder in folders]
-    lines = (ROOT / names).read_text(encoding="utf-8").strip().split("\n")
-    if len(lines) != len(folders):
-        raise UserError(f"{names} has {len(lines)} lines for {len(folders)} classes")
-    return lines
-
-
-def _torchvision_images(dataset: Dataset, split: str) -> TorchvisionImageSet:
-    from torchvision import datasets as sets
-
-    kind = getattr(sets, dataset.torchvision)
-    if dataset.torchvision.startswith("CIFAR"):
-        arguments = {"train": split == "train"}
-    elif dataset.torchvision == "OxfordIIITPet":
-        arguments = {"split": "trainval" if split == "train" else "test"}
-    else:
-        arguments = {"split": "train" if split == "train" else "test"}
-    try:
-        source = kind(str(dataset.root), download=True, **arguments)
-    except Exception as error:  # torchvision raises URLError, RuntimeError, HTTPError … for a failed download
-        raise UserError(f"torchvision could not get {dataset.torchvision} into {dataset.root} ({error}); "
-                        "download it there by hand or use another data set") from None
-    targets = next(getattr(source, name) for name in ("targets", "_labels", "labels") if hasattr(source, name))
-    targets = [int(target) for target in targets]
-    count = max(targets) + 1
-    classes = list(getattr(source, "classes", [])) or [f"class {label:03d}" for label in range(count)]
-    order = sorted(range(len(targets)), key=lambda index: (targets[index], index))  # class by class, as in folders
-    names = [f"{classes[targets[index]]}/{index:06d}" for index in order]
-    return TorchvisionImageSet(dataset.name, split, classes, [targets[index] for index in order], names,
-                                 dataset.root, source, order)
+    info = ImageNetInfo("imagenet-1k")
+    words = {synset: info.index_to_description(i).split(",")[0] for i, synset in enumerate(info.label_names())}
+    return [words.get(folder, folder) for folder in folders]

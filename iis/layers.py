@@ -6,7 +6,7 @@ N x D already (paper §3: the vector that the frozen backbone hands to its class
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,19 +16,17 @@ from torch import nn
 from iis.runtime import UserError, nearest, torch_rng
 
 HEAD_INPUT = "head_input"
-# What published commands call the head, or the place just before it, in one family or another. A name that the
-# model at hand really has means its own layer, so these are asked last.
+# What published commands call the head's input in one family or another; a layer of the model's own goes before.
 ALIASES = (HEAD_INPUT, "penultimate", "fc", "head", "head.fc", "heads", "heads.head", "classifier", "classifier.2",
            "linear", "flatten", "avgpool", "layer4")
 CLASS_TOKENS = ("class_token", "cls_token", "class_embedding")
-WIDTHS = ("out_channels", "out_features", "num_features", "num_channels")
+WIDTHS = ("out_channels", "out_features", "num_features", "num_channels", "normalized_shape")
 
 
 @dataclass(frozen=True)
 class Node:
-    """A place in the model. name: `head_input`, or the name of an earlier layer (what provenance compares);
-    module: where the hook goes; axis: the channel axis of what comes out; class_token: tokens stand for the image
-    by their first."""
+    """A place in the model. name: `head_input`, or an earlier layer's (what provenance compares); module: where the
+    hook goes; axis: the channel axis of what comes out; class_token: the first token stands for the image."""
 
     name: str
     module: str
@@ -53,43 +51,39 @@ def find_head(module: nn.Module) -> str:
 def resolve(module: nn.Module, head: str, layer: str, image_size: int) -> Node:
     """The node that `layer` names. A layer whose pooled output is the head's input is the head's input.
 
-    Two random images are sent through the model to see it; they depend on nothing but their size, in pixels.
+    Two random images of `image_size` pixels, always the same, are sent through the model to see it.
     Raises `UserError` for an unknown layer (naming the nearest), or one that the forward pass does not use.
     """
     at_head = Node(HEAD_INPUT, head)
     names = [name for name, _ in module.named_modules() if name]
-    if layer == head or head.startswith(f"{layer}."):
+    if layer == head or head.startswith(f"{layer}.") or (layer in ALIASES and layer not in names):
         return at_head
     if layer not in names:
-        if layer in ALIASES:
-            return at_head
         raise UserError(f"the model has no layer {layer!r}{nearest(layer, {*names, *ALIASES})}")
     device = next(module.parameters()).device
     images = torch.randn(2, 3, image_size, image_size, generator=torch_rng("layer probe")).to(device)
     with torch.no_grad(), _caught(module, head, before=True) as inputs, _caught(module, layer) as outputs:
         module(images)
-    shape = _tensor(_only(outputs, layer)).shape
+    shape = _only(outputs, layer).shape
     if not 2 <= len(shape) <= 4:
         raise UserError(f"the layer {layer!r} gives {len(shape)} axes {tuple(shape)}: maps, tokens or vectors are "
                         "needed; choose another layer")
     class_token = any(name.rpartition(".")[2] in CLASS_TOKENS for name, _ in module.named_parameters())
     node = Node(layer, layer, _channel_axis(module, layer, shape), class_token)
     found, wanted = pool(outputs[-1], node), pool(inputs[-1], at_head)
-    if found.shape == wanted.shape and (found - wanted).abs().max() <= 1e-5 * wanted.abs().max():
-        return at_head
-    return node
+    same = found.shape == wanted.shape and (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    return at_head if same else node
 
 
 def represent(module: nn.Module, node: Node, images: torch.Tensor) -> torch.Tensor:
     """Images (B, 3, H, W), normalised -> representations (B, D). Gradients flow unless the caller stops them."""
-    with _caught(module, node.module, node.name == HEAD_INPUT, lambda value: pool(value, node)) as found:
+    with _caught(module, node.module, before=node.name == HEAD_INPUT) as found:
         module(images)
-    return _only(found, node.module)
+    return pool(_only(found, node.module), node)
 
 
 def pool(value: torch.Tensor, node: Node) -> torch.Tensor:
     """(B, D) as it is; maps -> mean over their two spatial axes; tokens -> the class token, or their mean."""
-    value = _tensor(value)
     if value.ndim == 3 and node.class_token:
         return value[:, 0].clone()  # (B, D)
     if value.ndim > 2:
@@ -99,15 +93,17 @@ def pool(value: torch.Tensor, node: Node) -> torch.Tensor:
 
 
 @contextmanager
-def _caught(module: nn.Module, name: str, before: bool = False,
-            keep: Callable[[torch.Tensor], torch.Tensor] = lambda value: value) -> Iterator[list[torch.Tensor]]:
-    """What goes into (`before`) or comes out of a layer while the block runs."""
+def _caught(module: nn.Module, name: str, before: bool = False) -> Iterator[list[torch.Tensor]]:
+    """What goes into (`before`) or comes out of a layer while the block runs; of several tensors the first."""
     found: list[torch.Tensor] = []
+
+    def after(_: nn.Module, __: tuple, output: torch.Tensor | tuple) -> None:
+        first = output[0] if isinstance(output, tuple | list) else output
+        found.append(first.clone())  # the next layer may work in place, as ReLU does
+
     layer = module.get_submodule(name)
-    if before:
-        hook = layer.register_forward_pre_hook(lambda _, inputs: found.append(keep(inputs[0])))
-    else:  # a copy: the next layer may work in place, as ReLU does
-        hook = layer.register_forward_hook(lambda _, __, output: found.append(keep(_tensor(output).clone())))
+    hook = (layer.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0])) if before
+            else layer.register_forward_hook(after))
     try:
         yield found
     finally:
@@ -120,18 +116,14 @@ def _only(found: list[torch.Tensor], name: str) -> torch.Tensor:
     return found[-1]
 
 
-def _tensor(value: torch.Tensor | tuple) -> torch.Tensor:
-    return value[0] if isinstance(value, tuple | list) else value
-
-
 def _channel_axis(module: nn.Module, layer: str, shape: torch.Size) -> int:
     """The axis, second or last, whose size is the layer's width (Swin is N, H, W, C). Where both or neither fit,
     convolutions and batch norms have their channels second, all else last."""
-    width, second = _width(module, layer)
-    fitting = [axis for axis in (1, len(shape) - 1) if shape[axis] == width]
-    if len(set(fitting)) == 1:
-        return fitting[0]
-    return 1 if second else len(shape) - 1
+    width, channels_second = _width(module, layer)
+    fitting = {axis for axis in (1, len(shape) - 1) if shape[axis] == width}
+    if len(fitting) == 1:
+        return fitting.pop()
+    return 1 if channels_second else len(shape) - 1
 
 
 def _width(module: nn.Module, layer: str) -> tuple[int | None, bool]:
@@ -139,12 +131,9 @@ def _width(module: nn.Module, layer: str) -> tuple[int | None, bool]:
     order = list(module.named_modules())
     last = max(place for place, (name, _) in enumerate(order) if name == layer or name.startswith(f"{layer}."))
     for _, part in reversed(order[:last + 1]):
-        if next(part.parameters(recurse=False), None) is None:
-            continue
-        width = next((getattr(part, name) for name in WIDTHS if hasattr(part, name)), None)
-        if width is None and hasattr(part, "normalized_shape"):
-            width = part.normalized_shape[-1]
-        if width is not None:
+        widths = [getattr(part, name) for name in WIDTHS if hasattr(part, name)]
+        if widths and next(part.parameters(recurse=False), None) is not None:
+            width = widths[0][-1] if isinstance(widths[0], tuple) else widths[0]
             two_d = "2d" in type(part).__name__.lower()  # Conv2d, BatchNorm2d, and LayerNorm2d of ConvNeXt
             return width, two_d or isinstance(part, nn.GroupNorm)
     return None, True

@@ -34,10 +34,11 @@ def elements_folder(dataset: str, kind: str, protocol: str = "paper", root: Path
 
 def elements_file(model: str, dataset: str, kind: str, protocol: str = "paper", root: Path = EMBEDDINGS) -> Path:
     """Stage 2's element embeddings: `visual_element_emb.pkl` for ImageNet segments, else with a prefix."""
-    parts = [part for part in (dataset if dataset != "imagenet" else "", kind if kind != "segments" else "",
-                               protocol if protocol != "paper" else "") if part]
-    if parts and dataset != "imagenet" and kind == "segments":
-        parts.insert(1, kind)
+    if dataset != "imagenet":
+        parts = [dataset, kind]
+    else:
+        parts = [kind] if kind != "segments" else []
+    parts += [protocol] if protocol != "paper" else []
     return root / model / "_".join([*parts, "visual_element_emb.pkl"])
 
 
@@ -52,14 +53,14 @@ def own_head_file(model: str, dataset: str, root: Path = EMBEDDINGS) -> Path:
 
 
 def clip_label(clip_name: str, clip_weights: str | None = None) -> str:
-    """How a CLIP is called in file names: `ViT-B16` for `ViT-B/16`, `ViT-B-32_laion2b_e16` for another's weights.
+    """What CLIP's files are called: `ViT-B16` for `ViT-B/16`, `ViT-B-32_laion2b_e16` for weights but OpenAI's.
 
-    A file of one's own (`demo/weights/tiny_clip.json`) gives its stem. Weights in a file are added to the name, but
-    for a file that bears the model's own (OpenAI's is ViT-B-16.pt). OpenAI's weights need no mention.
+    A file (`demo/weights/tiny_clip.json`) gives its stem, and weights in a file theirs, unless it is the model's own
+    (OpenAI's is ViT-B-16.pt).
     """
     weights = clip_weights or ""
-    own_file = Path(clip_name).suffix in CLIP_FILES
-    label = slug(Path(clip_name).stem if own_file else clip_name.removesuffix(":openai"))
+    is_file = Path(clip_name).suffix in CLIP_FILES
+    label = slug(Path(clip_name).stem if is_file else clip_name.removesuffix(":openai"))
     if Path(weights).suffix not in CLIP_FILES:  # a tag
         return label if weights in ("", "openai") else f"{label}_{slug(weights)}"
     stem = Path(weights).stem

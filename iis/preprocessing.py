@@ -36,7 +36,7 @@ def from_torchvision(transforms: Any) -> dict[str, Any]:
 
 
 def from_timm(config: dict[str, Any]) -> dict[str, Any]:
-    """The dictionary for what `timm.data.resolve_model_data_config` gives: it divides the crop by `crop_pct`."""
+    """The dictionary for what `timm.data.resolve_data_config` gives: timm divides the crop by `crop_pct`."""
     crop, mode = config["input_size"][-1], config.get("crop_mode", "center")
     resize = int(crop / config["crop_pct"])
     if mode == "border":
@@ -48,7 +48,7 @@ def from_timm(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def override(belongs: dict[str, Any], weights: str | None, **given: Any) -> dict[str, Any]:
-    """`belongs` with what is given and not None. A disagreement with named `weights` is said on stderr.
+    """`belongs` with what is given and not None; a difference from what named `weights` expect is printed to stderr.
 
     Raises `UserError` for sizes or numbers that make no sense.
     """

@@ -76,6 +76,8 @@ def score(x_train: Array, y_train: Array | Sequence, x_val: Array, y_val: Array 
     from IP_training.run import dense_groups, identity_of, predictor_groups, recipe_of, row_of, seed_of_run
     from IP_training.train_heads import fit_grid
 
+    if missing := sorted(set(RATIOS) - set(ratios)):
+        raise UserError(f"ratios lacks {missing}: the IIS is the area over {RATIOS}; more ratios may be added")
     train, val = _labelled(x_train, y_train, x_val, y_val)
     for name, embeddings in (("train", train), ("val", val)):
         check_features(name, embeddings, f"x_{name}")
@@ -121,7 +123,9 @@ def embed(model: nn.Module, images: torch.Tensor | Sequence, node: str | None = 
         raise UserError("there are no images to embed")
     ready = torch.is_tensor(images)
     settings = preprocessing(**(settings or getattr(model, "preprocessing", {})))
-    was_training, before = model.training, next(model.parameters()).device
+    if ready and not images.is_floating_point():
+        raise UserError(f"images of type {images.dtype}: give floats, normalised as the model expects, or PIL images")
+    modes, before = {part: part.training for part in model.modules()}, next(model.parameters()).device
     where, found = choose_device(device, silent=True), []
     model.eval().to(where)
     try:
@@ -137,7 +141,9 @@ def embed(model: nn.Module, images: torch.Tensor | Sequence, node: str | None = 
                     part = normalise(pixels, settings)
                 found.append(represent(model, place, part.to(where, torch.float32)).float().cpu())  # (B, D)
     finally:
-        model.train(was_training).to(before)
+        model.to(before)
+        for part, was_training in modes.items():
+            part.training = was_training
     return torch.cat(found)
 
 
@@ -148,7 +154,8 @@ def _labelled(x_train: Array, y_train: Any, x_val: Array, y_val: Any) -> tuple[E
     if unknown := sorted(set(y_val.tolist()) - set(classes.tolist())):
         raise UserError(f"y_val has classes that y_train lacks: {unknown[:5]}")
     names = [str(name) for name in classes.tolist()]
-    train, val = (as_embeddings(x, np.searchsorted(classes, y), names) for x, y in ((x_train, y_train), (x_val, y_val)))
+    train, val = (as_embeddings(x, np.searchsorted(classes, y), names, name)
+                  for name, x, y in (("x_train", x_train, y_train), ("x_val", x_val, y_val)))
     if train.width != val.width:
         raise UserError(f"x_train has D = {train.width} and x_val D = {val.width}")
     return train, val

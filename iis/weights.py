@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 import re
 import sys
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from torch import nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from iis.cli import path
+from iis.embedding_file import read_tensors
 from iis.runtime import ROOT, UserError
 
 CHECKPOINTS = (".pth", ".pt", ".th", ".bin", ".safetensors")
@@ -24,40 +24,27 @@ WRAPPERS = ("state_dict", "model", "model_state_dict")
 OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var))$")
 
 
+def local_file(name: str) -> Path | None:
+    """The file called `name` in the caller's folder, else in the repository; None where there is none."""
+    return next((file for file in (path(name), ROOT / name) if file.is_file()), None)
+
+
 def checkpoint_file(weights: str | None) -> Path | None:
-    """The local checkpoint that `weights` names, None where it is a tag. Relative paths are looked for in the
-    caller's folder, then in the repository. Raises `UserError` for a file that is not there."""
+    """The local checkpoint that `weights` names, None where it is a tag. Raises `UserError` for a missing file."""
     if not weights or not ("/" in weights or os.sep in weights or Path(weights).suffix in CHECKPOINTS):
         return None
-    for file in (path(weights), ROOT / weights):
-        if file.is_file():
-            return file
+    if file := local_file(weights):
+        return file
     raise UserError(f"there is no checkpoint {weights}: give a file that exists, a weight tag, or none")
 
 
 def read_checkpoint(file: Path) -> dict[str, torch.Tensor]:
-    """The state dict in `file`: plain, or under `state_dict` / `model`, with or without `module.` before the names.
+    """The state dict in `file`: plain, or under one of `WRAPPERS`, with or without `module.` before the names.
 
-    A file whose name promises another sha256 is used, with one line that says so. Raises `UserError` for a
-    truncated file, one that holds more than tensors, or one without a state dict.
+    Raises `UserError` for a truncated file, one that holds more than tensors, or one without a state dict.
     """
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(file)
-        else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if re.search("unsupported (global|class)", str(error), re.IGNORECASE):
-            raise UserError(f"{file} holds more than tensors, and is not read for safety: save the model's "
-                            "state_dict() alone, where the file came from, and give that") from None
-        raise UserError(_damaged(file, "it is no pickle of tensors")) from None
-    except PermissionError:
-        raise UserError(f"{file} may not be read: change its permissions") from None
-    except Exception as error:  # zip, old-format and safetensors readers each have errors of their own
-        raise UserError(_damaged(file, (str(error).splitlines() or [type(error).__name__])[0][:120])) from None
-    _say_if_not_the_published(file)
+    state = read_tensors(file)
+    _check_promised_hash(file)
     for wrapper in WRAPPERS:
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
@@ -68,20 +55,14 @@ def read_checkpoint(file: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def _damaged(file: Path, reason: str) -> str:
-    return (f"{file} is truncated or no checkpoint ({file.stat().st_size:,} bytes; {reason}): "
-            "delete it and get it again")
-
-
-def _say_if_not_the_published(file: Path) -> None:
-    promised = re.search(r"-([0-9a-f]{8})\.\w+$", file.name)
-    if not promised:
-        return
-    with open(file, "rb") as handle:
-        found = hashlib.file_digest(handle, "sha256").hexdigest()
-    if not found.startswith(promised[1]):
-        print(f"weights: {file} is not the published file (its sha256 starts with {found[:8]}, its name says "
-              f"{promised[1]}); it is used as it is", file=sys.stderr)
+def _check_promised_hash(file: Path) -> None:
+    """One line where the file's name promises another sha256, as that of a published file does."""
+    if promised := re.search(r"-([0-9a-f]{8})\.\w+$", file.name):
+        with open(file, "rb") as handle:
+            found = hashlib.file_digest(handle, "sha256").hexdigest()[:8]
+        if found != promised[1]:
+            print(f"weights: {file} is not the published file (its sha256 starts with {found}, its name says "
+                  f"{promised[1]}); it is used as it is", file=sys.stderr)
 
 
 def published_file(entry: Any) -> Path:
@@ -112,24 +93,19 @@ def fit(module: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
     for name in [name for name in state if OLD_DENSENET.search(name)]:
         state[OLD_DENSENET.sub(r"\1\2", name)] = state.pop(name)
     own = module.state_dict()
-    shapes = [f"{name} {tuple(value.shape)} for {tuple(own[name].shape)}" for name, value in state.items()
-              if name in own and value.shape != own[name].shape]
-    if shapes:
-        raise UserError(f"{source} does not fit the model: {_few('of another shape', shapes)}")
+    wrong = {"of another shape": [f"{name} {tuple(value.shape)} for {tuple(own[name].shape)}"
+                                  for name, value in state.items() if name in own and value.shape != own[name].shape]}
+    if not wrong["of another shape"]:
+        # Modules translate old names while they load (torchvision's ViT does), so the names are compared afterwards.
+        result = module.load_state_dict(state, strict=False)
+        wrong["missing"] = [name for name in result.missing_keys if not name.endswith("num_batches_tracked")]
+        wrong["unexpected"] = result.unexpected_keys
+    found = [f"{len(names)} key{'s' if names[1:] else ''} {word} ({', '.join(names[:3])}{', …' if names[3:] else ''})"
+             for word, names in wrong.items() if names]
+    if found:
+        raise UserError(f"{source} does not fit the model: {'; '.join(found)}")
     if any(value.dtype in (torch.float16, torch.bfloat16) for value in state.values()):
         print(f"weights: {source} is in half precision; it is loaded as float32", file=sys.stderr)
-    # The modules themselves translate old names (torchvision's ViT does), so they are asked, not the two lists.
-    result = module.load_state_dict(state, strict=False)
-    missing = [name for name in result.missing_keys if not name.endswith("num_batches_tracked")]
-    wrong = [_few(word, names) for word, names in (("missing", missing), ("unexpected", result.unexpected_keys))
-             if names]
-    if wrong:
-        raise UserError(f"{source} does not fit the model: {'; '.join(wrong)}")
-
-
-def _few(word: str, names: list[str]) -> str:
-    more = ", …" if names[3:] else ""
-    return f"{len(names)} key{'s' if names[1:] else ''} {word} ({', '.join(names[:3])}{more})"
 
 
 def weights_hash(module: nn.Module) -> str:

@@ -1,9 +1,11 @@
-"""Preprocessing equals the presets of torchvision and timm, bit for bit, and overrides are said."""
+"""Preprocessing equals the presets of torchvision and timm, bit for bit, and overrides are announced."""
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
+from torchvision.models import get_model_weights
 
 from iis.preprocessing import from_timm, from_torchvision, normalise, override, preprocessing, to_uint8
 from iis.runtime import UserError
@@ -18,29 +20,25 @@ def ours(settings):
     return normalise(to_uint8(image(), settings)[None], settings)[0]
 
 
-@pytest.mark.parametrize("model", ["resnet50", "swin_t", "convnext_tiny"])
-def test_equals_torchvisions_preset(model):
-    from torchvision.models import get_model_weights
-
-    preset = get_model_weights(model)["IMAGENET1K_V1"].transforms()
+@pytest.mark.parametrize(("model", "tag", "side"), [
+    ("resnet50", "IMAGENET1K_V1", 224), ("swin_t", "IMAGENET1K_V1", 224), ("convnext_tiny", "IMAGENET1K_V1", 224),
+    ("vit_l_16", "IMAGENET1K_SWAG_E2E_V1", 512)])
+def test_equals_torchvisions_preset(model, tag, side):
+    preset = get_model_weights(model)[tag].transforms()
+    assert ours(from_torchvision(preset)).shape == (3, side, side)
     assert torch.equal(ours(from_torchvision(preset)), preset(image()))
 
 
-def test_vit_l_16_takes_its_own_size_not_the_usual_one():
-    from torchvision.models import get_model_weights
-
-    settings = from_torchvision(get_model_weights("vit_l_16")["IMAGENET1K_SWAG_E2E_V1"].transforms())
-    assert (settings["resize"], settings["crop"], settings["interpolation"]) == (512, 512, "bicubic")
-
-
 @pytest.mark.parametrize("mode", ["center", "squash"])
-def test_equals_timms_transform(mode):
-    import timm
-
-    config = {"input_size": (3, 48, 48), "interpolation": "bicubic", "mean": (0.5, 0.4, 0.3), "std": (0.5, 0.6, 0.7),
+def test_equals_timms_transform(mode, capsys):
+    config = {"input_size": (3, 50, 50), "interpolation": "bicubic", "mean": (0.5, 0.4, 0.3), "std": (0.5, 0.6, 0.7),
               "crop_pct": 0.9, "crop_mode": mode}
     theirs = timm.data.create_transform(**config, is_training=False)(image())
     assert torch.allclose(ours(from_timm(config)), theirs, atol=1e-6)
+    assert capsys.readouterr().err == ""
+    other = from_timm({**config, "interpolation": "random", "crop_mode": "border"})
+    assert (other["interpolation"], other["resize"]) == ("bicubic", 55)
+    assert "takes the central crop instead" in capsys.readouterr().err
 
 
 def test_32_pixels_are_left_alone():
@@ -48,19 +46,19 @@ def test_32_pixels_are_left_alone():
     assert np.array_equal(to_uint8(small, preprocessing(32, 32)).permute(1, 2, 0).numpy(), np.asarray(small))
 
 
-def test_override_says_a_disagreement_only_where_the_weights_are_named(capsys):
+def test_an_override_is_announced_only_where_the_weights_are_named(capsys):
     belongs = preprocessing()
-    assert override(belongs, "V1", resize=256, crop=None) == belongs
-    assert capsys.readouterr().err == ""
-    assert override(belongs, "V1", resize=300)["resize"] == 300
-    assert "resize 300 instead of 256" in capsys.readouterr().err
+    assert override(belongs, "V1", resize=256, crop=None) == override(belongs, None) == belongs
     override(belongs, None, resize=300)
-    assert capsys.readouterr().err == ""
-    assert belongs["resize"] == 256
+    assert capsys.readouterr().err == "" and belongs["resize"] == 256
+    assert override(belongs, "V1", resize=300, mean=(0, 0, 0)) == {**belongs, "resize": 300, "mean": [0, 0, 0]}
+    assert "resize 300 instead of 256, mean [0, 0, 0] instead of [0.485, 0.456, 0.406]" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("given", "word"), [({"crop": 300}, "--val-crop-size"), ({"interpolation": "best"}, "bicubic"),
-                                             ({"mean": (0.5,)}, "three numbers"), ({"crops": 3}, "no crops")])
+@pytest.mark.parametrize(("given", "word"), [
+    ({"crop": 300}, "resized to 256 .* to 300: .*--val-crop-size"), ({"resize": [300, 200]}, "resized to 200"),
+    ({"interpolation": "best"}, "best is not one of .*bicubic"), ({"mean": (0.5,)}, "three numbers"),
+    ({"std": (1, 0, 1)}, "above 0"), ({"crops": 3}, "no crops: it has resize")])
 def test_nonsense_is_refused(given, word):
     with pytest.raises(UserError, match=word):
         override(preprocessing(), None, **given)
