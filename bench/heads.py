@@ -1,6 +1,6 @@
 """One training step of stage 3's heads in parts: the sparsifier's sort, 8 predictors, 3 dense heads.
 
-    python bench/heads.py                     # about half a minute; writes bench/results/heads.json
+    python bench/heads.py                     # about 10 s; writes bench/results/heads.json
 
 Each line is plain / fast: above 1 the fast side wins.
 """

@@ -1,6 +1,6 @@
 """Segments of an image on one core: the rules written plainly, against extractor/elements.py; every pixel alike.
 
-    python bench/segments.py                  # some 20 s; writes bench/results/segments.json
+    python bench/segments.py                  # about 40 s; writes bench/results/segments.json
 
 A painted image of 500 x 375; where IIS_DATA names a folder with imagenet-pictures, the photographs of that size too.
 Plain: Jaccard mask by mask, grey composed on the whole image, then the box cut out. Both sides call scikit-image's
