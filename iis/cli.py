@@ -108,56 +108,17 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action)
 
 
-class ScriptParser(argparse.ArgumentParser):
-    """argparse as all scripts use it: `--flag_name` and `--flag-name` alike, no abbreviations, defaults in `--help`,
-    errors in one sentence that names the nearest flag."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("formatter_class", _Help)
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+class _Parser(argparse.ArgumentParser):
+    """argparse without abbreviations, whose errors are one sentence."""
 
     def error(self, message: str) -> None:
         raise UserError(f"{message} (see {Path(sys.argv[0]).name} --help)")
 
-    def flags(self) -> dict[str, argparse.Action]:
-        """Every flag by its YAML key (`--val_resize_size` is `val_resize_size`)."""
-        return {action.dest: action for action in self._actions if action.option_strings and action.dest != "help"}
 
-    def settings(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
-        """Parse: defaults <- the YAML named by `--config_yaml`, if any <- command line.
-
-        Raises `UserError` for an unknown flag or key (naming the nearest), a bad value or a missing file.
-        """
-        argv = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
-        first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        first.add_argument("--config_yaml")
-        config = first.parse_known_args(argv)[0].config_yaml
-        if config is not None and "config_yaml" in self.flags():
-            file = find_config(config, "model_configs")
-            self.take_defaults(read_yaml(file), str(file))
-        values, unknown = self.parse_known_args(argv)
-        if unknown:
-            known = [option for action in self._actions for option in action.option_strings]
-            raise UserError(f"unknown argument {unknown[0]}{nearest(unknown[0], known)}")
-        return values
-
-    def take_defaults(self, given: Mapping[str, Any], where: str) -> None:
-        """Let these values be the defaults. Raises `UserError` for an unknown key or a bad value."""
-        flags, defaults = self.flags(), {}
-        for key, value in given.items():
-            name = str(key).replace("-", "_")
-            if name not in flags:
-                raise UserError(f"{where} has the unknown key {key!r}{nearest(key, flags)}")
-            if value is None:
-                continue  # `key:` without a value leaves the default, as write_settings' null does
-            defaults[name] = _converted(flags[name], value, where)
-            flags[name].required = False
-        self.set_defaults(**defaults)
-
-
-def parser_of(settings: type, description: str = "") -> ScriptParser:
+def parser_of(settings: type, description: str = "") -> argparse.ArgumentParser:
     """The parser of a settings dataclass."""
-    parser, hints = ScriptParser(description=description), typing.get_type_hints(settings)
+    parser = _Parser(description=description, allow_abbrev=False, formatter_class=_Help)
+    hints = typing.get_type_hints(settings)
     fields = {field.name: field for field in dataclasses.fields(settings)}
     for base in reversed(settings.__mro__):  # the most general settings first
         own = [name for name in base.__dict__.get("__annotations__", ()) if name in fields]
@@ -193,15 +154,49 @@ def _add_flag(group: Any, field: dataclasses.Field, hint: Any) -> None:
 
 
 def parse(settings: type, argv: Sequence[str] | None = None, description: str = "") -> Any:
-    """An instance of the dataclass from a command line (default: this process's). Raises `UserError`."""
-    return settings(**vars(parser_of(settings, description).settings(argv)))
+    """An instance of the dataclass: defaults <- the YAML named by `--config_yaml`, if any <- the command line (default:
+    this process's), where `--flag-name` is `--flag_name`.
+
+    Raises `UserError` for an unknown flag or key (naming the nearest), a bad value or a missing file.
+    """
+    parser = parser_of(settings, description)
+    argv = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
+    if "config_yaml" in _actions(parser):
+        first = _Parser(add_help=False, allow_abbrev=False)
+        first.add_argument("--config_yaml")
+        if config := first.parse_known_args(argv)[0].config_yaml:
+            file = find_config(config, "model_configs")
+            _set_defaults(parser, read_yaml(file), str(file))
+    values, unknown = parser.parse_known_args(argv)
+    if unknown:
+        known = [option for action in parser._actions for option in action.option_strings]
+        raise UserError(f"unknown argument {unknown[0]}{nearest(unknown[0], known)}")
+    return settings(**vars(values))
 
 
 def from_mapping(settings: type, given: Mapping[str, Any], where: str = "the settings") -> Any:
     """An instance from keys and values, read as a YAML file's. None leaves a setting at its default."""
     parser = parser_of(settings)
-    parser.take_defaults({key: value for key, value in given.items() if value is not None}, where)
-    return settings(**vars(parser.settings([])))
+    _set_defaults(parser, given, where)
+    return settings(**vars(parser.parse_args([])))
+
+
+def _actions(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+    return {action.dest: action for action in parser._actions if action.dest != "help"}
+
+
+def _set_defaults(parser: argparse.ArgumentParser, given: Mapping[str, Any], where: str) -> None:
+    """Let these values be the defaults. Raises `UserError` for an unknown key or a bad value."""
+    actions = _actions(parser)
+    for key, value in given.items():
+        name = str(key).replace("-", "_")
+        if name not in actions:
+            raise UserError(f"{where} has the unknown key {key!r}{nearest(key, actions)}")
+        if value is not None:  # `key:` without a value leaves the default, as write_settings' null does
+            action = actions[name]
+            action.default, action.required = _converted(action, value, where), False
+            if not action.option_strings:
+                action.nargs = "?"  # a positional that is given already
 
 
 def _converted(action: argparse.Action, value: Any, where: str) -> Any:
