@@ -3,6 +3,8 @@
 In copies of the tree, so that what the scripts write stays out of the repository.
 """
 
+import dataclasses
+import importlib
 import json
 import os
 import shutil
@@ -14,6 +16,8 @@ import pytest
 import torch
 from conftest import ROOT, run_script
 from PIL import Image
+
+from iis.cli import parser_of
 
 # As published; only --num_concepts, --num_classes and --n_epoch are those of the tiny data.
 COMMANDS = """
@@ -161,13 +165,25 @@ def test_the_published_commands_stand_in_the_documentation():
     assert all(line in text for line in COMMANDS.strip().split("\n")[1:3])
 
 
+def scripts():
+    return [file for folder in ("extractor", "IP_training", "demo", "reproduction", "bench", "concept_library", ".")
+            for file in sorted((ROOT / folder).glob("*.py")) if "run_script(" in file.read_text()]
+
+
+@pytest.mark.parametrize("file", scripts(), ids=lambda file: file.stem)
+def test_every_script_describes_its_settings(file):
+    module = importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
+    text = parser_of(module.Settings, (module.__doc__ or "").partition("\n")[0]).format_help()
+    assert module.__doc__ and module.main.__doc__ and "usage:" in text
+    for field in dataclasses.fields(module.Settings):
+        assert field.name in text and field.metadata["help"], field.name
+
+
 @pytest.mark.parametrize("place", ["own", "root", "elsewhere"])
-def test_every_script_helps_from_anywhere(place, tmp_path):
-    scripts = [file for folder in ("extractor", "IP_training", "demo", "reproduction", "bench", "concept_library", ".")
-               for file in (ROOT / folder).glob("*.py") if "run_script(" in file.read_text()]
-    assert len(scripts) >= 20
-    if place != "own":  # one other folder for some is enough: start-up takes a second
-        scripts = scripts[:: 6 if place == "root" else 7]
+def test_scripts_help_from_anywhere(place, tmp_path):
+    """One script of each folder; starting Python costs seconds."""
+    by_folder = {file.parent: file for file in scripts()}
+    assert len(scripts()) >= 30 and len(by_folder) == 7
 
     def helps(script):
         cwd, name = {"own": (script.parent, script.name), "root": (ROOT, script), "elsewhere": (tmp_path, script)}[place]
@@ -175,4 +191,4 @@ def test_every_script_helps_from_anywhere(place, tmp_path):
         assert done.returncode == 0 and "usage:" in done.stdout, f"{script}: {done.stderr}"
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(helps, scripts))
+        list(pool.map(helps, by_folder.values()))
