@@ -43,8 +43,7 @@ def main(settings: Settings) -> Path:
         made=report_parts.made_before(folder), concepts=settings.concepts, images=settings.images,
         examples=[report_parts.examples_of(run, settings.concepts, settings.images)
                   for run in report_parts.chosen(compared)],
-        provenance=report_parts.provenance(runs), elements=report_parts.element_settings(runs),
-        trained=report_parts.training(runs))
+        provenance=report_parts.provenance(runs), elements=report_parts.element_settings(runs))
     file = folder / "report.html"
     write_text(file, text)
     size = len(text.encode()) / 1e6

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -85,12 +85,6 @@ def concept_of(number: int, evidence: list[str], bank: str, root: Path | None, m
     return Concept(f"concept {number}" + (f", cut from {', '.join(classes)}" if classes else ""), images)
 
 
-def concepts_of(lines: Iterable[dict[str, Any]], bank: str, root: Path | None) -> dict[int, Concept]:
-    """{number: concept} of lines with `concept` and `evidence`."""
-    evidence = {line["concept"]: line["evidence"] for line in lines}
-    return {number: concept_of(number, evidence[number], bank, root) for number in sorted(evidence)}
-
-
 # ---- images that are explained ----
 
 
@@ -105,12 +99,12 @@ class Subject:
     features_D: torch.Tensor | None
 
 
-def class_label(text: str, class_names: Sequence[str], folders: Sequence[str]) -> int:
-    """The class called `text`, by its readable name or its folder. Raises `UserError` naming the nearest."""
-    found = next((list(names).index(text) for names in (class_names, folders) if text in names), None)
-    if found is None:
-        raise UserError(f"there is no class {text!r}{nearest(text, {*class_names, *folders})}")
-    return found
+def class_label(text: str, *names: Sequence[str]) -> int:
+    """The class called `text` in one of the lists of `names`. Raises `UserError` naming the nearest."""
+    for some in names:
+        if text in some:
+            return list(some).index(text)
+    raise UserError(f"there is no class {text!r}{nearest(text, set().union(*names))}")
 
 
 def spread(rows: Sequence[int], count: int) -> list[int]:
@@ -158,8 +152,7 @@ def embed_images(images: Sequence[Image.Image], val: Embeddings, val_file: Path,
     from extractor import visual_element_emb_extractor as script
     from extractor.batches import precise
     from extractor.settings import backbone_of
-    from iis.layers import represent, resolve
-    from iis.preprocessing import normalise, to_uint8
+    from iis.python_call import embed
 
     wanted = val.provenance
     if "weights_hash" not in wanted:
@@ -172,8 +165,6 @@ def embed_images(images: Sequence[Image.Image], val: Embeddings, val_file: Path,
         if found != wanted[field]:
             raise UserError(f"the backbone of {file} differs in {field} from the one of {val_file} ({found!r} and "
                             f"{wanted[field]!r}); name its YAML with --config_yaml")
-    node = resolve(backbone.module, backbone.head, wanted["node"], backbone.preprocessing["crop"])
-    pixels = torch.stack([to_uint8(image, backbone.preprocessing) for image in images]).to(place)
-    with torch.inference_mode(), precise(place, wanted["precision"]):
-        found_ND = represent(backbone.module, node, normalise(pixels, backbone.preprocessing))
-    return found_ND.float().cpu()
+    with precise(place, wanted["precision"]):
+        return embed(backbone.module, images, wanted["node"], settings=backbone.preprocessing, device=str(place),
+                     show_progress=False)

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from PIL import Image, ImageOps
 
-from reproduction.lib.explained_images import Concept, Subject, concepts_of
+from reproduction.lib.explained_images import Concept, Subject, concept_of
 from reproduction.lib.explanation import Predictor, explain
 from reproduction.lib.outputs import new_figure
 from reproduction.lib.page import PAGES, percent
@@ -25,10 +25,10 @@ def cards_of(predictor: Predictor, subjects: Sequence[Subject], root: Path | Non
              lines: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
     """What the templates' cards take: `predictions` (of `explain`), `images` of the subjects, `top`, and `concepts`,
     the images or words of each concept shown. lines: of `explain_class`, where a class is shown too."""
-    predictions = explain(predictor, subjects)
-    shown = [concept for mine in (*(one["concepts"] for one in predictions), lines) for concept in mine[:top]]
+    predictions, bank = explain(predictor, subjects), predictor.identity["bank"]
+    shown = {line["concept"] for mine in (*(one["concepts"] for one in predictions), lines) for line in mine[:top]}
     return {"predictions": predictions, "images": [one.image for one in subjects], "top": top,
-            "concepts": concepts_of(shown, predictor.identity["bank"], root)}
+            "concepts": {m: concept_of(m, predictor.evidence[m], bank, root) for m in sorted(shown)}}
 
 
 def csv_lines(predictions: Sequence[dict[str, Any]]) -> pd.DataFrame:

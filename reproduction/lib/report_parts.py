@@ -10,7 +10,6 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from PIL import Image
 
 from iis.plots import arr_figure
@@ -110,18 +109,6 @@ def element_settings(runs: Sequence[Run]) -> Lines:
     return settings.rename(lambda name: name.replace("_", " ")).rename_axis("setting").reset_index().to_dict("records")
 
 
-def training(runs: Sequence[Run]) -> Lines:
-    """Stage 3's settings, a line per data set and bank."""
-    def joined(values: pd.Series) -> str:
-        return ", ".join(sorted(values.dropna().astype(str).unique()))
-
-    made = pd.DataFrame([{"data set": run.dataset, "bank": run.summary["bank"]} | {
-        name: run.identity.get(name) for name in ("date", "epochs", "batch_size", "host")} for run in runs], dtype=object)
-    return made.assign(date=made.date.str[:10]).groupby(["data set", "bank"], sort=False).agg(
-        runs=("bank", "size"), epochs=("epochs", joined), batch=("batch_size", joined), begun=("date", joined),
-        hosts=("host", joined)).reset_index().to_dict("records")
-
-
 # ---- figures of all runs ----
 
 
@@ -161,13 +148,14 @@ def made_before(folder: Path) -> list[dict[str, Any]]:
     `figures` (files), `rows` and `caption`.
     """
     tables = {file.name.removesuffix(HANDED_OVER): read_json(file) for file in folder.glob(f"*{HANDED_OVER}")}
+    drawn = {file.stem: file for file in folder.glob("*.png")}
     parts: dict[str, dict[str, Any]] = {}
-    for name in sorted({*tables, *(file.stem for file in folder.glob("*.png"))}):
+    for name in sorted({*tables, *drawn}):
         if not re.match(rf"({'|'.join(OWN)})(_|$)", name):
             owner = max((table for table in tables if f"{name}_".startswith(f"{table}_")), key=len, default=name)
             part = parts.setdefault(owner, {"title": owner.replace("_", " ").capitalize(), "figures": [],
                                             **tables.get(owner, {"rows": [], "caption": ""})})
-            part["figures"] += folder.glob(f"{name}.png")
+            part["figures"] += [drawn[name]] if name in drawn else []
     return list(parts.values())
 
 
