@@ -76,20 +76,21 @@ def test_contributions_margins_and_removals_against_loops():
         given = [[float(x_M[m] * predictor.weight_CM[c, m]) for m in range(8)] for c in range(3)]
         logits = [sum(given[c]) + float(predictor.bias_C[c]) for c in range(3)]
         first, second = np.argsort(logits)[::-1][:2]
+        expected = {"logit_predicted": logits[first], "logit_runner_up": logits[second],
+                    "margin": logits[first] - logits[second],
+                    "probability": np.exp(logits[first]) / np.exp(logits).sum()}
+        assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-5)
         assert (found["true"], found["predicted"], found["runner_up"]) == (n % 3, first, second)
-        assert [found[name] for name in ("logit_predicted", "logit_runner_up", "margin", "probability")] == pytest.approx(
-            [logits[first], logits[second], logits[first] - logits[second],
-             np.exp(logits[first]) / np.exp(logits).sum()], abs=1e-5)
         margins = [abs(one["margin"]) for one in found["concepts"]]
         assert margins == sorted(margins, reverse=True) and len(margins) == predictor.kept == 4
         assert sorted(one["concept"] for one in found["concepts"]) == x_M.nonzero().flatten().tolist()
         for one in found["concepts"]:
             m, probability_C = one["concept"], zeroed(predictor, x_M, one["concept"])
-            assert [one[name] for name in ("activation", "to_predicted", "to_runner_up", "margin", "without_probability",
-                                           "predicted_without")] == pytest.approx(
-                [float(x_M[m]), given[first][m], given[second][m], given[first][m] - given[second][m],
-                 float(probability_C.max()), float(probability_C[first])], abs=1e-5)
-            assert one["without_class"] == int(probability_C.argmax())
+            expected = {"activation": float(x_M[m]), "to_predicted": given[first][m], "to_runner_up": given[second][m],
+                        "margin": given[first][m] - given[second][m], "without_class": int(probability_C.argmax()),
+                        "without_probability": float(probability_C.max()),
+                        "predicted_without": float(probability_C[first])}
+            assert {name: one[name] for name in expected} == pytest.approx(expected, abs=1e-5)
             changed += one["without_class"] != first
     assert 0 < changed < 40 * 4
 
@@ -102,13 +103,12 @@ def test_a_class_by_loops():
     assert sizes == sorted(sizes, reverse=True) and strongest(torch.tensor([0.5, 0.0, -2.0, 0.5])) == [2, 0, 3]
     for line in lines:
         m = line["concept"]
-        given = [float(x_NM[n, m] * (weight[1, m] - (weight[0, m] + weight[2, m]) / 2)) for n in range(30)]
         active = [float(x_NM[n, m]) for n in range(30) if x_NM[n, m] != 0]
-        without = [int(zeroed(predictor, x_NM[n], m).argmax()) == 1 for n in range(30)]
-        recall = float((predictor.logits(x_NM).argmax(1) == 1).double().mean())
-        assert line["evidence"] == [f"word {m}"] and [line[name] for name in (
-            "mean", "kept", "activation", "recall", "without")] == pytest.approx(
-            [np.mean(given), len(active) / 30, np.mean(active), recall, np.mean(without)], abs=1e-5)
+        given = x_NM[:, m] * (weight[1, m] - (weight[0, m] + weight[2, m]) / 2)
+        assert line.pop("evidence") == [f"word {m}"] and line == pytest.approx({
+            "concept": m, "mean": float(given.mean()), "kept": len(active) / 30, "activation": np.mean(active),
+            "recall": float((predictor.logits(x_NM).argmax(1) == 1).double().mean()),
+            "without": np.mean([int(zeroed(predictor, x_NM[n], m).argmax()) == 1 for n in range(30)])}, abs=1e-5)
 
 
 def test_a_stored_predictor_is_the_one_of_the_ledger_and_bad_input_is_said(toy, tmp_path):
@@ -270,14 +270,6 @@ def test_other_images_go_through_the_backbone_the_features_came_from(tmp_path):
 # ---- faithfulness ----
 
 
-def gain(predictor, x_M, m, logits_C, reference):
-    """What concept m gives to the predicted class and not to the reference."""
-    first, second = logits_C.topk(2).indices.tolist()
-    column_C = predictor.weight_CM[:, m]
-    against = column_C[second] if reference == "runner_up" else (column_C.sum() - column_C[first]) / (len(column_C) - 1)
-    return float(x_M[m] * (column_C[first] - against))
-
-
 def removed(predictor, x_M, queue):
     """Logits (C,) after 0, 1, … removals, one at a time."""
     x_M = x_M.clone()
@@ -290,21 +282,20 @@ def removed(predictor, x_M, queue):
 @pytest.mark.parametrize("reference", ["runner_up", "mean"])
 def test_curves_against_a_plain_loop(reference):
     predictor, h_ND = predictor_of(classes=4), features(12)
-    labels_N = torch.arange(12) % 4
-    x_NM = predictor.interpretations(h_ND)
-    found = order_curves(predictor, h_ND, labels_N, reference, rows=5)
+    found = order_curves(predictor, h_ND, torch.arange(12) % 4, reference, rows=5)
     assert found.share_F.tolist() == [0, 0.25, 0.5, 0.75, 1]  # 4 of 8 concepts are kept
-    for n in range(12):
-        first_C = predictor.logits(x_NM[n:n + 1])[0]
-        queue = sorted(x_NM[n].nonzero().flatten().tolist(),
-                       key=lambda m: -gain(predictor, x_NM[n], m, first_C, reference))  # noqa: B023
+    for n, x_M in enumerate(predictor.interpretations(h_ND)):
+        first, second, *others = (predictor.weight_CM @ x_M + predictor.bias_C).argsort(descending=True).tolist()
+        against_M = predictor.weight_CM[[second] if reference == "runner_up" else [second, *others]].mean(0)
+        gain_M = x_M * (predictor.weight_CM[first] - against_M)
+        queue = [m for m in gain_M.argsort(descending=True).tolist() if x_M[m] != 0]
         for o, order in ((list(ORDERS).index("most"), queue), (list(ORDERS).index("least"), queue[::-1])):
-            steps = list(removed(predictor, x_NM[n], order))
-            probability = [float(logits_C.softmax(0)[first_C.argmax()]) for logits_C in steps]
+            steps = list(removed(predictor, x_M, order))
+            probability = [float(logits_C.softmax(0)[first]) for logits_C in steps]
             assert found.probability_OFN[o, :, n] == pytest.approx(probability, abs=1e-5)
             assert found.right_OFN[o, :, n].tolist() == [int(logits_C.argmax()) == n % 4 for logits_C in steps]
             if o == 0:
-                assert found.changed_N[n] == (int(steps[1].argmax()) != int(first_C.argmax()))
+                assert found.changed_N[n] == (int(steps[1].argmax()) != first)
     assert 0 < found.changed_N.sum() < 12
     # All orders begin and end alike; the random one lies between the others.
     assert np.ptp(found.probability_OFN[:, [0, -1]], axis=0) == pytest.approx(0, abs=1e-6)
@@ -315,8 +306,7 @@ def test_curves_against_a_plain_loop(reference):
     assert numbers["probability, random − most"] == pytest.approx(random - most)
 
 
-def test_random_orders_are_seeded_and_even():
-    """After one of 4 removals the mean over many orders is that over the 4 concepts."""
+def test_random_orders_are_seeded_and_even():  # after one of 4 removals: the mean over the 4 concepts
     predictor, h_ND, labels_N = predictor_of(), features(3), torch.zeros(3, dtype=torch.int64)
     found, again = (order_curves(predictor, h_ND, labels_N, random_orders=400) for _ in range(2))
     assert (found.probability_OFN == again.probability_OFN).all()
