@@ -98,13 +98,12 @@ def measure(run: Run, settings: Settings) -> dict[str, Any]:
     named = {"model": run.model, "data set": run.dataset, "bank": run.identity["bank"]}
     kept = {"setting": run.variant or run.folder.name, "M": len(first.bank_MD), "s": first.ratio, "kept": first.kept}
     line = {**named, "elements": run.elements, **kept, "seeds": len(seeds), "pictures": len(rows)}
-    marks = {"marks": "; ".join(run.marks)}
-    of_seeds = [one.quantities() for one in curves]
-    drawn = bootstrap_means(np.mean([list(one.values()) for one in of_seeds], axis=0), settings.draws)
-    areas, shown = {}, {}
-    for k, name in enumerate(of_seeds[0]):
-        mean, std = mean_std([one[name].mean() for one in of_seeds])
-        low, high = interval(drawn[:, k])
+    marks, areas, shown = {"marks": "; ".join(run.marks)}, {}, {}
+    of_seeds = pd.DataFrame([one.quantities() for one in curves])  # (R, K) of arrays (N,)
+    drawn = bootstrap_means(np.stack(of_seeds.sum() / len(seeds)), settings.draws)
+    for name, draws in zip(of_seeds, drawn.T, strict=True):
+        mean, std = mean_std([values_N.mean() for values_N in of_seeds[name]])
+        low, high = interval(draws)
         areas |= {name: mean, f"{name}, std": std, f"{name}, low": low, f"{name}, high": high}
         within = f" [{low:.3f}, {high:.3f}]" if name == CHANGED or "−" in name else ""
         shown[name] = plus_minus(mean, std, 3) + within

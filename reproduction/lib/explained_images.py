@@ -107,10 +107,10 @@ def class_label(text: str, *names: Sequence[str]) -> int:
     raise UserError(f"there is no class {text!r}{nearest(text, set().union(*names))}")
 
 
-def spread(rows: Sequence[int], count: int) -> list[int]:
-    """`count` of the rows, evenly spread over them; all where there are fewer."""
-    count = min(count, len(rows))
-    return [rows[place * len(rows) // count] for place in range(count)]
+def spread(items: Sequence[Any], count: int) -> list[Any]:
+    """`count` of the items, evenly spread over them; all where there are fewer."""
+    count = min(count, len(items))
+    return [items[place * len(items) // count] for place in range(count)]
 
 
 def subjects_of(words: Sequence[str], val: Embeddings, val_file: Path, dataset: str, config: str | None = None,
