@@ -7,9 +7,8 @@ Kept concepts are set to 0 one after another: those that speak most for the pred
 most against it first, or in random order. Writes faithfulness.csv, .md, .tex (areas under the curves),
 faithfulness_curves.csv and faithfulness.png, .pdf. About a second a seed on 2,000 images.
 
-It shows how much faster a prediction falls when it loses the concepts its explanation names first, and so on how few
-concepts it rests. The head is linear, so contributions are exact by construction and `most` beats `random` unless
-something is broken; nothing here says that a concept means what its image or word suggests.
+The head is linear: `most` beats `random` unless something is broken. How much faster tells on how few concepts
+predictions rest.
 """
 
 import sys

@@ -225,7 +225,7 @@ def test_rows_files_and_names_of_the_data_set_are_the_same_images(run, toy):
     assert [one["true"] for one in by_file["pictures"]] == ["class 1", "class 0"]
 
 
-def test_bad_input_is_one_sentence(run, toy):
+def test_bad_input_is_one_sentence(run, toy, monkeypatch):
     Image.new("RGB", (4, 4)).save(toy / "strange.png")
     refusals = {("--class", "class 9"): "there is no class 'class 9'; did you mean", ("--rows", "200"): "rows 0 to 199",
                 ("--rows", "0.5"): "--rows 0.5: the", ("--rows", "x"): "comma-separated list of numbers",
@@ -243,6 +243,11 @@ def test_bad_input_is_one_sentence(run, toy):
     (toy / "images" / "val" / "class 0" / "val_0.png").unlink()
     with pytest.raises(UserError, match="has no image 'class 0/val_0.png'"):
         explained(run, toy / "refused", "--rows", "0")
+    monkeypatch.setattr(explained_images, "load_dataset", lambda name: Dataset("toy", toy / "away"))
+    # Without the data set its own images are missed, but a file from elsewhere gets as far as the backbone.
+    for words, said in ((("--rows", "0"), "toy has no val folder"), (("--images", toy / "strange.png"), "no configuration")):
+        with pytest.raises(UserError, match=said):
+            explained(run, toy / "refused", *words)
 
 
 def test_other_images_go_through_the_backbone_the_features_came_from(tmp_path):
