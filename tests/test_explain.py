@@ -245,7 +245,8 @@ def test_bad_input_is_one_sentence(run, toy, monkeypatch):
         explained(run, toy / "refused", "--rows", "0")
     monkeypatch.setattr(explained_images, "load_dataset", lambda name: Dataset("toy", toy / "away"))
     # Without the data set its own images are missed, but a file from elsewhere gets as far as the backbone.
-    for words, said in ((("--rows", "0"), "toy has no val folder"), (("--images", toy / "strange.png"), "no configuration")):
+    for words, said in ((("--rows", "0"), "toy has no val folder"),
+                        (("--images", toy / "strange.png"), "there is no configuration")):
         with pytest.raises(UserError, match=said):
             explained(run, toy / "refused", *words)
 
