@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from extractor.image_walk import images_of, read_images, read_stage1
 from iis.cli import path, positive, run_script, setting
 from iis.runtime import UserError, write_whole
+from reproduction.lib.explained_images import spread
 
 GAP = 4  # pixels of white around each image
 
@@ -54,13 +55,12 @@ def main(settings: Settings) -> None:
     missing = next((row["picture"] for row in cut if row["picture"] not in index), None)
     if missing:
         raise UserError(f"{settings.elements} was cut from another data set: {missing} is not in {images.root}")
-    count = min(settings.rows, len(cut))
-    chosen = [cut[position * len(cut) // count] for position in range(count)]
     rows = [[images.open(index[row["picture"]]),
-             *(Image.open(settings.elements / file).convert("RGB") for file in row["files"])] for row in chosen]
+             *(Image.open(settings.elements / file).convert("RGB") for file in row["files"])]
+            for row in spread(cut, settings.rows)]
     sheet = contact_sheet(rows, settings.tile)
     write_whole(settings.out, lambda temporary: sheet.save(temporary, format="PNG"))
-    print(f"{settings.out}: {count} images of {len(cut)}, {sheet.width} x {sheet.height} pixels")
+    print(f"{settings.out}: {len(rows)} images of {len(cut)}, {sheet.width} x {sheet.height} pixels")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from iis.cli import positive, run_script, setting
 from iis.embedding_file import Embeddings
 from iis.names import slug
 from iis.runtime import ROOT, UserError, make_output_folder, write_json, write_text
-from reproduction.lib.explained_images import Subject, class_label, elements_root, from_files, from_rows, spread
+from reproduction.lib.explained_images import class_label, elements_root, spread, subjects_of
 from reproduction.lib.explanation import Predictor, explain_class, load_predictor
 from reproduction.lib.explanation_shown import cards_of, csv_lines, explanation_figure
 from reproduction.lib.outputs import write_figure
@@ -55,52 +55,53 @@ class Settings:
 
 def main(settings: Settings) -> Path:
     """Explain, write explanation.html, .png, .pdf, .json and .csv; returns their folder."""
-    if sum(value is not None for value in (settings.images, settings.class_name, settings.rows)) > 1:
+    if [settings.images, settings.class_name, settings.rows].count(None) < 2:
         raise UserError("--images, --class and --rows do not go together; name one of them")
-    wanted = len(settings.images or settings.rows or range(settings.num_images))
-    if wanted > MOST:
-        raise UserError(f"{wanted} images do not fit on one page; name at most {MOST}")
     predictor = load_predictor(settings.run, settings.seed, settings.ratio)
     identity = predictor.identity
     val, val_file = embeddings_of(settings.run, identity, "val", settings.val_pt)
     root = elements_root(settings.run, identity, settings.elements)
+    words, of_class = chosen(settings, predictor, val)
+    if len(words) > MOST:
+        raise UserError(f"{len(words)} images do not fit on one page; name at most {MOST}")
     folder = make_output_folder(settings.out or default_folder(settings, predictor))
-    subjects, of_class = chosen(settings, predictor, val, val_file)
+    subjects = subjects_of(words, val, val_file, identity["dataset"], settings.config, settings.device)
     cards = cards_of(predictor, subjects, root, settings.top, of_class["lines"] if of_class else ())
-    predictions = cards["predictions"]
-    activations = [concept["activation"] for one in predictions for concept in one["concepts"]]
+    lines = csv_lines(cards["predictions"])
     about = {"ratio": predictor.ratio, "kept": predictor.kept, "top1": predictor.top1, "seed": predictor.seed,
              "identity": identity, "warnings": warnings_of(settings.run)}
     size = len(predictor.bank_MD)
     title = (f"Why {identity['model']} says so: {size} {identity['bank']} concepts, {identity['dataset']}, "
              f"s = {predictor.ratio:g}, seed {predictor.seed}")
     write_json(folder / "explanation.json", {"run": str(settings.run), **about, "class": of_class,
-                                             "pictures": predictions})
-    write_text(folder / "explanation.csv", as_csv(csv_lines(predictions)))
+                                             "pictures": cards["predictions"]})
+    write_text(folder / "explanation.csv", as_csv(lines))
     write_text(folder / "explanation.html", render(
-        "explanation.html", title=title, size=size, asked=settings.ratio is not None, of_class=of_class, **cards,
-        negative=sum(value < 0 for value in activations) / max(len(activations), 1), **about))
+        "explanation.html", title=title, size=size, asked=settings.ratio is not None, of_class=of_class,
+        negative=(lines.activation < 0).mean(), **cards, **about))
     write_figure(folder, "explanation", explanation_figure(title, **cards))
     print(f"{title}: {predictor.kept} concepts kept, top-1 {100 * predictor.top1:.2f} %", *about["warnings"], sep="\n")
-    print(f"written: {folder}/explanation.html, .png, .pdf, .json, .csv ({len(predictions)} images)")
+    print(f"written: {folder}/explanation.html, .png, .pdf, .json, .csv ({len(subjects)} images)")
     return folder
 
 
-def chosen(settings: Settings, predictor: Predictor, val: Embeddings,
-           val_file: Path) -> tuple[list[Subject], dict[str, Any] | None]:
-    """The subjects that the settings name, and, with --class, the explanation of the class."""
-    dataset = predictor.identity["dataset"]
+def chosen(settings: Settings, predictor: Predictor, val: Embeddings) -> tuple[list[str], dict[str, Any] | None]:
+    """The images that the settings name (files, or names in the validation split); with --class, also its
+    explanation."""
     if settings.images:
-        return from_files(settings.images, val, val_file, dataset, settings.config, settings.device), None
+        return settings.images, None
     if settings.class_name is None:
-        return from_rows(settings.rows or spread(range(len(val)), settings.num_images), val, dataset), None
+        rows = settings.rows or spread(range(len(val)), settings.num_images)
+        if wrong := [row for row in rows if row not in range(len(val))]:
+            raise UserError(f"--rows {wrong[0]:g}: the validation split has rows 0 to {len(val) - 1}")
+        return [val.image_paths[int(row)] for row in rows], None
     label = class_label(settings.class_name, predictor.class_names, val.class_names)
     rows = (val.labels_N == label).nonzero().flatten().tolist()
     if not rows:
-        raise UserError(f"the validation split has no image of the class {settings.class_name!r}; choose another one")
-    return (from_rows(spread(rows, settings.num_images), val, dataset), {
-        "name": predictor.class_names[label], "count": len(rows),
-        "lines": explain_class(predictor, val.features_ND[rows].float(), label)})
+        raise UserError(f"the validation split has no image of the class {settings.class_name!r}; name another one")
+    lines = explain_class(predictor, val.features_ND[rows].float(), label)
+    return ([val.image_paths[row] for row in spread(rows, settings.num_images)],
+            {"name": predictor.class_names[label], "count": len(rows), "lines": lines})
 
 
 def warnings_of(run: Path) -> list[str]:

@@ -7,9 +7,8 @@ Kept concepts are set to 0 one after another: those that speak most for the pred
 most against it first, or in random order. Writes faithfulness.csv, .md, .tex (areas under the curves),
 faithfulness_curves.csv and faithfulness.png, .pdf. About a second a seed on 2,000 images.
 
-It shows how much faster a prediction falls when it loses the concepts its explanation names first, and so on how few
-concepts it rests. The head is linear, so contributions are exact by construction and `most` beats `random` unless
-something is broken; nothing here says that a concept means what its image or word suggests.
+The head is linear: `most` beats `random` unless something is broken. How much faster tells on how few concepts
+predictions rest.
 """
 
 import sys
@@ -21,19 +20,20 @@ from typing import Any, Literal, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+import pandas as pd
 import torch
 
 from iis.cli import count, positive, run_script, setting
 from iis.plots import COLOURS
 from iis.runtime import UserError, each, make_output_folder, numpy_rng, torch_rng, write_text
-from iis.statistics import interval, mean_std
+from iis.statistics import interval, mean_std, plus_minus
 from reproduction.lib.explanation import Predictor, load_predictor, stored_seeds
 from reproduction.lib.figures import legend_below, panels
 from reproduction.lib.outputs import write_figure, write_table
 from reproduction.lib.points import finished
 from reproduction.lib.run_files import images_of
 from reproduction.lib.runs import Run, Source, find_runs, output_folder
-from reproduction.lib.tables import as_csv, plus_minus
+from reproduction.lib.tables import as_csv
 
 PANELS = 18  # of the figure
 STEPS = 20  # of a curve, at most
@@ -71,11 +71,10 @@ def main(settings: Settings) -> Path:
     if not results:
         raise UserError(f"no run has predictors and features to remove concepts from; the first said: {failed[0]}")
     reference = {"runner_up": "runner-up", "mean": "mean of the other classes"}[settings.reference]
-    lines, shown = ([result["line"] | result[kind] | {"marks": result["marks"]} for result in results]
-                    for kind in ("areas", "shown"))
-    caption = CAPTION.format(reference=reference, orders=settings.random_orders)
-    print(write_table(folder, "faithfulness", lines, shown, caption))
-    write_text(folder / "faithfulness_curves.csv", as_csv([line for result in results for line in result["curves"]]))
+    print(write_table(folder, "faithfulness", [result["numbers"] for result in results],
+                      [result["shown"] for result in results],
+                      CAPTION.format(reference=reference, orders=settings.random_orders)))
+    write_text(folder / "faithfulness_curves.csv", as_csv(pd.concat([result["curves"] for result in results])))
     if len(results) > PANELS:
         print(f"faithfulness.png shows the first {PANELS} of {len(results)} runs; the tables hold all")
     write_figure(folder, "faithfulness", figure(results[:PANELS]))
@@ -84,53 +83,52 @@ def main(settings: Settings) -> Path:
 
 
 def measure(run: Run, settings: Settings) -> dict[str, Any]:
-    """One run, all its seeds: `line` (which run), `areas` (numbers), `shown` (as read), `marks`, and `curves`: a line
-    for every order and step, means over seeds and images."""
+    """One run, all its seeds: a line of the table as `numbers` and as `shown`, and `curves`: a line for every order
+    and step, means over seeds and images."""
     seeds = stored_seeds(run.folder)
     if not seeds:
         raise UserError(f"{run.folder} has no predictors/; run its training script again")
     val = images_of(run, "val")
     rows = numpy_rng("faithfulness pictures").permutation(len(val))[:settings.max_images or None]
-    features_ND, labels_N = val.features_ND[rows].float(), val.labels_N[rows]
     predictors = [load_predictor(run.folder, seed, settings.ratio) for seed in seeds]
-    curves = [order_curves(predictor, features_ND, labels_N, settings.reference, settings.random_orders)
-              for predictor in predictors]
+    curves = [order_curves(predictor, val.features_ND[rows].float(), val.labels_N[rows], settings.reference,
+                           settings.random_orders) for predictor in predictors]
     first = predictors[0]
     named = {"model": run.model, "data set": run.dataset, "bank": run.identity["bank"]}
     kept = {"setting": run.variant or run.folder.name, "M": len(first.bank_MD), "s": first.ratio, "kept": first.kept}
     line = {**named, "elements": run.elements, **kept, "seeds": len(seeds), "pictures": len(rows)}
-    of_seeds = [one.quantities() for one in curves]
-    drawn = bootstrap_means(np.mean([list(one.values()) for one in of_seeds], axis=0), settings.draws)
-    areas, shown = {}, {}
-    for k, name in enumerate(of_seeds[0]):
-        mean, std = mean_std([one[name].mean() for one in of_seeds])
-        low, high = interval(drawn[:, k])
+    marks, areas, shown = {"marks": "; ".join(run.marks)}, {}, {}
+    of_seeds = pd.DataFrame([one.quantities() for one in curves])  # (R, K) of arrays (N,)
+    drawn = bootstrap_means(np.stack(of_seeds.sum() / len(seeds)), settings.draws)
+    for name, draws in zip(of_seeds, drawn.T, strict=True):
+        mean, std = mean_std([values_N.mean() for values_N in of_seeds[name]])
+        low, high = interval(draws)
         areas |= {name: mean, f"{name}, std": std, f"{name}, low": low, f"{name}, high": high}
-        shown[name] = plus_minus(mean, std, 3) + (
-            f" [{low:.3f}, {high:.3f}]" if name == CHANGED or "−" in name else "")
+        within = f" [{low:.3f}, {high:.3f}]" if name == CHANGED or "−" in name else ""
+        shown[name] = plus_minus(mean, std, 3) + within
     # Banks of different size over seeds (Text) have different steps: all curves are read at those of the first.
     steps_F = curves[0].share_F
-    probability_OF, right_OF = (
-        np.mean([[np.interp(steps_F, one.share_F, curve_F) for curve_F in getattr(one, name).mean(2)]
-                 for one in curves], axis=0) for name in ("probability_OFN", "right_OFN"))
-    points = [{**named, **kept, "order": order, "removed": float(share), "probability": float(probability_OF[o, f]),
-               "top-1": float(right_OF[o, f])} for o, order in enumerate(ORDERS) for f, share in enumerate(steps_F)]
-    return {"line": line, "areas": areas, "shown": shown, "marks": "; ".join(run.marks), "curves": points}
+    points = []
+    for o, order in enumerate(ORDERS):
+        probability_F, right_F = (np.mean([np.interp(steps_F, one.share_F, getattr(one, name)[o].mean(1))
+                                           for one in curves], axis=0) for name in ("probability_OFN", "right_OFN"))
+        points.append(pd.DataFrame({**named, **kept, "order": order, "removed": steps_F, "probability": probability_F,
+                                    "top-1": right_F}))
+    return {"numbers": line | areas | marks, "shown": line | shown | marks, "curves": pd.concat(points)}
 
 
 def figure(results: list[dict[str, Any]]) -> Any:
     """A panel a run: probability of the predicted class (solid) and top-1 (dashed) against the share removed."""
     drawing, axes = panels(len(results), "Predictions while concepts are removed", sharex=True, sharey=True)
     for axis, result in zip(axes, results, strict=True):
-        line = result["line"]
-        for order, (colour, words) in ORDERS.items():
-            points = [point for point in result["curves"] if point["order"] == order]
+        for order, points in result["curves"].groupby("order", sort=False):
+            colour, words = ORDERS[order]
             for what, style, label in (("probability", "-", words), ("top-1", "--", None)):
-                axis.plot([100 * point["removed"] for point in points], [100 * point[what] for point in points], style,
-                          color=colour, linewidth=1.5, label=label)
+                axis.plot(100 * points["removed"], 100 * points[what], style, color=colour, linewidth=1.5, label=label)
         for style, label in (("-", "probability of the predicted class"), ("--", "top-1")):
             axis.plot([], [], style, color="black", label=label)
-        marks = f"\n({result['marks']})" if result["marks"] else ""
+        line = result["numbers"]
+        marks = f"\n({line['marks']})" if line["marks"] else ""
         axis.set_title(f"{line['model']}, {line['data set']}, {line['bank']}\n{line['setting']}, {line['kept']} of "
                        f"{line['M']} kept{marks}", fontsize=8, parse_math=False)
         axis.set(xlim=(0, 100), ylim=(0, 100), xlabel="kept concepts removed, %", ylabel="%")

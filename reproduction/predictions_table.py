@@ -16,6 +16,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+import pandas as pd
 
 from iis.cli import run_script, setting
 from iis.grid import DENSE, check_ratios
@@ -64,26 +65,25 @@ def main(settings: Settings) -> None:
 
 def line_of(run: Run, bank: str, ratio: float) -> dict[str, Any]:
     """One run at a ratio: fractions, mean and std over seeds. Raises `UserError` where the ratio was not trained."""
-    selected, summary = select(read_ledger(run.folder / LEDGER)), run.summary
-    at = next((one for one in summary["ratios"] if np.isclose(one, ratio)), None)
-    if at is None:
+    rows, summary = pd.DataFrame(select(read_ledger(run.folder / LEDGER)).values()).sort_values("seed"), run.summary
+    mine, dense = rows[np.isclose(rows.ratio, ratio)], rows[rows.ratio == DENSE]
+    if mine.empty:
         raise UserError(f"{run.folder} has no ratio {ratio:g}; it has {', '.join(f'{s:g}' for s in summary['ratios'])}")
-    rows, dense = ([selected[seed, which] for seed in summary["seeds"]] for which in (at, DENSE))
-    correct_RN, base_RN = (np.array([unpack_correct(row["hits"], summary["n_val"]) for row in some])
-                           for some in (rows, dense))
+    correct_RN, base_RN = (np.array([unpack_correct(row, summary["n_val"]) for row in some.hits])
+                           for some in (mine, dense))
     difference, error = accuracy_difference(correct_RN, base_RN)
-    line: dict[str, Any] = {"dataset": run.dataset, "model": run.model, "bank": bank,
-                            "concepts": CONCEPTS.get(summary["bank"], "other"), "ratio": at, "seeds": len(rows),
-                            "num_concepts": summary["num_concepts"], "kept": rows[0]["kept"]}
-    for name, some in (("dense", dense), ("top1", rows)):
-        line[name], line[f"{name}_std"] = mean_std([row["top1"] for row in some])
-    line |= {"top5": float(np.mean([row["top5"] for row in rows])), "difference": difference,
-             "difference_error": error, "mcnemar_p_largest": max(map(mcnemar_p, correct_RN, base_RN))}
     labels_N = labels_of(run)
-    line["uneven"] = None if labels_N is None else bool(np.ptp(np.unique(labels_N, return_counts=True)[1]))
-    for name, some in (("balanced", correct_RN), ("dense_balanced", base_RN)):
-        line[name] = None if labels_N is None else float(np.mean([balanced_accuracy(one, labels_N) for one in some]))
-    return line | {"marks": "; ".join(run.marks)}
+    balanced, dense_balanced = (None if labels_N is None else float(np.mean(
+        [balanced_accuracy(correct_N, labels_N) for correct_N in some])) for some in (correct_RN, base_RN))
+    uneven = None if labels_N is None else bool(np.ptp(np.unique(labels_N, return_counts=True)[1]))
+    (accuracy, std), (dense_accuracy, dense_std) = mean_std(mine.top1), mean_std(dense.top1)
+    return {"dataset": run.dataset, "model": run.model, "bank": bank,
+            "concepts": CONCEPTS.get(summary["bank"], "other"), "ratio": mine.ratio.iloc[0], "seeds": len(mine),
+            "num_concepts": summary["num_concepts"], "kept": int(mine.kept.iloc[0]), "dense": dense_accuracy,
+            "dense_std": dense_std, "top1": accuracy, "top1_std": std, "top5": mine.top5.mean(),
+            "difference": difference, "difference_error": error,
+            "mcnemar_p_largest": max(map(mcnemar_p, correct_RN, base_RN)), "uneven": uneven, "balanced": balanced,
+            "dense_balanced": dense_balanced, "marks": "; ".join(run.marks)}
 
 
 def accuracy_difference(correct_RN: np.ndarray, base_RN: np.ndarray) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""One or many ledgers as one self-contained HTML page: curves, scores, concepts, explanations, provenance, seconds.
+"""One or many ledgers as one self-contained HTML page: curves, scores, concepts, explanations, provenance.
 
     python reproduction/report.py --sweep shapes                               # results/reproduction/shapes/report.html
     python reproduction/report.py --model_root IP_training/IP_Prototype --save_dir results/report
@@ -8,7 +8,6 @@ trained. About a minute for sixty ledgers on two cores.
 """
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from iis.runtime import make_output_folder, write_text
 from reproduction.lib import report_parts
 from reproduction.lib.page import render
 from reproduction.lib.points import counted, finished
-from reproduction.lib.runs import Run, Source, find_runs, output_folder
+from reproduction.lib.runs import Source, find_runs, output_folder
 
 
 @dataclass(kw_only=True)
@@ -35,28 +34,23 @@ class Settings(Source):
 def main(settings: Settings) -> Path:
     """Write report.html; returns it."""
     runs, folder = find_runs(settings), make_output_folder(output_folder(settings))
+    compared = finished(runs)
+    warnings, notes = report_parts.remarks(runs)
     title = settings.title or f"Inherent Interpretability Scores: {', '.join(sorted({run.dataset for run in runs}))}"
-    file, text = folder / "report.html", report(title, runs, folder, settings.concepts, settings.images)
+    text = render(
+        "report.html", title=title, runs=runs, scores=report_parts.score_tables(runs), warnings=warnings, notes=notes,
+        curves=report_parts.curves(compared), scatters=report_parts.scatters(compared),
+        made=report_parts.made_before(folder), concepts=settings.concepts, images=settings.images,
+        examples=[report_parts.examples_of(run, settings.concepts, settings.images)
+                  for run in report_parts.chosen(compared)],
+        provenance=report_parts.provenance(runs), elements=report_parts.element_settings(runs))
+    file = folder / "report.html"
     write_text(file, text)
     size = len(text.encode()) / 1e6
     print(f"written: {file} ({counted(len(runs), 'ledger')}, {size:.1f} MB)")
     if size > settings.max_mb:
         print(f"note: more than {settings.max_mb} MB; fewer ledgers, --concepts or --images make it smaller")
     return file
-
-
-def report(title: str, runs: Sequence[Run], folder: Path, concepts: int, images: int) -> str:
-    """The page. folder: where other scripts have put their tables and figures."""
-    compared = finished(runs)
-    warnings, notes = report_parts.remarks(runs)
-    trained, seconds = report_parts.training(runs)
-    return render(
-        "report.html", title=title, runs=runs, scores=report_parts.score_tables(runs), warnings=warnings, notes=notes,
-        curves=report_parts.curves(compared), scatters=report_parts.scatters(compared),
-        made=report_parts.made_before(folder), concepts=concepts, images=images,
-        examples=[report_parts.examples_of(run, concepts, images) for run in report_parts.chosen(compared)],
-        provenance=report_parts.provenance(runs), elements=report_parts.element_settings(runs), trained=trained,
-        minutes=sum(line.pop("seconds") for line in seconds) / 60, seconds=seconds)
 
 
 if __name__ == "__main__":

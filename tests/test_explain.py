@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import clusters, prototype_flags
+from conftest import clusters
+from made_sweep import call, trained
 from PIL import Image
 from test_report import whole
 
@@ -23,9 +24,9 @@ from reproduction import explain as script
 from reproduction import faithfulness
 from reproduction.faithfulness import CHANGED, ORDERS, bootstrap_means, order_curves
 from reproduction.lib import explained_images, runs
-from reproduction.lib.explained_images import Subject, concept_of, concepts_of, embed_images, spread
+from reproduction.lib.explained_images import Subject, concept_of, embed_images, spread
 from reproduction.lib.explanation import Predictor, explain, explain_class, load_predictor, strongest
-from reproduction.lib.explanation_shown import explanation_figure, if_removed
+from reproduction.lib.explanation_shown import cards_of, explanation_figure, if_removed
 from reproduction.lib.page import render
 
 
@@ -42,23 +43,18 @@ def features(count):
     return torch.randn(count, 5, generator=torch.Generator().manual_seed(2))
 
 
-def trained(folder, **changes):
-    """A Prototype run of two seeds on the `toy` files in `folder`."""
-    flags = prototype_flags(folder, folder / "run", seeds=2, dense_heads_dir=folder / "dense_heads", **changes)
-    return IP_Prototype_training.main(parse(IP_Prototype_training.Settings, list(map(str, flags))))
-
-
 def explained_run(folder, ratios="0.5,0.7,0.9"):
-    """A trained Prototype run on the `toy` files in `folder`, its images painted, and its data set."""
-    for place, split in (("images/val", "val"), ("elements", "elements")):
-        for name in clusters(200 if split == "val" else 80, split).image_paths:
+    """A trained Prototype run of two seeds on the `toy` files in `folder`, its images painted, and its data set."""
+    elements, val = clusters(80, "elements"), clusters(200, "val")
+    for place, names in (("images/val", val.image_paths), ("elements", elements.image_paths)):
+        for name in names:
             file = folder / place / name
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (8, 6), (len(name) * 9 % 255, 40, 90)).save(file)
-    elements = clusters(80, "elements")
     elements.record = {"root": str(folder / "elements")}
     save_embeddings(folder / "elements.pkl", elements)
-    return trained(folder, ratios=ratios, learning_rates="0.1"), Dataset("toy", folder / "images")
+    return trained(IP_Prototype_training, folder, "run", seeds=2, dense_heads_dir=folder / "dense_heads", ratios=ratios,
+                   learning_rates="0.1"), Dataset("toy", folder / "images")
 
 
 # ---- contributions ----
@@ -75,28 +71,26 @@ def test_contributions_margins_and_removals_against_loops():
     predictor, h_ND = predictor_of(), features(40)
     predictor.class_names[:] = range(3)
     changed = 0
-    subjects = [Subject("", None, n % 3, h_D) for n, h_D in enumerate(h_ND)]
-    for n, found in enumerate(explain(predictor, subjects)):
+    for n, found in enumerate(explain(predictor, [Subject("", None, n % 3, h_D) for n, h_D in enumerate(h_ND)])):
         x_M = predictor.interpretations(h_ND[n:n + 1])[0]
-        kept = x_M.nonzero().flatten().tolist()
         given = [[float(x_M[m] * predictor.weight_CM[c, m]) for m in range(8)] for c in range(3)]
         logits = [sum(given[c]) + float(predictor.bias_C[c]) for c in range(3)]
         first, second = np.argsort(logits)[::-1][:2]
+        expected = {"logit_predicted": logits[first], "logit_runner_up": logits[second],
+                    "margin": logits[first] - logits[second],
+                    "probability": np.exp(logits[first]) / np.exp(logits).sum()}
+        assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-5)
         assert (found["true"], found["predicted"], found["runner_up"]) == (n % 3, first, second)
-        numbers = [found[name] for name in ("logit_predicted", "logit_runner_up", "margin", "probability")]
-        assert numbers == pytest.approx([logits[first], logits[second], logits[first] - logits[second],
-                                         np.exp(logits[first]) / np.exp(logits).sum()], abs=1e-5)
         margins = [abs(one["margin"]) for one in found["concepts"]]
-        assert margins == sorted(margins, reverse=True)
-        assert sorted(one["concept"] for one in found["concepts"]) == kept and len(kept) == predictor.kept == 4
+        assert margins == sorted(margins, reverse=True) and len(margins) == predictor.kept == 4
+        assert sorted(one["concept"] for one in found["concepts"]) == x_M.nonzero().flatten().tolist()
         for one in found["concepts"]:
             m, probability_C = one["concept"], zeroed(predictor, x_M, one["concept"])
-            numbers = [one[name] for name in ("activation", "to_predicted", "to_runner_up", "margin",
-                                              "without_probability", "predicted_without")]
-            assert numbers == pytest.approx([float(x_M[m]), given[first][m], given[second][m], given[first][m]
-                                             - given[second][m], float(probability_C.max()),
-                                             float(probability_C[first])], abs=1e-5)
-            assert one["without_class"] == int(probability_C.argmax())
+            expected = {"activation": float(x_M[m]), "to_predicted": given[first][m], "to_runner_up": given[second][m],
+                        "margin": given[first][m] - given[second][m], "without_class": int(probability_C.argmax()),
+                        "without_probability": float(probability_C.max()),
+                        "predicted_without": float(probability_C[first])}
+            assert {name: one[name] for name in expected} == pytest.approx(expected, abs=1e-5)
             changed += one["without_class"] != first
     assert 0 < changed < 40 * 4
 
@@ -109,13 +103,12 @@ def test_a_class_by_loops():
     assert sizes == sorted(sizes, reverse=True) and strongest(torch.tensor([0.5, 0.0, -2.0, 0.5])) == [2, 0, 3]
     for line in lines:
         m = line["concept"]
-        given = [float(x_NM[n, m] * (weight[1, m] - (weight[0, m] + weight[2, m]) / 2)) for n in range(30)]
         active = [float(x_NM[n, m]) for n in range(30) if x_NM[n, m] != 0]
-        without = [int(zeroed(predictor, x_NM[n], m).argmax()) == 1 for n in range(30)]
-        recall = float((predictor.logits(x_NM).argmax(1) == 1).double().mean())
-        assert line["evidence"] == [f"word {m}"] and [line[name] for name in (
-            "mean", "kept", "activation", "recall", "without")] == pytest.approx(
-            [np.mean(given), len(active) / 30, np.mean(active), recall, np.mean(without)], abs=1e-5)
+        given = x_NM[:, m] * (weight[1, m] - (weight[0, m] + weight[2, m]) / 2)
+        assert line.pop("evidence") == [f"word {m}"] and line == pytest.approx({
+            "concept": m, "mean": float(given.mean()), "kept": len(active) / 30, "activation": np.mean(active),
+            "recall": float((predictor.logits(x_NM).argmax(1) == 1).double().mean()),
+            "without": np.mean([int(zeroed(predictor, x_NM[n], m).argmax()) == 1 for n in range(30)])}, abs=1e-5)
 
 
 def test_a_stored_predictor_is_the_one_of_the_ledger_and_bad_input_is_said(toy, tmp_path):
@@ -152,45 +145,40 @@ def test_a_stored_predictor_is_the_one_of_the_ledger_and_bad_input_is_said(toy, 
 def test_what_stands_on_a_page_adds_up_and_is_escaped():
     evil = '<script>alert("&")</script>'
     predictor, h_ND = predictor_of(), features(1)
-    predictor.class_names[:] = [evil] * 3
-    predictor.evidence[:] = [[evil]] * 8
-    subject = Subject(evil, Image.new("RGB", (4, 4)), 0, h_ND[0])
-    predictions = explain(predictor, [subject])
+    predictor.class_names[:], predictor.evidence[:] = [evil] * 3, [[evil]] * 8
     lines = explain_class(predictor, h_ND, 1)
-    concepts = concepts_of(predictions[0]["concepts"] + lines, "Text", None)
-    identity = {"model": evil, "dataset": evil, "bank": evil}
-    page = whole(render("explanation.html", title=evil, identity=identity, size=8, kept=4, ratio=0.5, asked=False,
-                        seed=0, top1=0.5, negative=0.5, warnings=[evil], predictions=predictions, concepts=concepts,
-                        images=[subject.image], top=3, of_class={"name": evil, "count": 1, "lines": lines}))
+    cards = cards_of(predictor, [Subject(evil, Image.new("RGB", (4, 4)), 0, h_ND[0])], None, 3, lines)
+    page = whole(render("explanation.html", title=evil, identity=dict.fromkeys(("model", "dataset", "bank"), evil),
+                        size=8, kept=4, ratio=0.5, asked=False, seed=0, top1=0.5, negative=0.5, warnings=[evil],
+                        of_class={"name": evil, "count": 1, "lines": lines}, **cards))
     assert page.count("&lt;script&gt;") >= 2 * 3 + 4 + 3 + 4 and "Without it</div>" in page  # column heads
-    margins = [one["margin"] for one in predictions[0]["concepts"]]
+    prediction, = cards["predictions"]
+    margins = [one["margin"] for one in prediction["concepts"]]
     assert (f"the 3 concepts above {sum(margins[:3]):+.2f}, 1 more {margins[3]:+.2f}" in page.replace("\n", " ")
-            and f"{predictions[0]['margin']:+.2f} logits." in page)
-    figure = explanation_figure("Why net says so", predictions, [subject.image], concepts, 3)
+            and f"{prediction['margin']:+.2f} logits." in page)
+    figure = explanation_figure("Why net says so", **cards)
     heads = [text.get_text() for text in figure.axes[1].texts][:3]
     assert figure.get_suptitle() == "Why net says so" and heads[0] == "concept" and heads[2] == "without it"
 
 
-def test_what_is_said_of_a_removal():
-    prediction = {"predicted": "star", "probability": 0.912}
-    still = {"without_class": "star", "without_probability": 0.74, "predicted_without": 0.74}
-    other = {"without_class": "circle", "without_probability": 0.551, "predicted_without": 0.3}
-    assert if_removed(prediction, still).replace("\xa0", " ") == "still star, 91.2 % → 74.0 %"
-    assert if_removed(prediction, other).replace("\xa0", " ") == "becomes circle, 55.1 %; star 91.2 % → 30.0 %"
+@pytest.mark.parametrize(("name", "probability", "left", "said"), [
+    ("star", 0.74, 0.74, "still star, 91.2 % → 74.0 %"),
+    ("circle", 0.551, 0.3, "becomes circle, 55.1 %; star 91.2 % → 30.0 %")])
+def test_what_is_said_of_a_removal(name, probability, left, said):
+    removal = {"without_class": name, "without_probability": probability, "predicted_without": left}
+    assert if_removed({"predicted": "star", "probability": 0.912}, removal).replace("\xa0", " ") == said
 
 
 def test_evidence_is_images_or_words(tmp_path):
-    (tmp_path / "a").mkdir()
-    Image.new("L", (3, 2)).save(tmp_path / "a" / "1.png")
+    for folder in ("a", "n01440764"):  # the second is a synset, in whatever data set
+        (tmp_path / folder).mkdir()
+        Image.new("L", (3, 2)).save(tmp_path / folder / "1.png")
     shown = concept_of(4, ["Prototype: a/1.png"], "Combined", tmp_path)
     assert shown.label == "concept 4, cut from a" and [one.mode for one in shown.images] == ["RGB"]
-    assert concept_of(5, ["Text: red: bright"], "Combined", tmp_path).label == "red: bright"
-    assert concept_of(6, ["striped"], "Text", None) == concept_of(6, ["striped"], "Text", tmp_path)
-    fish = tmp_path / "n01440764" / "1.png"
-    fish.parent.mkdir()
-    Image.new("RGB", (3, 2)).save(fish)  # a synset, in whatever data set
-    assert concept_of(8, ["n01440764/1.png"], "Cluster", tmp_path).label == "concept 8, cut from tench"
-    assert "empty slot" in concept_of(7, [], "End2End", tmp_path).label
+    for evidence, bank, label in ((["Text: red: bright"], "Combined", "red: bright"), (["striped"], "Text", "striped"),
+                                  (["n01440764/1.png"], "Cluster", "concept 5, cut from tench"),
+                                  ([], "End2End", "concept 5: an empty slot, no element joined it")):
+        assert concept_of(5, evidence, bank, tmp_path).label == label
     assert spread(range(10), 3) == [0, 3, 6] and spread([4, 5], 8) == [4, 5]
 
 
@@ -207,7 +195,7 @@ def run(toy, monkeypatch):
 
 def explained(run, out, *words):
     """The folder, and what its JSON holds."""
-    folder = script.main(parse(script.Settings, ["--run", str(run), "--out", str(out), *map(str, words)]))
+    folder = call(script, "--run", run, "--out", out, *words)
     return folder, json.loads((folder / "explanation.json").read_text())
 
 
@@ -221,11 +209,11 @@ def test_a_class_from_the_command_line(run, toy, monkeypatch):
     assert "Why toy says so: 20 Prototype concepts, toy, s = 0.7, seed 0</h1>" in page
     assert written["ratio"] == 0.7 and written["kept"] == 6 and written["class"]["count"] == 50
     for one in written["pictures"]:
-        assert one["true"] == "class 2" and len(one["concepts"]) == 6
         moved = sum(concept["margin"] for concept in one["concepts"])
+        assert one["true"] == "class 2" and len(one["concepts"]) == 6
         assert moved + one["bias_predicted"] - one["bias_runner_up"] == pytest.approx(one["margin"], abs=1e-4)
     table = pd.read_csv(out / "explanation.csv")
-    assert len(table) == 3 * 6 and table.evidence.str.startswith("class ").all()
+    assert len(table) == 3 * 6 and table.evidence.str.startswith("class ").all() and list(table)[0] == "picture"
     assert all((out / f"explanation.{kind}").stat().st_size for kind in ("png", "pdf"))
 
 
@@ -237,25 +225,30 @@ def test_rows_files_and_names_of_the_data_set_are_the_same_images(run, toy):
     assert [one["true"] for one in by_file["pictures"]] == ["class 1", "class 0"]
 
 
-def test_bad_input_is_one_sentence(run, toy):
-    for words, said in ((["--class", "class 9"], "there is no class 'class 9'; did you mean"),
-                        (["--rows", "200"], "rows 0 to 199"), (["--rows", "0.5"], "--rows 0.5: the"),
-                        (["--rows", "x"], "comma-separated list of numbers"),
-                        (["--rows", "1", "--class", "class 1"], "do not go together"),
-                        (["--images", toy / "none.png"], "there is no image"),
-                        (["--images", toy / "val.pt"], "cannot be read as an image"),
-                        (["--elements", toy / "nowhere"], "name their folder with --elements"),
-                        (["--elements", toy], "there is no image .*name the folder of the elements"),
-                        (["--val_pt", toy / "train.pt"], "train.pt holds other numbers than"),
-                        (["--num_images", "101"], "101 images do not fit on one page; name at most 100")):
+def test_bad_input_is_one_sentence(run, toy, monkeypatch):
+    Image.new("RGB", (4, 4)).save(toy / "strange.png")
+    refusals = {("--class", "class 9"): "there is no class 'class 9'; did you mean", ("--rows", "200"): "rows 0 to 199",
+                ("--rows", "0.5"): "--rows 0.5: the", ("--rows", "x"): "comma-separated list of numbers",
+                ("--rows", "1", "--class", "class 1"): "do not go together",
+                ("--images", toy / "none.png"): "cannot be read: .*none.png.*such as class 0/val_0.png",
+                ("--images", toy / "val.pt"): "cannot be read: .*val.pt",
+                ("--images", toy / "strange.png"): "there is no configuration",  # this backbone exists nowhere
+                ("--elements", toy / "nowhere"): "name their folder with --elements",
+                ("--elements", toy): "cannot be read: .*name the folder of the elements",
+                ("--val_pt", toy / "train.pt"): "train.pt holds other numbers than",
+                ("--num_images", "101"): "101 images do not fit on one page; name at most 100"}
+    for words, said in refusals.items():
         with pytest.raises(UserError, match=said):
             explained(run, toy / "refused", *words)
     (toy / "images" / "val" / "class 0" / "val_0.png").unlink()
     with pytest.raises(UserError, match="has no image 'class 0/val_0.png'"):
         explained(run, toy / "refused", "--rows", "0")
-    Image.new("RGB", (4, 4)).save(toy / "strange.png")
-    with pytest.raises(UserError, match="there is no configuration"):  # this backbone exists nowhere
-        explained(run, toy / "refused", "--images", toy / "strange.png")
+    monkeypatch.setattr(explained_images, "load_dataset", lambda name: Dataset("toy", toy / "away"))
+    # Without the data set its own images are missed, but a file from elsewhere gets as far as the backbone.
+    for words, said in ((("--rows", "0"), "toy has no val folder"),
+                        (("--images", toy / "strange.png"), "there is no configuration")):
+        with pytest.raises(UserError, match=said):
+            explained(run, toy / "refused", *words)
 
 
 def test_other_images_go_through_the_backbone_the_features_came_from(tmp_path):
@@ -283,14 +276,6 @@ def test_other_images_go_through_the_backbone_the_features_came_from(tmp_path):
 # ---- faithfulness ----
 
 
-def gain(predictor, x_M, m, logits_C, reference):
-    """What concept m gives to the predicted class and not to the reference."""
-    first, second = logits_C.topk(2).indices.tolist()
-    column_C = predictor.weight_CM[:, m]
-    against = column_C[second] if reference == "runner_up" else (column_C.sum() - column_C[first]) / (len(column_C) - 1)
-    return float(x_M[m] * (column_C[first] - against))
-
-
 def removed(predictor, x_M, queue):
     """Logits (C,) after 0, 1, … removals, one at a time."""
     x_M = x_M.clone()
@@ -303,21 +288,20 @@ def removed(predictor, x_M, queue):
 @pytest.mark.parametrize("reference", ["runner_up", "mean"])
 def test_curves_against_a_plain_loop(reference):
     predictor, h_ND = predictor_of(classes=4), features(12)
-    labels_N = torch.arange(12) % 4
-    x_NM = predictor.interpretations(h_ND)
-    found = order_curves(predictor, h_ND, labels_N, reference, rows=5)
+    found = order_curves(predictor, h_ND, torch.arange(12) % 4, reference, rows=5)
     assert found.share_F.tolist() == [0, 0.25, 0.5, 0.75, 1]  # 4 of 8 concepts are kept
-    for n in range(12):
-        first_C = predictor.logits(x_NM[n:n + 1])[0]
-        queue = sorted(x_NM[n].nonzero().flatten().tolist(),
-                       key=lambda m: -gain(predictor, x_NM[n], m, first_C, reference))  # noqa: B023
+    for n, x_M in enumerate(predictor.interpretations(h_ND)):
+        first, second, *others = (predictor.weight_CM @ x_M + predictor.bias_C).argsort(descending=True).tolist()
+        against_M = predictor.weight_CM[[second] if reference == "runner_up" else [second, *others]].mean(0)
+        gain_M = x_M * (predictor.weight_CM[first] - against_M)
+        queue = [m for m in gain_M.argsort(descending=True).tolist() if x_M[m] != 0]
         for o, order in ((list(ORDERS).index("most"), queue), (list(ORDERS).index("least"), queue[::-1])):
-            steps = list(removed(predictor, x_NM[n], order))
-            probability = [float(logits_C.softmax(0)[first_C.argmax()]) for logits_C in steps]
+            steps = list(removed(predictor, x_M, order))
+            probability = [float(logits_C.softmax(0)[first]) for logits_C in steps]
             assert found.probability_OFN[o, :, n] == pytest.approx(probability, abs=1e-5)
             assert found.right_OFN[o, :, n].tolist() == [int(logits_C.argmax()) == n % 4 for logits_C in steps]
             if o == 0:
-                assert found.changed_N[n] == (int(steps[1].argmax()) != int(first_C.argmax()))
+                assert found.changed_N[n] == (int(steps[1].argmax()) != first)
     assert 0 < found.changed_N.sum() < 12
     # All orders begin and end alike; the random one lies between the others.
     assert np.ptp(found.probability_OFN[:, [0, -1]], axis=0) == pytest.approx(0, abs=1e-6)
@@ -328,8 +312,7 @@ def test_curves_against_a_plain_loop(reference):
     assert numbers["probability, random − most"] == pytest.approx(random - most)
 
 
-def test_random_orders_are_seeded_and_even():
-    """After one of 4 removals the mean over many orders is that over the 4 concepts."""
+def test_random_orders_are_seeded_and_even():  # after one of 4 removals: the mean over the 4 concepts
     predictor, h_ND, labels_N = predictor_of(), features(3), torch.zeros(3, dtype=torch.int64)
     found, again = (order_curves(predictor, h_ND, labels_N, random_orders=400) for _ in range(2))
     assert (found.probability_OFN == again.probability_OFN).all()

@@ -3,10 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
-from made_sweep import made_ledger, made_sweep
+from made_sweep import call, made_ledger, made_sweep
 from scipy import stats
 
-from iis.cli import parse
 from iis.runtime import UserError
 from reproduction import predictions_table as script
 from reproduction.lib import class_balance
@@ -35,7 +34,7 @@ def test_mcnemar_by_hand():
 
 def table(folder, *flags):
     """The CSV as read, and the Markdown."""
-    script.main(parse(script.Settings, [*map(str, flags), "--save_dir", str(folder)]))
+    call(script, *flags, "--save_dir", folder)
     return pd.read_csv(folder / "predictions.csv").to_dict("records"), (folder / "predictions.md").read_text()
 
 

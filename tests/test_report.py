@@ -2,27 +2,22 @@
 
 import base64
 import io
-import json
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-import torch
-from made_sweep import made_ledger
+from made_sweep import call, made_ledger, trained
 from PIL import Image
 
-from iis.cli import parse
+from iis.embedding_file import load_embeddings, save_embeddings
+from IP_training import IP_Prototype_training
 from reproduction import report
 from reproduction.lib import report_parts
 from reproduction.lib.outputs import write_table
-from reproduction.lib.page import PAGES, anchor, data_uri, kind, render
+from reproduction.lib.page import PAGES, data_uri, kind, render
 from reproduction.lib.report_parts import made_before
-from reproduction.lib.runs import find_runs
-
-
-def flags(*words):
-    return parse(report.Settings, [str(word) for word in words])
+from reproduction.lib.runs import Source, find_runs
 
 
 def macro(name, *values):
@@ -62,8 +57,7 @@ def test_text_is_escaped_wherever_it_goes():
     for name, *values in (("table", [{evil: evil}], evil), ("listed", [evil]), ("section", evil, "."),
                           ("folded", evil, "."), ("figure", Image.new("RGB", (2, 2)), evil), ("contents", [evil])):
         assert "<script" not in (made := macro(name, *values)) and "&lt;script&gt;&#34;x&#34; &amp; " in made
-    page = whole(render("base.html", title=evil))
-    assert page.count("&lt;script&gt;") == 2
+    assert whole(render("base.html", title=evil)).count("&lt;script&gt;") == 2
 
 
 @pytest.mark.parametrize(("word", "values"), [
@@ -81,8 +75,9 @@ def test_tables_headings_and_what_is_empty():
     assert 'aria-label="what it is"' in made and '<td class="short"></td>' in made
     for name, *values in (("table", []), ("listed", []), ("section", "x", " \n"), ("folded", "x", "")):
         assert macro(name, *values).strip() == ""
-    assert anchor("Example concepts: M = 64") == "example-concepts-m-64"
-    assert 'id="a-b"' in macro("section", "A b", "x") and 'href="#a-b"' in macro("contents", ["A b"])
+    title = "Example concepts: M = 64"
+    assert 'id="example-concepts-m-64"' in macro("section", title, "x")
+    assert 'href="#example-concepts-m-64"' in macro("contents", [title])
 
 
 def test_images_are_shrunk_keep_their_shape_and_stand_on_white(tmp_path):
@@ -103,37 +98,39 @@ def test_images_are_shrunk_keep_their_shape_and_stand_on_white(tmp_path):
 
 
 def test_a_page_of_a_real_run(toy, tmp_path, capsys):
-    from test_explain import trained  # which takes `whole` from here
-
-    run, page = trained(toy), tmp_path / "page"
-    for number in range(80):
-        file = toy / "pictures" / f"class {number % 4}" / f"elements_{number}.png"
+    run, page = trained(IP_Prototype_training, toy, seeds=2, dense_heads_dir=toy / "dense_heads"), tmp_path / "page"
+    elements = load_embeddings(toy / "elements.pkl")
+    for name in elements.image_paths:
+        file = toy / "pictures" / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8), (3 * number, 0, 0)).save(file)
-    data = torch.load(toy / "elements.pkl", weights_only=True)
-    torch.save({**data, "record": {"root": str(toy / "pictures"), "seconds": 4.0}}, toy / "elements.pkl")
-    (toy / "pictures" / "complete.json").write_text(json.dumps({"elements": 80, "pictures": 20, "seconds": 180}))
+        Image.new("RGB", (8, 8), "red").save(file)
+    elements.record = {"root": str(toy / "pictures")}
+    save_embeddings(toy / "elements.pkl", elements)
     page.mkdir()
     write_table(page, "controls", [{"a": "x & y", "b": 0.5}], caption="What it is.")
-    Image.new("RGB", (60, 30), "red").save(page / "controls.png")
-    text = whole(report.main(flags("--model_root", run, "--save_dir", page, "--concepts", 3)).read_text())
+    for name in ("controls_toy", "alone", "arr_toy"):  # arr the report draws itself
+        Image.new("RGB", (60, 30), "red").save(page / f"{name}.png")
+    text = whole(call(report, "--model_root", run, "--save_dir", page, "--concepts", 3).read_text())
     assert "(1 ledger, " in capsys.readouterr().out
-    for heading in ("Scores", "Accuracy retention", "Tables and figures", "Example concepts", "Provenance", "Time"):
+    for heading in ("Scores", "Accuracy retention", "Tables and figures", "Example concepts", "Provenance"):
         assert f"<h2>{heading}</h2>" in text and f">{heading}</a>" in text
     assert "IIS against accuracy</h2>" not in text  # one model makes no scatter
     assert text.count('alt="element of concept') == 3 and "3 of 20 concepts" in text
+    assert re.search(r"<br>\s*class \d \+\d\.\d\d, \s*class \d -\d\.\d\d</figcaption>", text)  # for and against
     assert "x &amp; y" in text and '<td class="number">0.5</td>' in text and "What it is." in text
     assert re.search(r"Not shown: .*toy", text)  # its validation images are no data set: said, not raised
-    assert "80 elements of 20 images" in text and "3.0 min" in text
-    assert "3 dense heads" not in text and "6 dense heads" in text and "48 heads in 1 run<" in text
+    # A figure stands with the table whose name begins its own.
+    alone, controls = made_before(page)
+    assert (alone["title"], alone["rows"], alone["figures"]) == ("Alone", [], [page / "alone.png"])
+    assert (controls["title"], controls["figures"]) == ("Controls", [page / "controls_toy.png"])
+    assert controls["rows"] == [{"a": "x & y", "b": "0.5"}] and made_before(tmp_path / "nothing") == []
 
 
 def test_scores_marks_warnings_and_notes_of_hand_made_ledgers(tmp_path):
     """IIS 0.49 by hand; a second model near chance; a third one with a variant of its own."""
-    common = {"elements": None, "train_hash": "t", "date": "2026-01-02T03:04", "host": "box", "seconds": 2}
     for model, dense, more in (("net", 0.8, {}), ("net_epoch3", 0.22, {}), ("net", 0.8, {"holdout": 0.1})):
-        made_ledger(tmp_path / f"{model}{more}", model, dense, dense / 2, spread=0, **common, **more)
-    runs = find_runs(flags("--model_root", tmp_path, "--save_dir", tmp_path), draws=20)
+        made_ledger(tmp_path / f"{model}{more}", model, dense, dense / 2, spread=0, **more)
+    runs = find_runs(Source(model_root=[tmp_path]), draws=20)
     tables = report_parts.score_tables(runs)
     assert list(tables) == ["toy", "toy, along pre-training", "toy, variants"]
     line, = tables["toy"]
@@ -141,25 +138,10 @@ def test_scores_marks_warnings_and_notes_of_hand_made_ledgers(tmp_path):
     assert "variant" not in line and "marks" not in line
     assert "close to chance" in tables["toy, along pre-training"][0]["marks"]
     assert tables["toy, variants"][0]["variant"] == "holdout 0.1"
-    warnings, notes = report_parts.remarks(runs)
-    assert len(warnings) == 1 and warnings[0].startswith("net_epoch3, toy, Prototype, M = 20: the dense head")
+    (warning,), notes = report_parts.remarks(runs)
+    assert warning.startswith("net_epoch3, toy, Prototype, M = 20: the dense head")
     assert notes[0]["runs"] in ("2 of 3", "3 of 3")
-    made, seconds = report_parts.training(runs)
-    assert made == [{"data set": "toy", "bank": "Prototype", "runs": 3, "heads": 3 * 16, "epochs": "30",
-                     "batch": "1024", "dates": "2026-01-02", "hosts": "box"}]
-    # 2 seeds with and without holdout (net_epoch3 finds net's): 4 dense heads; 8 ratios x 2 seeds x 3; 2 seconds each.
-    assert [(line["what"], line["time"]) for line in seconds] == [
-        ("toy: 4 dense heads", "8.0 s"), ("toy: Prototype, 48 heads in 3 runs", "96.0 s")]
-    text = whole(report.main(flags("--model_root", tmp_path, "--save_dir", tmp_path / "page")).read_text())
+    assert report_parts.element_settings(runs) == [{"setting": name, "elements 1": value} for name, value in (
+        ("kind", "segments"), ("protocol", "paper"), ("dataset", "toy"))]
+    text = whole(call(report, "--model_root", tmp_path, "--save_dir", tmp_path / "page").read_text())
     assert "not at hand" in text and "Not shown" in text and ">close to chance" in text
-
-
-def test_a_figure_stands_with_the_table_whose_name_begins_its_own(tmp_path):
-    for name in ("controls_shapes", "alone", "arr_shapes"):
-        Image.new("RGB", (9, 6)).save(tmp_path / f"{name}.png")
-    for name in ("controls", "iis_points"):
-        write_table(tmp_path, name, [{"a": 1}])
-    alone, controls = made_before(tmp_path)  # arr and iis_points the report makes itself
-    assert (alone["title"], alone["rows"], controls["title"]) == ("Alone", [], "Controls")
-    assert controls["rows"] == [{"a": "1"}] and controls["figures"] == [tmp_path / "controls_shapes.png"]
-    assert made_before(tmp_path / "nothing") == []

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from PIL import Image
 
 from iis.cli import find_config, parse, path
-from iis.datasets import UnreadableImage, is_synset, load_dataset, readable_class_names
+from iis.datasets import ImageSet, UnreadableImage, is_synset, load_dataset, readable_class_names
 from iis.embedding_file import Embeddings, load_embeddings
 from iis.names import elements_file, elements_folder
 from iis.runtime import UserError, nearest
@@ -21,15 +20,17 @@ from reproduction.lib.run_files import settings_of
 SHOWN_AS_IMAGES = ("Prototype", "Cluster", "End2End")  # banks whose evidence is images of visual elements
 
 
-def open_image(file: Path, remedy: str) -> Image.Image:
-    """An image as RGB, as `iis.datasets` opens them. Raises `UserError` where it is missing or damaged."""
-    if not file.is_file():
-        raise UserError(f"there is no image {file}; {remedy}")
+def read_image(images: ImageSet, index: int, remedy: str) -> Image.Image:
+    """An image of a set as RGB. Raises `UserError` where it is missing or damaged."""
     try:
-        with Image.open(file) as image:
-            return image.convert("RGB")
-    except Exception as error:  # a broken file can raise almost anything
-        raise UserError(f"{file} cannot be read as an image ({error}); {remedy}") from None
+        return images.open(index)
+    except UnreadableImage as error:
+        raise UserError(f"an image cannot be read: {error}; {remedy}") from None
+
+
+def loose_files(folder: Path, names: Sequence[str]) -> ImageSet:
+    """Image files that belong to no data set, as a set: they are opened as all others are."""
+    return ImageSet("", "", [], [], list(names), folder)
 
 
 # ---- concepts ----
@@ -52,17 +53,15 @@ def elements_root(folder: Path, identity: dict[str, Any], given: Path | None = N
     if elements is None:
         return None
     source = (elements.get("dataset", identity["dataset"]), elements["kind"], elements.get("protocol", "paper"))
-    candidates = [given] if given else [elements_folder(*source)]
+    places = [given or elements_folder(*source)]
     file = Path(settings_of(folder).get("concept_path") or elements_file(identity["model"], *source))
-    if not given and file.is_file():
-        embeddings = load_embeddings(file)
-        if embeddings.record.get("root") and embeddings.content_hash == identity["elements_hash"]:
-            candidates.insert(0, Path(embeddings.record["root"]))
-    found = next((place for place in candidates if place.is_dir()), None)
-    if found is None:
-        raise UserError(f"the images of the concepts are not at {candidates[0]}; run concept_extract.sh again with "
-                        f"DATASET={source[0]}, or name their folder with --elements")
-    return found
+    if not given and file.is_file() and (made := load_embeddings(file)).content_hash == identity["elements_hash"]:
+        places.insert(0, Path(made.record.get("root", places[0])))
+    for place in places:
+        if place.is_dir():
+            return place
+    raise UserError(f"the images of the concepts are not at {places[0]}; run concept_extract.sh again with "
+                    f"DATASET={source[0]}, or name their folder with --elements")
 
 
 def concept_of(number: int, evidence: list[str], bank: str, root: Path | None, most: int = 4) -> Concept:
@@ -78,17 +77,12 @@ def concept_of(number: int, evidence: list[str], bank: str, root: Path | None, m
         return Concept(f"concept {number}: an empty slot, no element joined it", [])
     if kind not in SHOWN_AS_IMAGES or root is None:
         return Concept(", ".join(lines), [])
-    images = [open_image(root / line, "name the folder of the elements with --elements") for line in lines[:most]]
-    classes = list(dict.fromkeys(line.rpartition("/")[0] for line in lines[:most] if "/" in line))
+    files, remedy = loose_files(root, lines[:most]), "name the folder of the elements with --elements"
+    images = [read_image(files, place, remedy) for place in range(len(files))]
+    classes = list(dict.fromkeys(name.rpartition("/")[0] for name in files.names if "/" in name))
     if all(map(is_synset, classes)):
         classes = readable_class_names("imagenet", classes)
     return Concept(f"concept {number}" + (f", cut from {', '.join(classes)}" if classes else ""), images)
-
-
-def concepts_of(lines: Iterable[dict[str, Any]], bank: str, root: Path | None) -> dict[int, Concept]:
-    """{number: concept} of lines with `concept` and `evidence`."""
-    evidence = {line["concept"]: line["evidence"] for line in lines}
-    return {number: concept_of(number, evidence[number], bank, root) for number in sorted(evidence)}
 
 
 # ---- images that are explained ----
@@ -97,68 +91,55 @@ def concepts_of(lines: Iterable[dict[str, Any]], bank: str, root: Path | None) -
 @dataclass(frozen=True)
 class Subject:
     """One image. name: its path in the data set, or the file's name; label: its true class, None where unknown;
-    features_D: its representation."""
+    features_D: its representation, None before it is embedded."""
 
     name: str
     image: Image.Image
     label: int | None
-    features_D: torch.Tensor
+    features_D: torch.Tensor | None
 
 
-def class_label(text: str, class_names: Sequence[str], folders: Sequence[str]) -> int:
-    """The class called `text`, by its readable name or its folder. Raises `UserError` naming the nearest."""
-    found = next((list(names).index(text) for names in (class_names, folders) if text in names), None)
-    if found is None:
-        raise UserError(f"there is no class {text!r}{nearest(text, {*class_names, *folders})}")
-    return found
+def class_label(text: str, *names: Sequence[str]) -> int:
+    """The class called `text` in one of the lists of `names`. Raises `UserError` naming the nearest."""
+    for some in names:
+        if text in some:
+            return list(some).index(text)
+    raise UserError(f"there is no class {text!r}{nearest(text, set().union(*names))}")
 
 
-def spread(rows: Sequence[int], count: int) -> list[int]:
-    """`count` of the rows, evenly spread over them; all where there are fewer."""
-    count = min(count, len(rows))
-    return [rows[place * len(rows) // count] for place in range(count)]
+def spread(items: Sequence[Any], count: int) -> list[Any]:
+    """`count` of the items, evenly spread over them; all where there are fewer."""
+    count = min(count, len(items))
+    return [items[place * len(items) // count] for place in range(count)]
 
 
-def from_rows(rows: Sequence[float], val: Embeddings, dataset: str) -> list[Subject]:
-    """Rows of the validation features, with their images. Raises `UserError` for a row or image that is missing."""
-    if wrong := [row for row in rows if row not in range(len(val))]:
-        raise UserError(f"--rows {wrong[0]:g}: the validation split has rows 0 to {len(val) - 1}")
-    images = load_dataset(dataset).images("val")
-    index = {name: place for place, name in enumerate(images.names)}
-    subjects = []
-    for row in map(int, rows):
-        name = val.image_paths[row]
-        if name not in index:
-            raise UserError(f"{images.root} has no image {name!r}, which the validation features name; put the "
-                            "data set back in place (features made elsewhere name no images: embed it with stage 2)")
-        try:
-            subjects.append(Subject(name, images.open(index[name]), int(val.labels_N[row]), val.features_ND[row]))
-        except UnreadableImage as error:
-            raise UserError(f"an image cannot be read: {error}; choose another one") from None
-    return subjects
-
-
-def from_files(words: Sequence[str], val: Embeddings, val_file: Path, dataset: str, config: str | None = None,
-               device: str | None = None) -> list[Subject]:
-    """Image files, or names in the validation split. Images that the validation features hold are taken from there;
-    the others go through the backbone. Raises `UserError` for a file that is missing or no image."""
-    known = {name: row for row, name in enumerate(val.image_paths)}
-    root = None
-    with contextlib.suppress(UserError):  # the data set is not in place
-        root = path(str(load_dataset(dataset).images("val").root))
-    found: list[Subject | Image.Image] = []
+def subjects_of(words: Sequence[str], val: Embeddings, val_file: Path, dataset: str, config: str | None = None,
+                device: str | None = None) -> list[Subject]:
+    """Images by their names in the validation split, or as files. Those that the validation features hold are taken
+    from there; the others go through the backbone. Raises `UserError` for an image that is missing or damaged."""
+    rows, absent = {name: row for row, name in enumerate(val.image_paths)}, ""
+    try:
+        images = load_dataset(dataset).images("val")
+    except UserError as error:  # not in place: files from elsewhere can be explained all the same
+        images, absent = loose_files(Path(), []), str(error)
+    index, found = {name: place for place, name in enumerate(images.names)}, []
     for word in words:
         file = path(word)
-        name = file.relative_to(root).as_posix() if root and file.is_relative_to(root) else word
-        if name in known and (name != word or not file.is_file()):
-            found += from_rows([known[name]], val, dataset)
+        name = file.relative_to(images.root).as_posix() if file.is_relative_to(images.root) else word
+        if name in index and name in rows:
+            row = rows[name]
+            found.append(Subject(name, read_image(images, index[name], "choose another one"), int(val.labels_N[row]),
+                                 val.features_ND[row]))
+        elif name in rows:
+            raise UserError(absent or f"{images.root} has no image {name!r}, which the validation features name; put "
+                            "the data set back in place (features from elsewhere name no images: embed with stage 2)")
         else:
-            found.append(open_image(file, f"give an image file, or a name of the {dataset} validation split such as "
-                                          f"{val.image_paths[0]}"))
-    others = [one for one in found if isinstance(one, Image.Image)]
+            image = read_image(loose_files(file.parent, [file.name]), 0, f"give an image file, or a name of the "
+                               f"{dataset} validation split such as {val.image_paths[0]}")
+            found.append(Subject(file.name, image, None, None))
+    others = [one.image for one in found if one.features_D is None]
     features = iter(embed_images(others, val, val_file, config, device) if others else ())
-    return [Subject(path(word).name, one, None, next(features)) if isinstance(one, Image.Image) else one
-            for word, one in zip(words, found, strict=True)]
+    return [replace(one, features_D=next(features)) if one.features_D is None else one for one in found]
 
 
 def embed_images(images: Sequence[Image.Image], val: Embeddings, val_file: Path, config: str | None = None,
@@ -171,8 +152,7 @@ def embed_images(images: Sequence[Image.Image], val: Embeddings, val_file: Path,
     from extractor import visual_element_emb_extractor as script
     from extractor.batches import precise
     from extractor.settings import backbone_of
-    from iis.layers import represent, resolve
-    from iis.preprocessing import normalise, to_uint8
+    from iis.python_call import embed
 
     wanted = val.provenance
     if "weights_hash" not in wanted:
@@ -185,8 +165,6 @@ def embed_images(images: Sequence[Image.Image], val: Embeddings, val_file: Path,
         if found != wanted[field]:
             raise UserError(f"the backbone of {file} differs in {field} from the one of {val_file} ({found!r} and "
                             f"{wanted[field]!r}); name its YAML with --config_yaml")
-    node = resolve(backbone.module, backbone.head, wanted["node"], backbone.preprocessing["crop"])
-    pixels = torch.stack([to_uint8(image, backbone.preprocessing) for image in images]).to(place)
-    with torch.inference_mode(), precise(place, wanted["precision"]):
-        found_ND = represent(backbone.module, node, normalise(pixels, backbone.preprocessing))
-    return found_ND.float().cpu()
+    with precise(place, wanted["precision"]):
+        return embed(backbone.module, images, wanted["node"], settings=backbone.preprocessing, device=str(place),
+                     show_progress=False)

@@ -8,31 +8,34 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from PIL import Image, ImageOps
 
-from reproduction.lib.explained_images import Concept, Subject, concepts_of
+from reproduction.lib.explained_images import Concept, Subject, concept_of
 from reproduction.lib.explanation import Predictor, explain
 from reproduction.lib.outputs import new_figure
 from reproduction.lib.page import PAGES, percent
 
 FOR, AGAINST = "#1f6fb4", "#c4622d"
-TILE = 44  # points: side of a concept's image in the figure
+TILE = 52  # points: side of a concept's image in the figure
 
 
 def cards_of(predictor: Predictor, subjects: Sequence[Subject], root: Path | None, top: int,
              lines: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
     """What the templates' cards take: `predictions` (of `explain`), `images` of the subjects, `top`, and `concepts`,
     the images or words of each concept shown. lines: of `explain_class`, where a class is shown too."""
-    predictions = explain(predictor, subjects)
-    shown = [concept for mine in (*(one["concepts"] for one in predictions), lines) for concept in mine[:top]]
+    predictions, bank = explain(predictor, subjects), predictor.identity["bank"]
+    shown = {line["concept"] for mine in (*(one["concepts"] for one in predictions), lines) for line in mine[:top]}
     return {"predictions": predictions, "images": [one.image for one in subjects], "top": top,
-            "concepts": concepts_of(shown, predictor.identity["bank"], root)}
+            "concepts": {m: concept_of(m, predictor.evidence[m], bank, root) for m in sorted(shown)}}
 
 
-def csv_lines(predictions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def csv_lines(predictions: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """A line for every image and kept concept."""
-    return [{**{key: one[key] for key in ("picture", "true", "predicted", "probability", "runner_up")}, **concept}
-            for one in predictions for concept in one["concepts"]]
+    of_image = ["picture", "true", "predicted", "probability", "runner_up"]
+    lines = pd.json_normalize(predictions, "concepts", of_image)
+    return lines[[*of_image, *lines.columns.drop(of_image)]]
 
 
 def if_removed(prediction: dict[str, Any], concept: dict[str, Any]) -> str:
@@ -44,23 +47,19 @@ def if_removed(prediction: dict[str, Any], concept: dict[str, Any]) -> str:
     return f"{becomes}; {prediction['predicted']} {change}"
 
 
-def verdict(prediction: dict[str, Any]) -> str:
-    """"right", "wrong" or, where the true class is not known, nothing."""
-    return "" if prediction["true"] is None else "right" if prediction["true"] == prediction["predicted"] else "wrong"
-
-
-PAGES.filters |= {"if_removed": if_removed, "verdict": verdict}
+PAGES.filters["if_removed"] = if_removed
 
 
 def explanation_figure(title: str, predictions: Sequence[dict[str, Any]], images: Sequence[Image.Image],
                        concepts: Mapping[int, Concept], top: int, tiles: int = 3) -> Any:
     """A figure of what `cards_of` gives: a row an image, at most `top` concepts an image, `tiles` images a concept."""
-    heights = [1.0 + 0.68 * max(2, min(top, len(one["concepts"]))) for one in predictions]  # inches
+    heights = [1.0 + 0.78 * max(2, min(top, len(one["concepts"]))) for one in predictions]  # inches
     figure, axes = new_figure(11, sum(heights) + 0.4, len(heights), 2, height_ratios=heights, width_ratios=[1.2, 3.4])
     figure.suptitle(title, fontsize=11, parse_math=False)
     for (left, right), prediction, image in zip(axes, predictions, images, strict=True):
         _image(left, prediction, image)
         _bars(right, prediction, concepts, top, tiles)
+    figure.get_layout_engine().set(h_pad=0.1)
     return figure
 
 
@@ -70,9 +69,11 @@ def _image(axis: Any, prediction: dict[str, Any], image: Image.Image) -> None:
     axis.axis("off")
     lines = [f"{prediction['predicted']}, {percent(prediction['probability'])}",
              f"then {prediction['runner_up']}, {percent(prediction['runner_up_probability'])}"]
-    lines += [f"true: {prediction['true']} ({verdict(prediction)})"] if prediction["true"] is not None else []
-    axis.text(0.5, -0.04, "\n".join(lines), transform=axis.transAxes, ha="center", va="top", fontsize=8,
-              parse_math=False)
+    if prediction["true"] is not None:
+        verdict = "right" if prediction["true"] == prediction["predicted"] else "wrong"
+        lines.append(f"true: {prediction['true']} ({verdict})")
+    axis.text(0.5, -0.04, "\n".join(textwrap.fill(line, 38) for line in lines), transform=axis.transAxes, ha="center",
+              va="top", fontsize=8, parse_math=False)
 
 
 def _bars(axis: Any, prediction: dict[str, Any], concepts: Mapping[int, Concept], top: int, tiles: int) -> None:
@@ -85,30 +86,24 @@ def _bars(axis: Any, prediction: dict[str, Any], concepts: Mapping[int, Concept]
     axis.set(ylim=(max(len(shown), 1) - 0.4, -0.6), xlim=(-1.85 * longest, 1.85 * longest), yticks=[])
     axis.tick_params(labelsize=7)
     axis.spines[["top", "right", "left"]].set_visible(False)
-    beside = axis.get_yaxis_transform()
     gives = f"gives to {prediction['predicted']} rather than {prediction['runner_up']}, logits (a: activation)"
-    for x, head, where in ((-0.03, "concept", "right"), (0.5, gives, "center"), (1.03, "without it", "left")):
+    for x, head, where in ((-0.03, "concept", "right"), (0.5, textwrap.fill(gives, 70), "center"),
+                           (1.03, "without it", "left")):
         axis.text(x, 1.02, head, transform=axis.transAxes, ha=where, va="bottom", fontsize=8, fontweight="bold",
                   parse_math=False)
+    beside = {"xycoords": axis.get_yaxis_transform(), "va": "center", "parse_math": False}
     for y, concept in enumerate(shown):
-        _evidence(axis, y, concepts[concept["concept"]], tiles)
         side = 1 if concept["margin"] >= 0 else -1
         axis.annotate(f"{concept['margin']:+.2f}  (a = {concept['activation']:+.2f})", (concept["margin"], y),
                       xytext=(3 * side, 0), textcoords="offset points", va="center", fontsize=7,
                       ha="left" if side > 0 else "right")
         new, change = if_removed(prediction, concept).split(", ", 1)
-        axis.annotate(f"{textwrap.fill(f'{new},', 44)}\n{textwrap.fill(change, 44)}", (1.03, y), va="center",
-                      fontsize=7, xycoords=beside, parse_math=False)
-
-
-def _evidence(axis: Any, y: int, concept: Concept, tiles: int) -> None:
-    from matplotlib.offsetbox import AnnotationBbox, OffsetImage
-
-    if not concept.images:
-        axis.annotate(textwrap.fill(concept.label, 26), (-0.03, y), xycoords=axis.get_yaxis_transform(), ha="right",
-                      va="center", fontsize=8, parse_math=False)
-    for place, image in enumerate(concept.images[:tiles]):
-        small = ImageOps.contain(image, (200, 200)) if max(image.size) > 200 else image
-        box = OffsetImage(np.asarray(small), zoom=TILE / max(small.size))
-        axis.add_artist(AnnotationBbox(box, (0, y), xybox=(-6 - (place + 0.5) * (TILE + 2), 0), frameon=False,
-                                       xycoords=axis.get_yaxis_transform(), boxcoords="offset points", pad=0))
+        axis.annotate(f"{textwrap.fill(f'{new},', 44)}\n{textwrap.fill(change, 44)}", (1.03, y), fontsize=7, **beside)
+        evidence = concepts[concept["concept"]]
+        if not evidence.images:
+            axis.annotate(textwrap.fill(evidence.label, 26), (-0.03, y), ha="right", fontsize=8, **beside)
+        for place, image in enumerate(evidence.images[:tiles]):
+            small = np.asarray(ImageOps.contain(image, (200, 200)) if max(image.size) > 200 else image)
+            axis.add_artist(AnnotationBbox(OffsetImage(small, zoom=TILE / max(small.shape[:2])), (0, y), pad=0,
+                                           xybox=(-6 - (place + 0.5) * (TILE + 2), 0), frameon=False,
+                                           xycoords=beside["xycoords"], boxcoords="offset points"))

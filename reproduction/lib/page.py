@@ -53,8 +53,7 @@ def kind(value: Any) -> str:
 
 def numeric(lines: Sequence[dict[str, Any]], name: str) -> bool:
     """Whether all cells of a column that are not empty are numbers."""
-    kinds = {kind(line.get(name)) for line in lines if line.get(name) not in (None, "")}
-    return kinds == {"number"}
+    return {kind(line[name]) for line in lines if line[name] not in (None, "")} == {"number"}
 
 
 def anchor(title: str) -> str:

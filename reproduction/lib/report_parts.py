@@ -5,27 +5,26 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from PIL import Image
 
-from iis.grid import DENSE
 from iis.plots import arr_figure
-from iis.results import LEDGER, read_ledger
 from iis.runtime import UserError, read_json
+from iis.statistics import plus_minus
 from reproduction.arr_curves import curve
 from reproduction.iis_against_accuracy import scatter
-from reproduction.lib.explained_images import concept_of, elements_root, from_rows, spread
+from reproduction.lib.explained_images import concept_of, elements_root, spread, subjects_of
 from reproduction.lib.explanation import load_predictor
 from reproduction.lib.explanation_shown import cards_of
 from reproduction.lib.outputs import HANDED_OVER
-from reproduction.lib.points import counted, groups, percent, variant_of
-from reproduction.lib.run_files import images_of
+from reproduction.lib.points import groups, percent, variant_of
+from reproduction.lib.run_files import embeddings_of, images_of
 from reproduction.lib.runs import Run
-from reproduction.lib.tables import plus_minus, texts
+from reproduction.lib.tables import texts
 
 Lines = list[dict[str, Any]]
 INCHES = (4.7, 4.2)  # of a panel: drawn small, so that its words can be read at the width of a phone
@@ -62,8 +61,7 @@ def score_tables(runs: Sequence[Run]) -> dict[str, Lines]:
         line = score_line(run)
         place = line["variant"], line["bank"], run.family, run.epoch or 0, run.dense
         found.setdefault(run.dataset + kind, []).append((place, line))
-    return {name: _filled([line for _, line in sorted(found[name], key=lambda pair: pair[0])])
-            for name in sorted(found)}
+    return {name: _filled([line for _, line in sorted(found[name], key=itemgetter(0))]) for name in sorted(found)}
 
 
 def _filled(lines: Lines) -> Lines:
@@ -78,16 +76,14 @@ def remarks(runs: Sequence[Run]) -> tuple[list[str], Lines]:
                                         _variant(run))))
         for remark in run.summary["remarks"]:
             kind, _, text = remark.partition(": ")
-            if kind == "warning":
-                warnings.append(f"{label}: {text}")
-            else:
-                notes.setdefault(re.split(r" for | \(|\d", text)[0], []).append(f"{label}: {text}")
+            same = warnings if kind == "warning" else notes.setdefault(re.split(r" for | \(|\d", text)[0], [])
+            same.append(f"{label}: {text}")
     return warnings, [{"runs": f"{len(found)} of {len(runs)}", "the first of them": found[0]}
                       for found in sorted(notes.values(), key=len, reverse=True)]
 
 
 def provenance(runs: Sequence[Run]) -> Lines:
-    """A line per model and data set: weights, node, preprocessing, images, and when and where stage 2 ran."""
+    """A line per model and data set: weights, node, preprocessing, and when and where stage 2 ran."""
     lines: dict[Any, dict[str, Any]] = {}
     for run in runs:
         identity, record, pixels = run.identity, {}, "not at hand"
@@ -101,7 +97,6 @@ def provenance(runs: Sequence[Run]) -> Lines:
         lines[key] = {"model": run.model, "data set": run.dataset, "weights": identity.get("weights"),
                       "their hash": key[2][:12], "node": identity.get("node"), "D": identity.get("width"),
                       "precision": identity.get("precision"), "preprocessing": pixels,
-                      "images": f"{identity.get('n_train')} + {identity.get('n_val')}",
                       "embedded": record.get("made", "")[:16],
                       **{name: record.get(name) for name in ("device", "torch", "torchvision")}}
     return _filled(list(lines.values()))
@@ -109,61 +104,9 @@ def provenance(runs: Sequence[Run]) -> Lines:
 
 def element_settings(runs: Sequence[Run]) -> Lines:
     """Stage 1's settings: a line for each setting, a column for each way in which elements were made."""
-    ways = list({str(way): way for way in (run.identity["elements"] for run in runs) if way}.values())
-    return texts([{"setting": name.replace("_", " "),
-                   **{f"elements {number}": way.get(name) for number, way in enumerate(ways, start=1)}}
-                  for name in dict.fromkeys(name for way in ways for name in way)]).to_dict("records")
-
-
-def training(runs: Sequence[Run]) -> tuple[Lines, Lines]:
-    """(stage 3 and its settings, a line per data set and bank; seconds of every stage)."""
-    heads = pd.DataFrame([
-        {"run": number, "data set": run.dataset, "bank": run.summary["bank"], "date": (row.get("date") or "")[:10],
-         "seconds": row.get("seconds", 0), **{key: row.get(key) for key in (
-             "ratio", "train_hash", "holdout", "epochs", "batch_size", "seed", "learning_rate", "host")}}
-        for number, run in enumerate(runs) for row in read_ledger(run.folder / LEDGER)])
-    trained = heads[heads.ratio != DENSE].groupby(["data set", "bank"], sort=False).agg(
-        runs=("run", "nunique"), heads=("run", "size"), epochs=("epochs", _joined), batch=("batch_size", _joined),
-        dates=("date", lambda dates: " to ".join(sorted({dates.min(), dates.max()}))), hosts=("host", _joined),
-        seconds=("seconds", "sum")).reset_index().to_dict("records")
-    # A dense head is trained once and found by all banks.
-    dense = heads[heads.ratio == DENSE].drop_duplicates(
-        ["data set", "train_hash", "seed", "learning_rate", "holdout"], keep="last")
-    lines = _before(runs)
-    lines += [_took("3", f"{dataset}: {len(mine)} dense heads", mine.seconds.sum())
-              for dataset, mine in dense.groupby("data set")]
-    return trained, lines + [_took("3", f"{line['data set']}: {line['bank']}, {line['heads']} heads in "
-                                   f"{counted(line['runs'], 'run')}", line.pop("seconds")) for line in trained]
-
-
-def _before(runs: Sequence[Run]) -> Lines:
-    """Seconds of stages 1 and 2, from their own files; what is no longer at hand is left out."""
-    cut, embedded = {}, {}
-    for run in runs:
-        with contextlib.suppress(UserError):
-            root = elements_root(run.folder, run.identity)
-            if root and (root / "complete.json").is_file():
-                cut[root] = read_json(root / "complete.json")
-        for split in ("train", "val"):
-            mine = embedded.setdefault((run.model, run.dataset), {})
-            if split not in mine:
-                with contextlib.suppress(UserError):
-                    mine[split] = images_of(run, split)
-    return [_took("1", f"{'/'.join(root.parts[-2:])}: {done['elements']:,} elements of {done['pictures']:,} images",
-                  done.get("seconds", 0)) for root, done in cut.items()] + [
-        _took("2", f"{model}: {sum(map(len, found.values())):,} images of {dataset}",
-              sum(one.record.get("seconds", 0) for one in found.values()))
-        for (model, dataset), found in embedded.items() if found]
-
-
-def _took(stage: str, what: str, seconds: float) -> dict[str, Any]:
-    shown = f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
-    return {"stage": stage, "what": what, "time": shown, "seconds": float(seconds)}
-
-
-def _joined(values: Iterable[Any]) -> str:
-    return ", ".join(sorted({f"{value:g}" if isinstance(value, float) else str(value)
-                             for value in values if not pd.isna(value)}))
+    ways = texts([run.identity["elements"] for run in runs if run.identity["elements"]]).drop_duplicates()
+    settings = ways.T.set_axis([f"elements {number}" for number in range(1, len(ways) + 1)], axis=1)
+    return settings.rename(lambda name: name.replace("_", " ")).rename_axis("setting").reset_index().to_dict("records")
 
 
 # ---- figures of all runs ----
@@ -185,11 +128,11 @@ def _panels(figures: dict[tuple[str, str], Any], what: str) -> dict[str, list[tu
     """Images of the figures; those of a data set share one range of values, so that they can be compared by eye."""
     found: dict[str, list[tuple[Image.Image, str]]] = {}
     for (dataset, bank), figure in figures.items():
-        limits = [other.axes[0].get_ylim() for (where, _), other in figures.items() if where == dataset]
-        figure.axes[0].set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+        axis, alike = figure.axes[0], [other.axes[0].get_ylim() for (of, _), other in figures.items() if of == dataset]
+        axis.set_ylim(min(low for low, _ in alike), max(high for _, high in alike))
+        axis.title.set_wrap(True)
         figure.set_size_inches(*INCHES)
-        out = io.BytesIO()
-        figure.savefig(out, format="png", dpi=150)
+        figure.savefig(out := io.BytesIO(), format="png", dpi=150)
         alt = f"{what}, {dataset}, {bank}; the scores table has the numbers"
         found.setdefault(dataset, []).append((Image.open(out), alt))
     return found
@@ -205,13 +148,14 @@ def made_before(folder: Path) -> list[dict[str, Any]]:
     `figures` (files), `rows` and `caption`.
     """
     tables = {file.name.removesuffix(HANDED_OVER): read_json(file) for file in folder.glob(f"*{HANDED_OVER}")}
+    drawn = {file.stem: file for file in folder.glob("*.png")}
     parts: dict[str, dict[str, Any]] = {}
-    for name in sorted({*tables, *(file.stem for file in folder.glob("*.png"))}):
+    for name in sorted({*tables, *drawn}):
         if not re.match(rf"({'|'.join(OWN)})(_|$)", name):
             owner = max((table for table in tables if f"{name}_".startswith(f"{table}_")), key=len, default=name)
             part = parts.setdefault(owner, {"title": owner.replace("_", " ").capitalize(), "figures": [],
                                             **tables.get(owner, {"rows": [], "caption": ""})})
-            part["figures"] += folder.glob(f"{name}.png")
+            part["figures"] += [drawn[name]] if name in drawn else []
     return list(parts.values())
 
 
@@ -235,15 +179,14 @@ def examples_of(run: Run, concepts: int, images: int, top: int = 4) -> dict[str,
     try:
         predictor = found["predictor"] = load_predictor(run.folder, run.summary["seeds"][0])
         root = elements_root(run.folder, run.identity)
-        for m in predictor.weight_CM.abs().amax(0).argsort(descending=True, stable=True)[:concepts].tolist():
-            weight_C = predictor.weight_CM[:, m]
-            speaks = ", ".join(f"{predictor.class_names[c]} {weight_C[c]:+.2f}"
-                               for c in (int(weight_C.argmax()), int(weight_C.argmin())))
-            found["tiles"].append((concept_of(m, predictor.evidence[m], run.summary["bank"], root), speaks))
+        largest = predictor.weight_CM.abs().amax(0).argsort(descending=True, stable=True)[:concepts].tolist()
+        found["tiles"] = [(concept_of(m, predictor.evidence[m], run.summary["bank"], root),
+                           predictor.weight_CM[:, m].tolist()) for m in largest]
     except UserError as error:
-        return found | {"no_concepts": str(error), "no_images": str(error), "tiles": []}
+        return found | {"no_concepts": str(error), "no_images": str(error)}
     try:
-        val = images_of(run, "val")
-        return found | cards_of(predictor, from_rows(spread(range(len(val)), images), val, run.dataset), root, top)
+        val, file = embeddings_of(run.folder, run.identity, "val")
+        names = [val.image_paths[row] for row in spread(range(len(val)), images)]
+        return found | cards_of(predictor, subjects_of(names, val, file, run.dataset), root, top)
     except UserError as error:
         return found | {"no_images": str(error)}

@@ -1,4 +1,4 @@
-"""What pandas lacks for a paper's tables: lists in cells, Markdown, LaTeX's escapes, and numbers with their spread."""
+"""What pandas lacks for a paper's tables: lists in cells, Markdown and LaTeX's escapes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
+
+from iis.statistics import plus_minus  # noqa: F401  TRANSITION: import it from there
 
 Table = pd.DataFrame | Sequence[dict[str, Any]]
 
@@ -50,8 +52,3 @@ def as_latex(table: Table, caption: str = "", label: str = "") -> str:
     return shown.style.hide(axis="index").to_latex(
         hrules=True, position_float="centering", column_format="l" + "r" * (len(shown.columns) - 1),
         caption=caption.translate(LATEX) or None, label=label or None)
-
-
-def plus_minus(mean: float, std: float | None, digits: int = 4) -> str:
-    """"0.8123 ± 0.0021"; without ± where there is one seed."""
-    return f"{mean:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}")
