@@ -42,18 +42,15 @@ class Batch:
 
 
 class _Prepared(Dataset):
-    """One item is one whole batch, so that a batch always holds the same images."""
+    """One item is one whole batch, so that a batch always holds the same images; its key is the range of its rows."""
 
-    def __init__(self, images: ImageSet, settings: Sequence[dict[str, Any]], batches: Sequence[range]) -> None:
-        self.images, self.settings, self.batches = images, settings, batches
+    def __init__(self, images: ImageSet, settings: Sequence[dict[str, Any]]) -> None:
+        self.images, self.settings = images, settings
 
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, chosen: range) -> Batch:
         rows, unreadable = [], {}
         prepared = {_geometry(one): (one, []) for one in self.settings}
-        for row in self.batches[index]:
+        for row in chosen:
             try:
                 image = self.images.open(row)
             except UnreadableImage as error:
@@ -78,6 +75,11 @@ def _stacked(images: list[torch.Tensor], side: int) -> torch.Tensor:
     return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
+def ranges(count: int, size: int) -> list[range]:
+    """0 … count - 1 in ranges of `size`; the last may be shorter."""
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
 def batches(images: ImageSet, preprocessings: Sequence[dict[str, Any]], rows: Sequence[range], workers: int,
             device: torch.device) -> Iterator[Batch]:
     """One `Batch` for each range of `rows`, in order, on `device`; at most `workers` processes and one per core.
@@ -86,13 +88,14 @@ def batches(images: ImageSet, preprocessings: Sequence[dict[str, Any]], rows: Se
     taken: as many threads as cores beside busy workers wait for one another. On fewer than four cores one worker
     reads beside threads on all: a ResNet-50 needs it for a tenth of the time, and would miss half the cores.
     """
-    prepared = _Prepared(images, preprocessings, rows)
+    prepared = _Prepared(images, preprocessings)
     cores, threads = available_cores(), torch.get_num_threads()
     on_cpu = device.type == "cpu"
     workers = max(0, min(workers, max(1, cores // 4) if on_cpu else cores, len(rows) - 1))
 
     def loader(count: int) -> Iterator[Batch]:
-        return iter(DataLoader(prepared, batch_size=None, num_workers=count, pin_memory=device.type == "cuda"))
+        return iter(DataLoader(prepared, batch_size=None, sampler=rows, num_workers=count,
+                               pin_memory=device.type == "cuda"))
 
     try:
         source = loader(workers)

@@ -41,8 +41,11 @@ Cut = Callable[[Image.Image, str], list[tuple[str, Image.Image]]]  # (image, its
 SUFFIX = {"jpeg": ".jpg", "png": ".png"}
 LISTED = 20  # unreadable images named on the screen; complete.json names all
 TRIED = 3  # images that a dry run cuts
-USUAL = {"imagenet": (1000, 1_281_167, 50_000), "cifar10": (10, 50_000, 10_000), "cifar100": (100, 50_000, 10_000),
-         "shapes": (8, 4_000, 2_000)}  # classes, train and val images: what a dry run expects before they are there
+# What a dry run expects of data sets that are not there yet.
+USUAL = {"imagenet": {"classes": 1000, "train": 1_281_167, "val": 50_000},
+         "cifar10": {"classes": 10, "train": 50_000, "val": 10_000},
+         "cifar100": {"classes": 100, "train": 50_000, "val": 10_000},
+         "shapes": {"classes": 8, "train": 4_000, "val": 2_000}}
 PHOTOGRAPH = {"segments": 40e3, "patches": 25e3}  # bytes of a JPEG element of ImageNet
 
 
@@ -73,14 +76,7 @@ def run_stage1(settings: Stage1Settings, kind: str, cut: Cut, rules: dict[str, A
     except UserError as error:
         if not settings.dry_run or (settings.data_root is None and settings.dataset is None):
             raise
-        # An unknown name stays an error.
-        name = load_dataset(settings.dataset).name if settings.data_root is None else None
-        per_class = settings.image_per_class * AT_MOST[kind]
-        count = expected_count(name, kind, settings.image_per_class)
-        print_plan(f"stage 1, {kind} of {settings.dataset or settings.data_root}", {
-            "images": f"not there yet: {error}",
-            "elements": f"at most {count or per_class:,}{'' if count else ' of each class'}, {AT_MOST[kind]} an image",
-            "disk": f"{size((count or per_class) * PHOTOGRAPH[kind])} if they are photographs"})
+        _print_plan_without_images(settings, kind, error)
         return
     if settings.save_root is None and settings.dataset is None:
         raise UserError(f"say where the {kind} go: --save_root FOLDER, or name the data set with --dataset")
@@ -91,6 +87,9 @@ def run_stage1(settings: Stage1Settings, kind: str, cut: Cut, rules: dict[str, A
     walk(images, cut, folder, {"kind": kind, "protocol": settings.protocol, "seed": settings.seed, **rules},
          settings.image_per_class, settings.format, settings.workers)
     write_settings(settings, folder / "settings.yaml")
+
+
+# ---- the images and elements that stages 1 and 2 read ----
 
 
 def images_of(data_root: Path | None, dataset: str | None) -> ImageSet:
@@ -117,53 +116,87 @@ def dataset_images(name: str, splits: Sequence[str], dry_run: bool = False) -> l
     dataset, found = load_dataset(name), []
     for split in splits:
         try:
-            found.append((images := dataset.images(split), len(images)))
+            images = dataset.images(split)
+            found.append((images, len(images)))
         except UserError as error:
             if not dry_run:
                 raise
             print(f"dry run: the {split} images are not there yet: {error}")
-            found.append((ImageSet(dataset.name, split, [], [], [], dataset.root), expected_count(dataset.name, split)))
+            found.append((ImageSet(dataset.name, split, [], [], [], dataset.root),
+                          USUAL.get(dataset.name, {}).get(split)))
     if len(found) == 2 and all(len(images) for images, _ in found):
         same_classes(found[0][0].class_names, found[1][0].class_names)
     return found
 
 
+def elements_of(folder: Path, kind: str | None = None, dataset: str | None = None) -> tuple[ImageSet, dict[str, Any]]:
+    """The elements below `folder` and stage 1's settings. kind, dataset: of elements that were made elsewhere.
+
+    Raises `UserError` for elements of another kind, and where stage 1 has not finished.
+    """
+    settings = read_stage1(folder) or {"kind": kind or "segments", "made": "elsewhere"}
+    settings.pop("classes", None)
+    if kind not in (None, settings["kind"]):
+        raise UserError(f"{folder} holds {settings['kind']}, not {kind}: leave --element_kind out, or give the folder "
+                        "of the others")
+    name = settings.get("dataset", UNNAMED)
+    if name == UNNAMED and dataset:
+        name = load_dataset(dataset).name if dataset.endswith(".yaml") else dataset
+    return folder_images(folder, name, "elements"), settings
+
+
 def missing_elements(folder: Path, kind: str, dataset: str | None) -> tuple[ImageSet, dict[str, Any], int | None]:
-    """For a dry run: an empty set, stage 1's settings and the number expected of elements that are not there yet."""
-    name = load_dataset(dataset).name if dataset else UNNAMED
-    count = expected_count(name, kind)
-    if count is None and dataset:
-        (images, found), = dataset_images(dataset, ["train"], dry_run=True)
-        count = found and sum(min(10, size) for size in Counter(images.labels).values()) * AT_MOST[kind]
+    """For a dry run: an empty set, stage 1's settings, and the number of elements (at most) that it will make."""
+    name, pictures = load_dataset(dataset).name if dataset else UNNAMED, None
+    if name in USUAL:
+        pictures = 10 * USUAL[name]["classes"]
+    elif dataset:
+        (images, there), = dataset_images(dataset, ["train"], dry_run=True)
+        pictures = there and sum(_per_class(images, 10))
     print(f"dry run: the {kind} at {folder} are not there yet (stage 1); at most {AT_MOST[kind]} of an image")
     protocol = "release" if folder.name.endswith("_release") else "paper"
-    return ImageSet(name, "elements", [], [], [], folder), {"kind": kind, "protocol": protocol}, count
+    return (ImageSet(name, "elements", [], [], [], folder), {"kind": kind, "protocol": protocol},
+            pictures and pictures * AT_MOST[kind])
 
 
-def expected_count(dataset: str | None, what: str, image_per_class: int = 10) -> int | None:
-    """Images of a split, or elements of a kind (at most), of a data set that is not there yet; None: unknown."""
-    if dataset not in USUAL:
-        return None
-    classes, train, val = USUAL[dataset]
-    return {"train": train, "val": val}[what] if what not in AT_MOST else classes * image_per_class * AT_MOST[what]
+# ---- dry runs ----
+
+
+def _per_class(images: ImageSet, image_per_class: int) -> list[int]:
+    """How many images of each class stage 1 cuts."""
+    return [min(found, image_per_class) for found in Counter(images.labels).values()]
 
 
 def _print_plan(images: ImageSet, cut: Cut, folder: Path, kind: str, settings: Stage1Settings) -> None:
     """Cut `TRIED` images in memory, spread over the classes, and print the bytes that all would take."""
-    per_class = [min(found, settings.image_per_class) for found in Counter(images.labels).values()]
-    count, sizes, tried = sum(per_class), [], 0
+    per_class, sizes = _per_class(images, settings.image_per_class), []
     for index in range(0, len(images), max(1, len(images) // TRIED)):
         try:
-            sizes += [len(encoded(one, settings.format)) for _, one in cut(images.open(index), images.names[index])]
-            tried += 1
+            sizes.append([len(encoded(one, settings.format))
+                          for _, one in cut(images.open(index), images.names[index])])
         except UnreadableImage:
             continue
-    each = len(sizes) / max(tried, 1)
+    count, tried = sum(per_class), max(len(sizes), 1)
+    each, total = sum(map(len, sizes)) / tried, sum(map(sum, sizes)) / tried
     print_plan(f"stage 1, {kind} of {images.dataset}", {
         "images": f"{count:,} of {len(images):,} in {len(per_class):,} classes, at most {settings.image_per_class} "
                   "of each",
-        "elements": f"about {count * each:,.0f} ({each:.1f} of each of {tried} images tried)",
-        "disk": f"about {disk(count * sum(sizes) / max(tried, 1), folder)}"})
+        "elements": f"about {count * each:,.0f} ({each:.1f} of each of {len(sizes)} images tried)",
+        "disk": f"about {disk(count * total, folder)}"})
+
+
+def _print_plan_without_images(settings: Stage1Settings, kind: str, error: UserError) -> None:
+    """The most that images which are not there yet can give; an unknown data set stays an error."""
+    name = load_dataset(settings.dataset).name if settings.data_root is None else None
+    classes = USUAL.get(name, {}).get("classes")
+    count = (classes or 1) * settings.image_per_class * AT_MOST[kind]
+    print_plan(f"stage 1, {kind} of {settings.dataset or settings.data_root}", {
+        "images": f"not there yet: {error}",
+        "elements": f"at most {count:,}{'' if classes else ' of each class'}, {AT_MOST[kind]} an image",
+        "disk": f"{size(count * PHOTOGRAPH[kind])} if they are photographs"})
+
+
+# ---- the walk ----
 
 
 def walk(images: ImageSet, cut: Cut, folder: Path, settings: dict[str, Any], image_per_class: int = 10,
@@ -180,7 +213,11 @@ def walk(images: ImageSet, cut: Cut, folder: Path, settings: dict[str, Any], ima
     by_class: list[list[int]] = [[] for _ in images.class_names]
     for index, label in enumerate(images.labels):
         by_class[label].append(index)
-    log = _read_log(folder, images, by_class)
+    log = {row["picture"]: row for row in read_images(folder)
+           if all((folder / file).is_file() for file in row.get("files", []))}
+    for names in _unreadable_classes(images, by_class, log):  # an image may have been mended since
+        for name in names:
+            del log[name]
     if not finished.exists() or _next_round(images, by_class, log, image_per_class):
         finished.unlink(missing_ok=True)
         for pattern in (".*.tmp*", ".probe-*"):  # what a killed run left half-written
@@ -193,15 +230,14 @@ def walk(images: ImageSet, cut: Cut, folder: Path, settings: dict[str, Any], ima
                 # A worker need not hold the names of a million other images.
                 one = partial(_cut_one, images.only(todo), [stems[index] for index in todo], cut, folder, format)
                 rows = _in_order(one, len(todo), workers)
-                for row in progress(rows, total=len(todo), unit="image", desc=str(settings["kind"])):
+                for row in progress(rows, total=len(todo), unit="image", desc=settings["kind"]):
                     handle.write(json.dumps(row) + "\n")
                     handle.flush()
                     log[row["picture"]] = row
                     done_now += 1
-        for label, indices in enumerate(by_class):
-            if indices and not any("files" in log.get(images.names[index], ()) for index in indices):
-                raise UserError(f"the class {images.class_names[label]} has no readable image among its "
-                                f"{len(indices)} ({log[images.names[indices[0]]]['unreadable']}); mend one")
+        for names in _unreadable_classes(images, by_class, log):
+            raise UserError(f"the class {names[0].split('/')[0]} has no readable image among its {len(names)} "
+                            f"({log[names[0]]['unreadable']}); mend one")
         rows = [log[name] for name in images.names if name in log]
         _write_log(folder, rows)  # in the data set's order
         unreadable = [row for row in rows if "unreadable" in row]
@@ -311,16 +347,10 @@ def _digest(names: list[str]) -> str:
     return f"{len(names)} from {names[0]} to {names[-1]} ({code})"
 
 
-def _read_log(folder: Path, images: ImageSet, by_class: list[list[int]]) -> dict[str, dict[str, Any]]:
-    """Finished images by name, without those whose files are gone and the classes where none was readable."""
-    log = {row["picture"]: row for row in read_images(folder)
-           if all((folder / file).is_file() for file in row.get("files", []))}
-    for indices in by_class:
-        names = [images.names[index] for index in indices if images.names[index] in log]
-        if not any("files" in log[name] for name in names):
-            for name in names:
-                del log[name]
-    return log
+def _unreadable_classes(images: ImageSet, by_class: list[list[int]], log: dict[str, Any]) -> list[list[str]]:
+    """The names of the finished images of each class in which none of them was readable."""
+    classes = [[images.names[index] for index in indices if images.names[index] in log] for indices in by_class]
+    return [names for names in classes if names and not any("files" in log[name] for name in names)]
 
 
 def _write_log(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -331,14 +361,9 @@ def _next_round(images: ImageSet, by_class: list[list[int]], log: dict[str, Any]
     """Images to cut next: the first of each class, and the following ones in place of unreadable ones."""
     todo = []
     for indices in by_class:
-        taken = 0
-        for index in indices:
-            if taken == per_class:
-                break
-            row = log.get(images.names[index])
-            if row is None:
-                todo.append(index)
-            taken += row is None or "files" in row
+        rows = [(index, log.get(images.names[index])) for index in indices]
+        chosen = [(index, row) for index, row in rows if row is None or "files" in row][:per_class]
+        todo += [index for index, row in chosen if row is None]
     return todo
 
 

@@ -112,7 +112,7 @@ def test_the_fixed_batch_is_compiled_once_and_others_run_as_they_are(net, compil
     with torch.inference_mode():
         for count in (4, 3, 4, 1):
             assert torch.allclose(forward(images(count)), represent(net, AT_HEAD, images(count)), atol=1e-6)
-    assert compiler.calls == [{"dynamic": False}] and compiler.batches == [4, 4] and forward.works
+    assert compiler.calls == [{"dynamic": False}] and compiler.batches == [4, 4, 4] and forward.works
     assert isinstance(net.head[1], nn.Linear)  # the model itself keeps its head
 
 
@@ -143,5 +143,5 @@ def test_the_flag_reaches_the_model_and_is_recorded(tmp_path, monkeypatch, compi
     script.main(parse(script.Settings, [*flags, "plain"]))
     script.main(parse(script.Settings, [*flags, "fast", "--compile"]))
     plain, fast = (load_embeddings(tmp_path / name / "visual_element_emb.pkl") for name in ("plain", "fast"))
-    assert compiler.batches == [2, 2] and (plain.record["compiled"], fast.record["compiled"]) == (False, True)
+    assert compiler.batches == [2, 2, 2] and (plain.record["compiled"], fast.record["compiled"]) == (False, True)
     assert torch.allclose(plain.features_ND, fast.features_ND, atol=1e-5)
