@@ -41,11 +41,8 @@ Cut = Callable[[Image.Image, str], list[tuple[str, Image.Image]]]  # (image, its
 SUFFIX = {"jpeg": ".jpg", "png": ".png"}
 LISTED = 20  # unreadable images named on the screen; complete.json names all
 TRIED = 3  # images that a dry run cuts
-# What a dry run expects of data sets that are not there yet.
-USUAL = {"imagenet": {"classes": 1000, "train": 1_281_167, "val": 50_000},
-         "cifar10": {"classes": 10, "train": 50_000, "val": 10_000},
-         "cifar100": {"classes": 100, "train": 50_000, "val": 10_000},
-         "shapes": {"classes": 8, "train": 4_000, "val": 2_000}}
+USUAL = {"imagenet": (1000, 1_281_167, 50_000), "cifar10": (10, 50_000, 10_000), "cifar100": (100, 50_000, 10_000),
+         "shapes": (8, 4_000, 2_000)}  # classes, train and val images: what a dry run expects before they are there
 PHOTOGRAPH = {"segments": 40e3, "patches": 25e3}  # bytes of a JPEG element of ImageNet
 
 
@@ -71,13 +68,7 @@ def run_stage1(settings: Stage1Settings, kind: str, cut: Cut, rules: dict[str, A
 
     rules: what decides a pixel besides the shared settings. Raises `UserError` for images that are not in place.
     """
-    try:
-        images = images_of(settings.data_root, settings.dataset)
-    except UserError as error:
-        if not settings.dry_run or (settings.data_root is None and settings.dataset is None):
-            raise
-        _print_plan_without_images(settings, kind, error)
-        return
+    images = images_of(settings.data_root, settings.dataset, settings.dry_run)
     if settings.save_root is None and settings.dataset is None:
         raise UserError(f"say where the {kind} go: --save_root FOLDER, or name the data set with --dataset")
     folder = settings.save_root or elements_folder(images.dataset, kind, settings.protocol)
@@ -92,14 +83,17 @@ def run_stage1(settings: Stage1Settings, kind: str, cut: Cut, rules: dict[str, A
 # ---- the images and elements that stages 1 and 2 read ----
 
 
-def images_of(data_root: Path | None, dataset: str | None) -> ImageSet:
+def images_of(data_root: Path | None, dataset: str | None, dry_run: bool = False) -> ImageSet:
     """The images below `data_root`, else the train images of `dataset`.
 
-    Raises `UserError` where they are not in place, and where the data set's val folder would fail in stage 2: images
-    without class folders, or other classes than train.
+    Raises `UserError` where they are not in place (but see `expected_images`), and where the data set's val folder
+    would fail in stage 2: images without class folders, or other classes than train.
     """
     if data_root is not None:
-        images = folder_images(data_root, dataset or UNNAMED, "train")
+        name = dataset or UNNAMED
+        if dry_run and not data_root.is_dir():
+            return expected_images(name, "train", data_root)
+        images = folder_images(data_root, name, "train")
         if dataset is None and all(is_synset(name) for name in images.class_names):
             images.dataset = "imagenet"  # as the published commands leave unsaid
         return images
@@ -107,33 +101,49 @@ def images_of(data_root: Path | None, dataset: str | None) -> ImageSet:
         raise UserError("say which images: --data_root FOLDER (one folder per class) or --dataset NAME")
     found = load_dataset(dataset)
     val_there = not found.torchvision and (found.root / found.val).is_dir()
-    return dataset_images(dataset, ["train", "val"] if val_there else ["train"])[0][0]
+    return dataset_images(dataset, ["train", "val"] if val_there else ["train"], dry_run)[0]
 
 
-def dataset_images(name: str, splits: Sequence[str], dry_run: bool = False) -> list[tuple[ImageSet, int | None]]:
-    """Images of each split, and their number. Raises `UserError` for train and val of different classes, and for
-    images that are not in place; in a dry run the set is then empty, and the number expected (None: unknown)."""
+def dataset_images(name: str, splits: Sequence[str], dry_run: bool = False) -> list[ImageSet]:
+    """Images of each split. Raises `UserError` for train and val of different classes, and for images that are not in
+    place (but see `expected_images`)."""
     dataset, found = load_dataset(name), []
     for split in splits:
         try:
-            images = dataset.images(split)
-            found.append((images, len(images)))
+            found.append(dataset.images(split))
         except UserError as error:
             if not dry_run:
                 raise
             print(f"dry run: the {split} images are not there yet: {error}")
-            found.append((ImageSet(dataset.name, split, [], [], [], dataset.root),
-                          USUAL.get(dataset.name, {}).get(split)))
-    if len(found) == 2 and all(len(images) for images, _ in found):
-        same_classes(found[0][0].class_names, found[1][0].class_names)
+            found.append(expected_images(dataset.name, split, dataset.root))
+    if len(found) == 2 and all(found):
+        same_classes(found[0].class_names, found[1].class_names)
     return found
 
 
-def elements_of(folder: Path, kind: str | None = None, dataset: str | None = None) -> tuple[ImageSet, dict[str, Any]]:
+def expected_images(dataset: str, split: str, root: Path) -> ImageSet:
+    """For a dry run, images that are not there yet: labels without names, and none for a data set of unknown size."""
+    classes, train, val = USUAL.get(dataset, (1, 0, 0))
+    labels = [row % classes for row in range({"train": train, "val": val}[split])]
+    return ImageSet(dataset, split, [], labels, [], root)
+
+
+def elements_of(folder: Path, kind: str | None, dataset: str | None,
+                dry_run: bool = False) -> tuple[ImageSet, dict[str, Any]]:
     """The elements below `folder` and stage 1's settings. kind, dataset: of elements that were made elsewhere.
 
-    Raises `UserError` for elements of another kind, and where stage 1 has not finished.
+    Raises `UserError` for elements of another kind, and where stage 1 has not finished. In a dry run elements that
+    are not there yet are labels without names, as many as stage 1 can give.
     """
+    if dry_run and not folder.is_dir():
+        kind = kind or ("patches" if folder.name.startswith("patches") else "segments")
+        print(f"dry run: the {kind} at {folder} are not there yet (stage 1); at most {AT_MOST[kind]} of an image")
+        settings = {"kind": kind, "protocol": "release" if folder.name.endswith("_release") else "paper"}
+        name, count = UNNAMED, 0
+        if dataset:
+            (images,) = dataset_images(dataset, ["train"], dry_run)
+            name, count = images.dataset, sum(_per_class(images, 10)) * AT_MOST[kind]
+        return ImageSet(name, "elements", [], [0] * count, [], folder), settings
     settings = read_stage1(folder) or {"kind": kind or "segments", "made": "elsewhere"}
     settings.pop("classes", None)
     if kind not in (None, settings["kind"]):
@@ -145,55 +155,34 @@ def elements_of(folder: Path, kind: str | None = None, dataset: str | None = Non
     return folder_images(folder, name, "elements"), settings
 
 
-def missing_elements(folder: Path, kind: str, dataset: str | None) -> tuple[ImageSet, dict[str, Any], int | None]:
-    """For a dry run: an empty set, stage 1's settings, and the number of elements (at most) that it will make."""
-    name, pictures = load_dataset(dataset).name if dataset else UNNAMED, None
-    if name in USUAL:
-        pictures = 10 * USUAL[name]["classes"]
-    elif dataset:
-        (images, there), = dataset_images(dataset, ["train"], dry_run=True)
-        pictures = there and sum(_per_class(images, 10))
-    print(f"dry run: the {kind} at {folder} are not there yet (stage 1); at most {AT_MOST[kind]} of an image")
-    protocol = "release" if folder.name.endswith("_release") else "paper"
-    return (ImageSet(name, "elements", [], [], [], folder), {"kind": kind, "protocol": protocol},
-            pictures and pictures * AT_MOST[kind])
-
-
-# ---- dry runs ----
-
-
 def _per_class(images: ImageSet, image_per_class: int) -> list[int]:
     """How many images of each class stage 1 cuts."""
     return [min(found, image_per_class) for found in Counter(images.labels).values()]
 
 
 def _print_plan(images: ImageSet, cut: Cut, folder: Path, kind: str, settings: Stage1Settings) -> None:
-    """Cut `TRIED` images in memory, spread over the classes, and print the bytes that all would take."""
+    """Print the bytes that all elements would take, from `TRIED` images cut in memory, spread over the classes; where
+    the images are not there yet, the most that they can give."""
     per_class, sizes = _per_class(images, settings.image_per_class), []
+    count = sum(per_class)
     for index in range(0, len(images), max(1, len(images) // TRIED)):
         try:
-            sizes.append([len(encoded(one, settings.format))
-                          for _, one in cut(images.open(index), images.names[index])])
+            elements = cut(images.open(index), images.names[index])
+            sizes.append([len(encoded(one, settings.format)) for _, one in elements])
         except UnreadableImage:
             continue
-    count, tried = sum(per_class), max(len(sizes), 1)
-    each, total = sum(map(len, sizes)) / tried, sum(map(sum, sizes)) / tried
-    print_plan(f"stage 1, {kind} of {images.dataset}", {
-        "images": f"{count:,} of {len(images):,} in {len(per_class):,} classes, at most {settings.image_per_class} "
-                  "of each",
-        "elements": f"about {count * each:,.0f} ({each:.1f} of each of {len(sizes)} images tried)",
-        "disk": f"about {disk(count * total, folder)}"})
-
-
-def _print_plan_without_images(settings: Stage1Settings, kind: str, error: UserError) -> None:
-    """The most that images which are not there yet can give; an unknown data set stays an error."""
-    name = load_dataset(settings.dataset).name if settings.data_root is None else None
-    classes = USUAL.get(name, {}).get("classes")
-    count = (classes or 1) * settings.image_per_class * AT_MOST[kind]
-    print_plan(f"stage 1, {kind} of {settings.dataset or settings.data_root}", {
-        "images": f"not there yet: {error}",
-        "elements": f"at most {count:,}{'' if classes else ' of each class'}, {AT_MOST[kind]} an image",
-        "disk": f"{size(count * PHOTOGRAPH[kind])} if they are photographs"})
+    if sizes:
+        each, total = sum(map(len, sizes)) / len(sizes), sum(map(sum, sizes)) / len(sizes)
+        lines = {"images": f"{count:,} of {len(images):,} in {len(per_class):,} classes, at most "
+                           f"{settings.image_per_class} of each",
+                 "elements": f"about {count * each:,.0f} ({each:.1f} of each of {len(sizes)} images tried)",
+                 "disk": f"about {disk(count * total, folder)}"}
+    else:
+        most = (count or settings.image_per_class) * AT_MOST[kind]
+        lines = {"images": f"{images.root} has none yet",
+                 "elements": f"at most {most:,}{'' if count else ' of each class'}, {AT_MOST[kind]} an image",
+                 "disk": f"{size(most * PHOTOGRAPH[kind])} if they are photographs"}
+    print_plan(f"stage 1, {kind} of {images.dataset}", lines)
 
 
 # ---- the walk ----
@@ -213,12 +202,11 @@ def walk(images: ImageSet, cut: Cut, folder: Path, settings: dict[str, Any], ima
     by_class: list[list[int]] = [[] for _ in images.class_names]
     for index, label in enumerate(images.labels):
         by_class[label].append(index)
-    log = {row["picture"]: row for row in read_images(folder)
-           if all((folder / file).is_file() for file in row.get("files", []))}
-    for names in _unreadable_classes(images, by_class, log):  # an image may have been mended since
-        for name in names:
-            del log[name]
-    if not finished.exists() or _next_round(images, by_class, log, image_per_class):
+    log = _read_log(folder, images)  # row of each finished image
+    for indices in _unreadable_classes(by_class, log):  # an image may have been mended since
+        for index in indices:
+            log.pop(index, None)
+    if not finished.exists() or _next_round(by_class, log, image_per_class):
         finished.unlink(missing_ok=True)
         for pattern in (".*.tmp*", ".probe-*"):  # what a killed run left half-written
             for file in folder.rglob(pattern):
@@ -226,19 +214,20 @@ def walk(images: ImageSet, cut: Cut, folder: Path, settings: dict[str, Any], ima
         _write_log(folder, log.values())
         stems = _stems(images)
         with open(folder / "pictures.jsonl", "a", encoding="utf-8") as handle:
-            while todo := _next_round(images, by_class, log, image_per_class):
+            while todo := _next_round(by_class, log, image_per_class):
                 # A worker need not hold the names of a million other images.
                 one = partial(_cut_one, images.only(todo), [stems[index] for index in todo], cut, folder, format)
-                rows = _in_order(one, len(todo), workers)
-                for row in progress(rows, total=len(todo), unit="image", desc=settings["kind"]):
+                rows = progress(_in_order(one, len(todo), workers), total=len(todo), unit="image",
+                                desc=settings["kind"])
+                for index, row in zip(todo, rows, strict=True):
                     handle.write(json.dumps(row) + "\n")
                     handle.flush()
-                    log[row["picture"]] = row
+                    log[index] = row
                     done_now += 1
-        for names in _unreadable_classes(images, by_class, log):
-            raise UserError(f"the class {names[0].split('/')[0]} has no readable image among its {len(names)} "
-                            f"({log[names[0]]['unreadable']}); mend one")
-        rows = [log[name] for name in images.names if name in log]
+        for indices in _unreadable_classes(by_class, log):
+            raise UserError(f"the class {images.class_names[images.labels[indices[0]]]} has no readable image among "
+                            f"its {len(indices)} ({log[indices[0]]['unreadable']}); mend one")
+        rows = [log[index] for index in sorted(log)]
         _write_log(folder, rows)  # in the data set's order
         unreadable = [row for row in rows if "unreadable" in row]
         write_json(finished, {
@@ -347,23 +336,30 @@ def _digest(names: list[str]) -> str:
     return f"{len(names)} from {names[0]} to {names[-1]} ({code})"
 
 
-def _unreadable_classes(images: ImageSet, by_class: list[list[int]], log: dict[str, Any]) -> list[list[str]]:
-    """The names of the finished images of each class in which none of them was readable."""
-    classes = [[images.names[index] for index in indices if images.names[index] in log] for indices in by_class]
-    return [names for names in classes if names and not any("files" in log[name] for name in names)]
+def _read_log(folder: Path, images: ImageSet) -> dict[int, dict[str, Any]]:
+    """Finished images by their place, without those whose files are gone."""
+    rows = {row["picture"]: row for row in read_images(folder)
+            if all((folder / file).is_file() for file in row.get("files", []))}
+    return {index: rows[name] for index, name in enumerate(images.names) if name in rows}
 
 
 def _write_log(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
     write_text(folder / "pictures.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _next_round(images: ImageSet, by_class: list[list[int]], log: dict[str, Any], per_class: int) -> list[int]:
+def _unreadable_classes(by_class: list[list[int]], log: dict[int, dict[str, Any]]) -> list[list[int]]:
+    """Classes of which finished images are known, but no readable one."""
+    found = [[log[index] for index in indices if index in log] for indices in by_class]
+    return [indices for indices, rows in zip(by_class, found, strict=True)
+            if rows and not any("files" in row for row in rows)]
+
+
+def _next_round(by_class: list[list[int]], log: dict[int, dict[str, Any]], per_class: int) -> list[int]:
     """Images to cut next: the first of each class, and the following ones in place of unreadable ones."""
     todo = []
     for indices in by_class:
-        rows = [(index, log.get(images.names[index])) for index in indices]
-        chosen = [(index, row) for index, row in rows if row is None or "files" in row][:per_class]
-        todo += [index for index, row in chosen if row is None]
+        chosen = [index for index in indices if index not in log or "files" in log[index]][:per_class]
+        todo += [index for index in chosen if index not in log]
     return todo
 
 

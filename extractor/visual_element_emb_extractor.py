@@ -21,7 +21,6 @@ from extractor.settings import EmbeddingSettings, backbone_of, backbone_to_plan,
 from iis.cli import parse, run_script, setting, words, write_settings
 from iis.runtime import UserError
 
-KINDS = ("segments", "patches")
 # What --together takes from the first configuration: the images, the place and the batches.
 SHARED = ("dataset", "data_path", "representations", "element_kind", "save_root", "batch_size", "workers", "device",
           "precision", "compile", "dry_run")
@@ -43,7 +42,8 @@ class Settings(EmbeddingSettings):
                                                metavar="train,val")
     together: tuple[str, ...] = setting((), "other configurations of model_configs/ to embed the same images with, "
                                         "each image decoded once for all", metavar="A,B")
-    element_kind: str | None = setting(None, "for elements made elsewhere, without a manifest", choices=KINDS)
+    element_kind: str | None = setting(None, "for elements made elsewhere, without a manifest",
+                                       choices=("segments", "patches"))
     check: bool = setting(False, "only compare the backbone's original head on the val images of --dataset with the "
                           "published top-1 of its weights")
     dry_run: bool = setting(False, "print what would be made, with shapes, bytes and folders; make nothing")
@@ -67,10 +67,10 @@ def main(settings: Settings) -> None:
                             folder_name(one.model, backbone, one.precision, one.model_name), one.save_root,
                             one.precision, elements, write=not dry, compiled=one.batch_size if one.compile else 0)
                 for one, (backbone, _) in zip(everyone, loaded, strict=True)]
-               for images, elements, _ in sources]
-    for (images, _, count), targets in zip(sources, planned, strict=True):
+               for images, elements in sources]
+    for (images, _), targets in zip(sources, planned, strict=True):
         if dry:
-            print_targets(images, targets, device, count)
+            print_targets(images, targets, device)
             continue
         for one, target in zip(everyone, targets, strict=True):
             if ranks()[0] == 0:
@@ -78,20 +78,16 @@ def main(settings: Settings) -> None:
         embed_together(images, targets, settings.batch_size, settings.workers, device)
 
 
-def _sources(settings: Settings) -> list[tuple[Any, dict[str, Any] | None, int | None]]:
-    """What to embed: (images, stage-1 settings or None for the data set's own, their number). In a dry run images may
-    be missing: then the set is empty, and the number expected (None: unknown)."""
-    from extractor.image_walk import dataset_images, elements_of, missing_elements
+def _sources(settings: Settings) -> list[tuple[Any, dict[str, Any] | None]]:
+    """What to embed: images, and stage 1's settings (None for the data set's own images)."""
+    from extractor.image_walk import dataset_images, elements_of
 
-    sources, folder, kind = [], settings.data_path, settings.element_kind
-    if folder is not None and settings.dry_run and not folder.is_dir():
-        sources.append(missing_elements(folder, kind or KINDS[folder.name.startswith("patches")], settings.dataset))
-    elif folder is not None:
-        images, elements = elements_of(folder, kind, settings.dataset)
-        sources.append((images, elements, len(images)))
+    sources, dry = [], settings.dry_run
+    if settings.data_path is not None:
+        sources.append(elements_of(settings.data_path, settings.element_kind, settings.dataset, dry))
     if settings.representations:
-        found = dataset_images(need_dataset(settings, "--representations"), settings.representations, settings.dry_run)
-        sources += [(images, None, count) for images, count in found]
+        found = dataset_images(need_dataset(settings, "--representations"), settings.representations, dry)
+        sources += [(images, None) for images in found]
     if not sources:
         raise UserError("say what to embed: --data-path FOLDER (stage 1's elements), --representations train,val with "
                         "--dataset NAME, or both")

@@ -103,7 +103,7 @@ def built(monkeypatch, name, weights=None, state=None):
 
     monkeypatch.setattr(open_clip, "create_model", create_model)
     monkeypatch.setattr(module, "read_checkpoint", lambda file: dict(state or {}))
-    monkeypatch.setattr(module, "_published", lambda source: module.ROOT / "README.md")
+    monkeypatch.setattr(module, "_published", lambda source: Path("absent"))
     with pytest.raises(UserError) as refused:
         load_clip(name, weights)
     if "far enough" not in str(refused.value):
@@ -178,9 +178,12 @@ def test_files_that_do_not_belong_together_are_refused(tiny, tmp_path):
 
 
 def test_without_network_one_sentence_at_once(monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "_reachable", lambda server: False)
+    def unreachable(*_, **__):
+        raise OSError("no route")
+
+    monkeypatch.setattr("urllib.request.urlopen", unreachable)
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(UserError, match="vit_base_patch16_clip_224.openai from a machine .* --clip_weights"):
+    with pytest.raises(UserError, match="no route.*vit_base_patch16_clip_224.openai from a machine .* --clip_weights"):
         load_clip("ViT-B/16")
     cached = tmp_path / ".cache" / "clip" / "ViT-B-16.pt"
     cached.parent.mkdir(parents=True)
