@@ -197,48 +197,46 @@ def walk(images: ImageSet, cut: Cut, folder: Path, settings: dict[str, Any], ima
     complete.json holds. Raises `UserError` for a folder that holds other things, and for a class without a readable
     image.
     """
-    start, finished, done_now = time.perf_counter(), folder / "complete.json", 0
+    start, finished, tag = time.perf_counter(), folder / "complete.json", str(settings["kind"])
     _claim(folder, images, {**settings, "image_per_class": image_per_class, "format": format})
     by_class: list[list[int]] = [[] for _ in images.class_names]
     for index, label in enumerate(images.labels):
         by_class[label].append(index)
-    log = _read_log(folder, images)  # row of each finished image
+    log = _read_log(folder, images)
     for indices in _unreadable_classes(by_class, log):  # an image may have been mended since
         for index in indices:
             log.pop(index, None)
+    before = len(log)
     if not finished.exists() or _next_round(by_class, log, image_per_class):
         finished.unlink(missing_ok=True)
         for pattern in (".*.tmp*", ".probe-*"):  # what a killed run left half-written
             for file in folder.rglob(pattern):
                 file.unlink(missing_ok=True)
-        _write_log(folder, log.values())
+        _write_log(folder, log)
         stems = _stems(images)
         with open(folder / "pictures.jsonl", "a", encoding="utf-8") as handle:
             while todo := _next_round(by_class, log, image_per_class):
                 # A worker need not hold the names of a million other images.
                 one = partial(_cut_one, images.only(todo), [stems[index] for index in todo], cut, folder, format)
-                rows = progress(_in_order(one, len(todo), workers), total=len(todo), unit="image",
-                                desc=settings["kind"])
+                rows = progress(_in_order(one, len(todo), workers), total=len(todo), unit="image", desc=tag)
                 for index, row in zip(todo, rows, strict=True):
                     handle.write(json.dumps(row) + "\n")
                     handle.flush()
                     log[index] = row
-                    done_now += 1
         for indices in _unreadable_classes(by_class, log):
             raise UserError(f"the class {images.class_names[images.labels[indices[0]]]} has no readable image among "
                             f"its {len(indices)} ({log[indices[0]]['unreadable']}); mend one")
-        rows = [log[index] for index in sorted(log)]
-        _write_log(folder, rows)  # in the data set's order
-        unreadable = [row for row in rows if "unreadable" in row]
+        _write_log(folder, log)  # in the data set's order
+        unreadable = [log[index] for index in sorted(log) if "unreadable" in log[index]]
         write_json(finished, {
-            "complete": True, "pictures": len(rows) - len(unreadable),
-            "elements": sum(len(row.get("files", [])) for row in rows), "unreadable": unreadable,
+            "complete": True, "pictures": len(log) - len(unreadable),
+            "elements": sum(len(row.get("files", [])) for row in log.values()), "unreadable": unreadable,
             "seconds": round(time.perf_counter() - start, 2), "data_root": str(images.root),
             "versions": {name: version(name) for name in ("numpy", "pillow", "scikit-image")}})
     summary, seconds = read_json(finished), time.perf_counter() - start
     unreadable = summary["unreadable"]
-    print(f"{settings['kind']}: {summary['pictures']} images, {summary['elements']} elements, {len(unreadable)} "
-          f"unreadable, {seconds:.1f} s, {done_now / seconds:.1f} images/s -> {folder}")
+    print(f"{tag}: {summary['pictures']} images, {summary['elements']} elements, {len(unreadable)} unreadable, "
+          f"{seconds:.1f} s, {(len(log) - before) / seconds:.1f} images/s -> {folder}")
     for row in unreadable[:LISTED]:
         print(f"  skipped {row['picture']}: {row['unreadable']}")
     if len(unreadable) > LISTED:
@@ -343,15 +341,14 @@ def _read_log(folder: Path, images: ImageSet) -> dict[int, dict[str, Any]]:
     return {index: rows[name] for index, name in enumerate(images.names) if name in rows}
 
 
-def _write_log(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
-    write_text(folder / "pictures.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+def _write_log(folder: Path, log: dict[int, dict[str, Any]]) -> None:
+    write_text(folder / "pictures.jsonl", "".join(json.dumps(log[index]) + "\n" for index in sorted(log)))
 
 
 def _unreadable_classes(by_class: list[list[int]], log: dict[int, dict[str, Any]]) -> list[list[int]]:
     """Classes of which finished images are known, but no readable one."""
-    found = [[log[index] for index in indices if index in log] for indices in by_class]
-    return [indices for indices, rows in zip(by_class, found, strict=True)
-            if rows and not any("files" in row for row in rows)]
+    readable = {index for index, row in log.items() if "files" in row}
+    return [indices for indices in by_class if not log.keys().isdisjoint(indices) and readable.isdisjoint(indices)]
 
 
 def _next_round(by_class: list[list[int]], log: dict[int, dict[str, Any]], per_class: int) -> list[int]:
