@@ -43,7 +43,7 @@ LISTED = 20  # unreadable images named on the screen; complete.json names all
 TRIED = 3  # images that a dry run cuts
 USUAL = {"imagenet": (1000, 1_281_167, 50_000), "cifar10": (10, 50_000, 10_000), "cifar100": (100, 50_000, 10_000),
          "shapes": (8, 4_000, 2_000)}  # classes, train and val images: what a dry run expects before they are there
-PHOTOGRAPH = {"segments": 40e3, "patches": 25e3}  # bytes of a JPEG element of ImageNet
+PHOTOGRAPH = {"segments": 50e3, "patches": 25e3}  # bytes of a JPEG element of ImageNet
 
 
 @dataclass(kw_only=True)

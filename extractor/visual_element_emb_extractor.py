@@ -29,7 +29,7 @@ SHARED = ("dataset", "data_path", "representations", "element_kind", "save_root"
 def splits(text: str) -> tuple[str, ...]:
     """`train`, `val` or both, separated by a comma."""
     found = words(text)
-    if not found or set(found) - {"train", "val"}:
+    if set(found) - {"train", "val"}:  # none is what a YAML holds where the flag was left out
         raise argparse.ArgumentTypeError(f"{text!r} is not train, val or train,val")
     return found
 

@@ -265,7 +265,7 @@ def test_a_dry_run_without_images_says_what_they_would_take(tmp_path, capsys):
     run(segment_extractor, "--dataset", tmp_path / "imagenet.yaml", "--dry_run")
     printed = capsys.readouterr().out
     assert "not there yet: imagenet has no train folder" in printed
-    assert "at most 150,000, 15 an image" in printed and "6.0 GB if they are photographs" in printed
+    assert "at most 150,000, 15 an image" in printed and "7.5 GB if they are photographs" in printed
     run(patch_extractor, "--data_root", tmp_path / "none", "--save_root", tmp_path, "--dry_run", "--image_per_class", 2)
     assert "at most 32 of each class" in capsys.readouterr().out
     with pytest.raises(UserError, match="no configuration"):
