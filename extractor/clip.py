@@ -37,7 +37,7 @@ from iis.embedding_file import Embeddings, save_embeddings
 from iis.layers import Node
 from iis.names import CLIP_FILES, clip_images_file, clip_label, clip_words_file
 from iis.preprocessing import INTERPOLATIONS, normalise, preprocessing, to_uint8
-from iis.runtime import ROOT, UserError, make_output_folder, nearest, read_json
+from iis.runtime import ROOT, UserError, make_output_folder, nearest, read_json, write_whole
 from iis.weights import fit, read_checkpoint, weights_hash
 
 IMAGES = Node("clip_image", "output")  # where `embed` finds the embedding of an `ImageTower`
@@ -73,6 +73,12 @@ class Clip:
     tokenizer: Any
     width: int
     device: torch.device
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What all its embedding files record."""
+        return {"model": self.architecture, "weights": self.weights, "weights_hash": self.weights_hash,
+                "precision": "fp32"}
 
     @torch.inference_mode()
     def encode_images(self, images: torch.Tensor | Sequence[Image.Image]) -> torch.Tensor:
@@ -293,7 +299,7 @@ def images_target(clip: Clip, images: ImageSet, shared: Path, folder: Path) -> t
     """
     file, published = (clip_images_file(place, images.dataset, images.split, clip.label)
                        for place in (shared, folder))
-    provenance = {**_provenance(clip), "node": IMAGES.name, "preprocessing": clip.preprocessing,
+    provenance = {**clip.provenance, "node": IMAGES.name, "preprocessing": clip.preprocessing,
                   "dataset": images.dataset, "split": images.split, "elements": None}
     for place in (shared, folder):
         make_output_folder(place)
@@ -311,7 +317,7 @@ def embed_words(clip: Clip, concepts: Sequence[str], concept_set: Path, shared: 
     started, published = time.time(), clip_words_file(folder, concept_set, clip.label)
     words_hash = hashlib.blake2b("\n".join(concepts).encode(), digest_size=16).hexdigest()
     file = shared / f"{published.stem}_{words_hash[:8]}.pt"
-    provenance = {**_provenance(clip), "node": WORDS, "concept_set": concept_set.stem, "words_hash": words_hash}
+    provenance = {**clip.provenance, "node": WORDS, "concept_set": concept_set.stem, "words_hash": words_hash}
     if is_done(published, provenance):
         print(f"{published}: done already")
         return published
@@ -331,15 +337,6 @@ def give(file: Path, other: Path) -> None:
         return
     try:
         os.link(file, other)
-    except FileExistsError:
-        pass
     except OSError:  # another disk, or a file system without links
-        temporary = other.with_name(f".{other.name}.tmp")
-        shutil.copyfile(file, temporary)
-        os.replace(temporary, other)
+        write_whole(other, lambda temporary: shutil.copyfile(file, temporary))
     print(f"{other}: the same as {file}")
-
-
-def _provenance(clip: Clip) -> dict[str, Any]:
-    return {"model": clip.architecture, "weights": clip.weights, "weights_hash": clip.weights_hash,
-            "precision": "fp32"}

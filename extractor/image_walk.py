@@ -179,7 +179,7 @@ def _print_plan(images: ImageSet, cut: Cut, folder: Path, kind: str, settings: S
                  "disk": f"about {disk(count * total, folder)}"}
     else:
         most = (count or settings.image_per_class) * AT_MOST[kind]
-        lines = {"images": f"{images.root} has none yet",
+        lines = {"images": f"none below {images.root} can be read yet",
                  "elements": f"at most {most:,}{'' if count else ' of each class'}, {AT_MOST[kind]} an image",
                  "disk": f"{size(most * PHOTOGRAPH[kind])} if they are photographs"}
     print_plan(f"stage 1, {kind} of {images.dataset}", lines)
