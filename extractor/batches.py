@@ -21,8 +21,8 @@ from iis.runtime import available_cores
 
 @dataclass
 class Batch:
-    """rows: (B,) the images' places in their set; pixels: uint8 (B, 3, H, W) under each preprocessing; unreadable:
-    place -> reason."""
+    """rows: (B,) the images' places in their set; pixels: uint8 (B, 3, H, W) under each preprocessing, none where no
+    image is readable; unreadable: place -> reason."""
 
     rows: list[int]
     pixels: list[torch.Tensor]
@@ -59,20 +59,17 @@ class _Prepared(Dataset):
             rows.append(row)
             for one, pixels in prepared.values():
                 pixels.append(to_uint8(image, one))
-        stacked = {key: _stacked(pixels, one["crop"]) for key, (one, pixels) in prepared.items()}
+        if not rows:
+            return Batch([], [], unreadable)
+        # Channels last in memory: PIL's order, and the fastest for convolutions.
+        stacked = {key: torch.stack([one.permute(1, 2, 0) for one in pixels]).permute(0, 3, 1, 2)
+                   for key, (_, pixels) in prepared.items()}
         return Batch(rows, [stacked[_geometry(one)] for one in self.settings], unreadable)  # (B, 3, crop, crop) each
 
 
 def _geometry(settings: dict[str, Any]) -> tuple[str, int, str]:
     """What decides the pixels; mean and std are applied on the device."""
     return str(settings["resize"]), settings["crop"], settings["interpolation"]
-
-
-def _stacked(images: list[torch.Tensor], side: int) -> torch.Tensor:
-    """(B, 3, side, side), channels last in memory: PIL's order, and the fastest for convolutions."""
-    if not images:
-        return torch.empty(0, 3, side, side, dtype=torch.uint8)
-    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
 def ranges(count: int, size: int) -> list[range]:

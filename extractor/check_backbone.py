@@ -95,7 +95,7 @@ def predictions(images: Any, backbone: Any, prepared: list[dict], settings: Sett
     found_AN = torch.full((len(prepared), len(images)), -1)
     with torch.inference_mode(), precise(device, settings.precision):
         for batch in batches(images, prepared, ranges(len(images), settings.batch_size), settings.workers, device):
-            for place, pixels in enumerate(batch.pixels if batch.rows else ()):
+            for place, pixels in enumerate(batch.pixels):
                 try:
                     logits_BC = backbone.module(normalise(pixels, prepared[place]))
                 except (RuntimeError, AssertionError):

@@ -184,7 +184,7 @@ def embed_together(images: ImageSet, targets: Sequence[Target], batch_size: int,
             for batch in islice(stream, len(chunks[chunk])):
                 unreadable |= batch.unreadable
                 begun = [(file, batch.rows, _fetched(features_of(target, pixels, device)))
-                         for target, file, pixels in zip(left, files, batch.pixels, strict=True) if batch.rows]
+                         for target, file, pixels in zip(left, files, batch.pixels, strict=False)]
                 _write_rows(before, images)
                 before = begun
             _write_rows(before, images)

@@ -202,10 +202,7 @@ def walk(images: ImageSet, cut: Cut, folder: Path, settings: dict[str, Any], ima
     by_class: list[list[int]] = [[] for _ in images.class_names]
     for index, label in enumerate(images.labels):
         by_class[label].append(index)
-    log = _read_log(folder, images)
-    for indices in _unreadable_classes(by_class, log):  # an image may have been mended since
-        for index in indices:
-            log.pop(index, None)
+    log = _read_log(folder, images, by_class)
     before = len(log)
     if not finished.exists() or _next_round(by_class, log, image_per_class):
         finished.unlink(missing_ok=True)
@@ -334,11 +331,14 @@ def _digest(names: list[str]) -> str:
     return f"{len(names)} from {names[0]} to {names[-1]} ({code})"
 
 
-def _read_log(folder: Path, images: ImageSet) -> dict[int, dict[str, Any]]:
-    """Finished images by their place, without those whose files are gone."""
+def _read_log(folder: Path, images: ImageSet, by_class: list[list[int]]) -> dict[int, dict[str, Any]]:
+    """Finished images by their place, without those whose files are gone and the classes where none was readable: an
+    image may have been mended since."""
     rows = {row["picture"]: row for row in read_images(folder)
             if all((folder / file).is_file() for file in row.get("files", []))}
-    return {index: rows[name] for index, name in enumerate(images.names) if name in rows}
+    log = {index: rows[name] for index, name in enumerate(images.names) if name in rows}
+    forgotten = {index for indices in _unreadable_classes(by_class, log) for index in indices}
+    return {index: row for index, row in log.items() if index not in forgotten}
 
 
 def _write_log(folder: Path, log: dict[int, dict[str, Any]]) -> None:

@@ -57,8 +57,9 @@ def test_same_batches_for_any_number_of_workers(grey, workers):
     rows = [range(0, 3), range(3, 4), range(4, 7)]
     found = list(batches(grey, [preprocessing(8, 8)], rows, workers, CPU))
     assert [batch.rows for batch in found] == [[0, 1, 2], [], [4, 5, 6]]
-    assert [batch.pixels[0][:, 0, 0, 0].tolist() for batch in found] == [[0, 10, 20], [], [40, 50, 60]]
-    assert all(batch.pixels[0].dtype == torch.uint8 and batch.pixels[0].shape[1:] == (3, 8, 8) for batch in found)
+    pixels = [one for batch in found for one in batch.pixels]
+    assert [one[:, 0, 0, 0].tolist() for one in pixels] == [[0, 10, 20], [40, 50, 60]]
+    assert all(one.dtype == torch.uint8 and one.shape[1:] == (3, 8, 8) for one in pixels)
     assert list(found[1].unreadable) == [3] and "3.png" in found[1].unreadable[3]
     assert list(batches(grey, [preprocessing(8, 8)], [], 4, CPU)) == []
 
