@@ -4,8 +4,8 @@
 #   DATASET=shapes bash concept_extract.sh               the built-in data set (demo/paint_shapes.py paints it)
 #   bash concept_extract.sh --dry-run   (or DRY_RUN=1): numbers, bytes and folders; nothing is made
 # Input:  the data set's training images, where dataset_configs/$DATASET.yaml says.
-# Output: concept_library/visual/. ImageNet: up to 150,000 segments and 160,000 patches, some 6 GB and 4 GB,
-#         about an hour and a half of one core in all, divided by the cores; shapes: seconds.
+# Output: concept_library/visual/. ImageNet: up to 150,000 segments and 160,000 patches, some 7 GB and 4 GB,
+#         about an hour and a quarter of one core in all, divided by the cores; shapes: seconds.
 # Expect: 10 images per class, at most 15 segments and exactly 16 patches of each. A second run is instant.
 set -euo pipefail
 cd "$(dirname "$0")"

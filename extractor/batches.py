@@ -21,8 +21,8 @@ from iis.runtime import available_cores
 
 @dataclass
 class Batch:
-    """rows: (B,) the images' places in their set; pixels: uint8 (B, 3, H, W) under each preprocessing; unreadable:
-    place -> reason."""
+    """rows: (B,) the images' places in their set; pixels: uint8 (B, 3, H, W) under each preprocessing, none where no
+    image is readable; unreadable: place -> reason."""
 
     rows: list[int]
     pixels: list[torch.Tensor]
@@ -42,18 +42,15 @@ class Batch:
 
 
 class _Prepared(Dataset):
-    """One item is one whole batch, so that a batch always holds the same images."""
+    """One item is one whole batch, so that a batch always holds the same images; its key is the range of its rows."""
 
-    def __init__(self, images: ImageSet, settings: Sequence[dict[str, Any]], batches: Sequence[range]) -> None:
-        self.images, self.settings, self.batches = images, settings, batches
+    def __init__(self, images: ImageSet, settings: Sequence[dict[str, Any]]) -> None:
+        self.images, self.settings = images, settings
 
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, chosen: range) -> Batch:
         rows, unreadable = [], {}
         prepared = {_geometry(one): (one, []) for one in self.settings}
-        for row in self.batches[index]:
+        for row in chosen:
             try:
                 image = self.images.open(row)
             except UnreadableImage as error:
@@ -62,7 +59,11 @@ class _Prepared(Dataset):
             rows.append(row)
             for one, pixels in prepared.values():
                 pixels.append(to_uint8(image, one))
-        stacked = {key: _stacked(pixels, one["crop"]) for key, (one, pixels) in prepared.items()}
+        if not rows:
+            return Batch([], [], unreadable)
+        # Channels last in memory: PIL's order, and the fastest for convolutions.
+        stacked = {key: torch.stack([one.permute(1, 2, 0) for one in pixels]).permute(0, 3, 1, 2)
+                   for key, (_, pixels) in prepared.items()}
         return Batch(rows, [stacked[_geometry(one)] for one in self.settings], unreadable)  # (B, 3, crop, crop) each
 
 
@@ -71,11 +72,9 @@ def _geometry(settings: dict[str, Any]) -> tuple[str, int, str]:
     return str(settings["resize"]), settings["crop"], settings["interpolation"]
 
 
-def _stacked(images: list[torch.Tensor], side: int) -> torch.Tensor:
-    """(B, 3, side, side), channels last in memory: PIL's order, and the fastest for convolutions."""
-    if not images:
-        return torch.empty(0, 3, side, side, dtype=torch.uint8)
-    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+def ranges(count: int, size: int) -> list[range]:
+    """0 … count - 1 in ranges of `size`; the last may be shorter."""
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def batches(images: ImageSet, preprocessings: Sequence[dict[str, Any]], rows: Sequence[range], workers: int,
@@ -86,13 +85,14 @@ def batches(images: ImageSet, preprocessings: Sequence[dict[str, Any]], rows: Se
     taken: as many threads as cores beside busy workers wait for one another. On fewer than four cores one worker
     reads beside threads on all: a ResNet-50 needs it for a tenth of the time, and would miss half the cores.
     """
-    prepared = _Prepared(images, preprocessings, rows)
+    prepared = _Prepared(images, preprocessings)
     cores, threads = available_cores(), torch.get_num_threads()
     on_cpu = device.type == "cpu"
     workers = max(0, min(workers, max(1, cores // 4) if on_cpu else cores, len(rows) - 1))
 
     def loader(count: int) -> Iterator[Batch]:
-        return iter(DataLoader(prepared, batch_size=None, num_workers=count, pin_memory=device.type == "cuda"))
+        return iter(DataLoader(prepared, batch_size=None, sampler=rows, num_workers=count,
+                               pin_memory=device.type == "cuda"))
 
     try:
         source = loader(workers)

@@ -14,8 +14,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from extractor.settings import EmbeddingSettings as Settings
 from extractor.settings import backbone_of, need_dataset
+from extractor.visual_element_emb_extractor import Settings
 from iis.cli import run_script
 from iis.names import own_head_file
 from iis.runtime import UserError, write_json
@@ -26,7 +26,7 @@ CHANNELS = (((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), ((0.5,) * 3, (0.5,) 
             ((0.0,) * 3, (1.0,) * 3), ((0.0,) * 3, (1 / 255,) * 3))  # ImageNet's; [-1, 1]; [0, 1]; [0, 255]
 
 
-def check(settings: Settings) -> float:
+def main(settings: Settings) -> float:
     """Print the original head's top-1 in percent, and return it.
 
     Raises `UserError` where it lies below the published one by more than `tolerance`, or the head has other classes.
@@ -89,14 +89,13 @@ def predictions(images: Any, backbone: Any, prepared: list[dict], settings: Sett
     unreadable. An alternative (A > 0) whose image size the model does not take stays at -1."""
     import torch
 
-    from extractor.batches import batches, precise
+    from extractor.batches import batches, precise, ranges
     from iis.preprocessing import normalise
 
-    found_AN, step = torch.full((len(prepared), len(images)), -1), settings.batch_size
-    rows = [range(start, min(start + step, len(images))) for start in range(0, len(images), step)]
+    found_AN = torch.full((len(prepared), len(images)), -1)
     with torch.inference_mode(), precise(device, settings.precision):
-        for batch in batches(images, prepared, rows, settings.workers, device):
-            for place, pixels in enumerate(batch.pixels if batch.rows else ()):
+        for batch in batches(images, prepared, ranges(len(images), settings.batch_size), settings.workers, device):
+            for place, pixels in enumerate(batch.pixels):
                 try:
                     logits_BC = backbone.module(normalise(pixels, prepared[place]))
                 except (RuntimeError, AssertionError):
@@ -111,15 +110,15 @@ def alternatives(usual: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """{flags: preprocessing}: one usual change of `usual` at a time."""
     crop = usual["crop"]
     side = usual["resize"] if isinstance(usual["resize"], int) else min(usual["resize"])
-    changes = {f"--val_resize_size {crop}": {"resize": crop}, f"--val_crop_size {side}": {"crop": side},
-               f"--val_resize_size {crop * 8 // 7}": {"resize": crop * 8 // 7},  # 256 for 224
-               f"--val_crop_size {crop * 7 // 8}": {"crop": crop * 7 // 8},
-               **{f"--interpolation {mode}": {"interpolation": mode} for mode in ("bilinear", "bicubic")}}
+    changes = [("--val_resize_size", "resize", crop), ("--val_resize_size", "resize", crop * 8 // 7),  # 256 for 224
+               ("--val_crop_size", "crop", side), ("--val_crop_size", "crop", crop * 7 // 8),
+               ("--interpolation", "interpolation", "bilinear"), ("--interpolation", "interpolation", "bicubic")]
+    found = {f"{flag} {value}": {**usual, key: value} for flag, key, value in changes}
     for mean, std in CHANNELS:
-        flags = f"--mean {','.join(f'{value:g}' for value in mean)} --std {','.join(f'{value:g}' for value in std)}"
-        changes[flags] = {"mean": list(mean), "std": list(std)}
-    return {flags: {**usual, **change} for flags, change in changes.items()
-            if any(usual[key] != value for key, value in change.items())}
+        flags = " ".join(f"{flag} {','.join(f'{value:g}' for value in values)}"
+                         for flag, values in (("--mean", mean), ("--std", std)))
+        found[flags] = {**usual, "mean": list(mean), "std": list(std)}
+    return {flags: changed for flags, changed in found.items() if changed != usual}
 
 
 def matched(found_N: Any, labels_N: Any) -> float:
@@ -140,21 +139,23 @@ def matched(found_N: Any, labels_N: Any) -> float:
 
 
 def _diagnosis(images: Any, backbone: Any, found_N: Any, labels_N: Any, settings: Settings, device: Any) -> str:
-    """Try the alternatives on the same images, print the table, and name what raises the figure."""
+    """Try the alternatives on some of the images, print the table, and name what raises the figure."""
     rows = list(range(0, len(images), max(1, len(images) // TRIED)))
     tried = {"as configured": backbone.preprocessing, **alternatives(backbone.preprocessing)}
     found_AN = predictions(images.only(rows), backbone, list(tried.values()), settings, device)
-    labels_n, right_n = labels_N[rows], found_AN[0] == labels_N[rows]
+    labels_n = labels_N[rows]
+    right_AN = found_AN == labels_n
     print(f"top-1 of {len(rows):,} of these images, one setting changed at a time:")
     raising = []
-    for name, found_n in zip(tried, found_AN, strict=True):
+    for name, found_n, right_n in zip(tried, found_AN, right_AN, strict=True):
         if (found_n < 0).all():
             print(f"  {'-':>7}    {name} (the model takes no such images)")
             continue
-        print(f"  {accuracy(found_n, labels_n):7.2f} %  {name}")
-        gained, lost = int(((found_n == labels_n) & ~right_n).sum()), int(((found_n != labels_n) & right_n).sum())
+        top1 = accuracy(found_n, labels_n)
+        print(f"  {top1:7.2f} %  {name}")
+        gained, lost = int((right_n & ~right_AN[0]).sum()), int((~right_n & right_AN[0]).sum())
         if gained - lost > 3 * (gained + lost) ** 0.5:  # 3 standard errors of the difference
-            raising.append((accuracy(found_n, labels_n), name))
+            raising.append((top1, name))
     order = matched(found_N, labels_N)
     print(f"  {order:7.2f} %  another label order (classes matched on half of all images, measured on the other)")
     if order > accuracy(found_N, labels_N) + tolerance(order, len(found_N)):
@@ -165,8 +166,6 @@ def _diagnosis(images: Any, backbone: Any, found_N: Any, labels_N: Any, settings
     top1, name = max(raising)
     return f"{name} raises it to {top1:.2f} %"
 
-
-main = check
 
 if __name__ == "__main__":
     run_script(main, Settings)

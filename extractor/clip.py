@@ -2,7 +2,7 @@
 
 OpenAI trained with the activation x · sigmoid(1.702 x) ("quick GELU"). open_clip builds plain GELU for `ViT-B-16` and
 only warns when OpenAI's weights go into it, so the features come out wrong and look right. Here the weights decide:
-a tag by open_clip's own table, a file by its content (`_state`); no flag overrides it.
+a tag by open_clip's own table, a file by its content (`_read`); no flag overrides it.
 
 CLIP's embeddings depend on no backbone: each file is made once below `embs/clip/`, and the published names in a
 backbone's own folder are hard links to it (copies where the disks differ).
@@ -21,6 +21,7 @@ import urllib.request
 import warnings
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,11 @@ from torch import nn
 from extractor.embed import Target, is_done
 from iis.cli import path
 from iis.datasets import ImageSet
-from iis.embedding_file import PROVENANCE, Embeddings, differing, load_embeddings, save_embeddings
+from iis.embedding_file import Embeddings, save_embeddings
 from iis.layers import Node
 from iis.names import CLIP_FILES, clip_images_file, clip_label, clip_words_file
 from iis.preprocessing import INTERPOLATIONS, normalise, preprocessing, to_uint8
-from iis.runtime import ROOT, UserError, make_output_folder, nearest, read_json
+from iis.runtime import ROOT, UserError, make_output_folder, nearest, read_json, write_whole
 from iis.weights import fit, read_checkpoint, weights_hash
 
 IMAGES = Node("clip_image", "output")  # where `embed` finds the embedding of an `ImageTower`
@@ -73,6 +74,12 @@ class Clip:
     width: int
     device: torch.device
 
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What all its embedding files record."""
+        return {"model": self.architecture, "weights": self.weights, "weights_hash": self.weights_hash,
+                "precision": "fp32"}
+
     @torch.inference_mode()
     def encode_images(self, images: torch.Tensor | Sequence[Image.Image]) -> torch.Tensor:
         """uint8 (B, 3, H, W) resized and cropped already, or B PIL images -> (B, d) of length 1."""
@@ -100,10 +107,11 @@ def load_clip(clip_name: str = "ViT-B/16", weights: str | None = None, device: t
     import open_clip
 
     source = resolve(clip_name, weights)
-    state = _state(source)
+    file = source.file or _published(source)
+    state, openai = _read(source, file)
     tag = open_clip.get_pretrained_cfg(source.architecture, source.tag) if source.tag else {}
     config = open_clip.get_model_config(source.architecture)
-    quick = bool(source.openai or tag.get("quick_gelu") or config.get("quick_gelu"))
+    quick = bool(openai or tag.get("quick_gelu") or config.get("quick_gelu"))
     given = {key: tag[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in tag}
     logging.disable(logging.WARNING)  # it warns that the weights are random, which they are until `fit` below
     try:
@@ -120,13 +128,13 @@ def load_clip(clip_name: str = "ViT-B/16", weights: str | None = None, device: t
             state[name] = state[name].reshape(getattr(net, name).shape)
     if "positional_embedding" in state and not hasattr(net, "positional_embedding"):
         state = open_clip.model.convert_to_custom_text_state_dict(state)
-    fit(net, open_clip.factory.convert_state_dict(net, state), f"the CLIP checkpoint {source.file.name}")
+    fit(net, open_clip.factory.convert_state_dict(net, state), f"the CLIP checkpoint {file.name}")
     net = net.eval().requires_grad_(False)
     architecture = source.architecture.removesuffix("-quickgelu") + ("-quickgelu" if quick else "")
     prepared = _preprocessing(open_clip.get_model_preprocess_cfg(net), architecture)
     with torch.inference_mode():
         width = net.encode_image(torch.zeros(1, 3, *[prepared["crop"]] * 2)).shape[1]
-    called = "openai" if source.openai else source.tag or source.file.name
+    called = "openai" if openai else source.tag or file.name
     return Clip(architecture, called, weights_hash(net), label or clip_label(clip_name, weights),
                 prepared, ImageTower(net).to(device), tokenizer, width, torch.device(device))
 
@@ -154,14 +162,14 @@ def _preprocessing(config: dict[str, Any], architecture: str) -> dict[str, Any]:
 
 @dataclass
 class Source:
-    """architecture: a name open_clip knows; weights are the tag, or the file (or both: a file that is the tag's);
-    openai: quick GELU, whatever the name; vouched: the user named the weights' origin."""
+    """architecture: a name open_clip knows; the weights are the tag's, or in the file; openai: called by OpenAI's
+    name, so quick GELU; vouched: the user named the weights' origin."""
 
     architecture: str
     tag: str | None = None
     file: Path | None = None
     openai: bool = False
-    vouched: bool = False
+    vouched: bool = True
 
 
 def resolve(clip_name: str, weights: str | None = None) -> Source:
@@ -171,12 +179,23 @@ def resolve(clip_name: str, weights: str | None = None) -> Source:
     """
     import open_clip
 
-    if Path(clip_name).suffix in CLIP_FILES:
-        return _own(clip_name, weights)
-    file = _existing(weights) if weights and Path(weights).suffix in CLIP_FILES else None
-    for stem in (file.stem, clip_name) if file else ():  # a config that is called as the weights, or as the model
-        if (config := file.parent / f"{stem}.json").is_file():
-            return Source(register(config), file=file, vouched=True)
+    own = _existing(clip_name) if Path(clip_name).suffix in CLIP_FILES else None
+    file = _existing(weights) if weights and (own or Path(weights).suffix in CLIP_FILES) else None
+    if own:
+        configs = [own.with_suffix(".json")]
+        file = file or next((one for one in (own, *map(own.with_suffix, CLIP_FILES))
+                             if one.is_file() and one not in configs), None)
+    else:  # called as the weights, or as the model
+        configs = [file.parent / f"{stem}.json" for stem in (file.stem, clip_name)] if file else []
+    config = next((one for one in configs if one.is_file()), None)
+    if own and config is None:
+        raise UserError(f"{own} comes without its architecture: put {configs[0].name} (open_clip's model config) "
+                        f"beside it, or give --clip_name NAME --clip_weights {clip_name}")
+    if own and file is None:
+        raise UserError(f"there are no weights beside {own}: put {own.stem}.pt there, or name them with "
+                        "--clip_weights")
+    if config:
+        return Source(register(config), file=file)
     name, _, tag = clip_name.partition(":")
     # OpenAI wrote ViT-L/14@336px, open_clip writes ViT-L-14-336.
     architecture, known = name.replace("/", "-").replace("@336px", "-336"), open_clip.list_models()
@@ -191,22 +210,7 @@ def resolve(clip_name: str, weights: str | None = None) -> Source:
                         "file with --clip_weights")
     if tag and tag.lower().replace("-", "_") not in tags:
         raise UserError(f"{name} has no weights {tag}{nearest(tag, tags)} Or give a file with --clip_weights")
-    return Source(architecture, tag or None, file, "/" in name and tag in ("", "openai"), bool(tag))
-
-
-def _own(clip_name: str, weights: str | None) -> Source:
-    """The user's own config and checkpoint, side by side unless `weights` names the latter."""
-    own = _existing(clip_name)
-    config = own.with_suffix(".json")
-    if not config.is_file():
-        raise UserError(f"{own} comes without its architecture: put {config.name} (open_clip's model config) beside "
-                        f"it, or give --clip_name NAME --clip_weights {clip_name}")
-    beside = [own, *(own.with_suffix(ending) for ending in CLIP_FILES)]
-    file = _existing(weights) if weights else next((one for one in beside if one.is_file() and one != config), None)
-    if file is None:
-        raise UserError(f"there are no weights beside {own}: put {own.stem}.pt there, or name them with "
-                        "--clip_weights")
-    return Source(register(config), file=file, vouched=True)
+    return Source(architecture, tag, file, openai="/" in name and tag in ("", "openai"), vouched=bool(tag))
 
 
 def register(config: Path) -> str:
@@ -228,35 +232,32 @@ def _existing(name: str) -> Path:
     raise UserError(f"there is no file {name}: give an existing CLIP checkpoint or config, or a name such as ViT-B/16")
 
 
-def _state(source: Source) -> dict[str, torch.Tensor]:
-    """The state dict; sets `source.file` for a tag, and `source.openai` where the file turns out to be OpenAI's.
+def _read(source: Source, file: Path) -> tuple[dict[str, torch.Tensor], bool]:
+    """The weights in `file`, and whether they are OpenAI's.
 
     OpenAI's own file is a TorchScript archive, or a state dict that was saved from one and still holds three sizes.
     Saved again by others (open_clip's users, huggingface) its only mark is that its numbers fit into half precision:
     OpenAI published such, and training in float32 leaves one number in thousands so. Then the user has to choose.
-    Raises `UserError` also for damaged files and failed downloads.
+    Raises `UserError` also for damaged files.
     """
-    source.file = source.file or _published(source)
-    archive = zipfile.is_zipfile(source.file) and any("/code/" in name
-                                                      for name in zipfile.ZipFile(source.file).namelist())
+    archive = zipfile.is_zipfile(file) and any("/code/" in name for name in zipfile.ZipFile(file).namelist())
     if archive:  # TorchScript, which executes no Python: the form in which OpenAI alone published CLIP
         try:
             with warnings.catch_warnings(action="ignore", category=FutureWarning):
-                state = dict(torch.jit.load(source.file, map_location="cpu").state_dict())
+                state = dict(torch.jit.load(file, map_location="cpu").state_dict())
         except Exception as error:
-            raise UserError(f"{source.file} is a damaged TorchScript archive ({str(error).splitlines()[0][:120]}): get "
-                            "it again") from None
+            raise UserError(f"{file} is a damaged TorchScript archive ({str(error).splitlines()[0][:120]}): get it "
+                            "again") from None
     else:
-        state = read_checkpoint(source.file)
-    source.openai |= archive or set(state) >= OPENAI_KEYS
-    state = {name: value for name, value in state.items() if name not in OPENAI_KEYS}
+        state = read_checkpoint(file)
+    openai = source.openai or archive or set(state) >= OPENAI_KEYS
     first = state.get("visual.conv1.weight")
     half = first is not None and torch.equal(first.half().float(), first.float())
-    if half and not (source.openai or source.vouched or source.architecture.endswith("-quickgelu")):
-        raise UserError(f"{source.file} may be OpenAI's (its values are half precision, as theirs are), which needs "
-                        f"another activation than {source.architecture}: name its origin, --clip_name "
+    if half and not (openai or source.vouched or source.architecture.endswith("-quickgelu")):
+        raise UserError(f"{file} may be OpenAI's (its values are half precision, as theirs are), which needs another "
+                        f"activation than {source.architecture}: name its origin, --clip_name "
                         f"{source.architecture}-quickgelu for OpenAI's or {source.architecture}:TAG for another's")
-    return state
+    return {name: value for name, value in state.items() if name not in OPENAI_KEYS}, openai
 
 
 def _published(source: Source) -> Path:
@@ -265,32 +266,26 @@ def _published(source: Source) -> Path:
     import open_clip
 
     tag = open_clip.get_pretrained_cfg(source.architecture, source.tag)
-    repository, given = os.path.split(tag.get("hf_hub", ""))
-    given = given or "open_clip_pytorch_model.bin"
-    for name in (given, f"{Path(given.replace('_pytorch', '')).stem}.safetensors") if repository else ():
-        if isinstance(found := huggingface_hub.try_to_load_from_cache(repository, name), str):
+    repository, name = os.path.split(tag.get("hf_hub", ""))
+    name = name or "open_clip_pytorch_model.bin"
+    for cached in (name, f"{Path(name.replace('_pytorch', '')).stem}.safetensors") if repository else ():
+        if isinstance(found := huggingface_hub.try_to_load_from_cache(repository, cached), str):
             return Path(found)
     own = Path("~/.cache/clip").expanduser() / os.path.basename(tag.get("url", ""))
     if own.is_file():
         return own
     server = huggingface_hub.constants.ENDPOINT
-    reason = f"{server} cannot be reached"
-    if not huggingface_hub.constants.HF_HUB_OFFLINE and _reachable(server):
-        try:
-            return Path(open_clip.download_pretrained(tag))
-        except Exception as error:
-            reason = " ".join(str(error).split())[:160]
-    raise UserError(f"the weights of {source.architecture} ({source.tag}) are not in the cache and could not be "
-                    f"downloaded ({reason}): bring {repository or tag.get('url')} from a machine that has it, and name "
-                    "the file with --clip_weights")
-
-
-def _reachable(server: str) -> bool:
     try:
-        urllib.request.urlopen(server, timeout=NO_NETWORK_AFTER).close()
-    except (OSError, ValueError) as error:
-        return isinstance(error, urllib.error.HTTPError)
-    return True
+        if huggingface_hub.constants.HF_HUB_OFFLINE:
+            raise OSError("HF_HUB_OFFLINE is set")
+        with suppress(urllib.error.HTTPError):  # an answer, if not the best one
+            urllib.request.urlopen(server, timeout=NO_NETWORK_AFTER).close()
+        return Path(open_clip.download_pretrained(tag))
+    except Exception as error:
+        raise UserError(f"the weights of {source.architecture} ({source.tag}) are not in the cache and could not be "
+                        f"downloaded from {server} ({' '.join(str(error).split())[:160]}): bring "
+                        f"{repository or tag.get('url')} from a machine that has it, and name the file with "
+                        "--clip_weights") from None
 
 
 # ---- embedding files ----
@@ -304,11 +299,11 @@ def images_target(clip: Clip, images: ImageSet, shared: Path, folder: Path) -> t
     """
     file, published = (clip_images_file(place, images.dataset, images.split, clip.label)
                        for place in (shared, folder))
-    provenance = {**_provenance(clip), "node": IMAGES.name, "preprocessing": clip.preprocessing,
+    provenance = {**clip.provenance, "node": IMAGES.name, "preprocessing": clip.preprocessing,
                   "dataset": images.dataset, "split": images.split, "elements": None}
     for place in (shared, folder):
         make_output_folder(place)
-    if is_done(images, published, provenance) and not is_done(images, file, provenance):
+    if is_done(published, provenance, images) and not is_done(file, provenance, images):
         give(published, file)
     return Target(clip, IMAGES, file, provenance, record={"label": clip.label}), published
 
@@ -322,18 +317,17 @@ def embed_words(clip: Clip, concepts: Sequence[str], concept_set: Path, shared: 
     started, published = time.time(), clip_words_file(folder, concept_set, clip.label)
     words_hash = hashlib.blake2b("\n".join(concepts).encode(), digest_size=16).hexdigest()
     file = shared / f"{published.stem}_{words_hash[:8]}.pt"
-    provenance = {**_provenance(clip), "node": WORDS, "concept_set": concept_set.stem, "words_hash": words_hash}
-    done = [_words_done(place, provenance) for place in (published, file)]
-    if not any(done):
+    provenance = {**clip.provenance, "node": WORDS, "concept_set": concept_set.stem, "words_hash": words_hash}
+    if is_done(published, provenance):
+        print(f"{published}: done already")
+        return published
+    if not is_done(file, provenance):
         features_Md = clip.encode_words(concepts)
         record = {"label": clip.label, "seconds": round(time.time() - started, 1), "torch": str(torch.__version__)}
         save_embeddings(file, Embeddings(features_Md, torch.zeros(len(concepts), dtype=torch.int64), ["concept"],
                                          list(concepts), provenance, record))
         print(f"{file}: {len(concepts):,} x {clip.width}, {time.time() - started:.1f} s, {clip.device}")
-    elif done[0]:
-        print(f"{published}: done already")
-    if not done[0]:
-        give(file, published)
+    give(file, published)
     return published
 
 
@@ -343,25 +337,6 @@ def give(file: Path, other: Path) -> None:
         return
     try:
         os.link(file, other)
-    except FileExistsError:
-        pass
     except OSError:  # another disk, or a file system without links
-        temporary = other.with_name(f".{other.name}.tmp")
-        shutil.copyfile(file, temporary)
-        os.replace(temporary, other)
+        write_whole(other, lambda temporary: shutil.copyfile(file, temporary))
     print(f"{other}: the same as {file}")
-
-
-def _words_done(file: Path, provenance: dict[str, Any]) -> bool:
-    if not file.exists():
-        return False
-    difference = differing(load_embeddings(file).provenance, provenance, (*PROVENANCE, "concept_set", "words_hash"))
-    if difference:
-        raise UserError(f"{file} was made otherwise: it differs in {difference}; delete it, rename the concept list, "
-                        "or choose another --activation_dir")
-    return True
-
-
-def _provenance(clip: Clip) -> dict[str, Any]:
-    return {"model": clip.architecture, "weights": clip.weights, "weights_hash": clip.weights_hash,
-            "precision": "fp32"}

@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,12 @@ import numpy as np
 import torch
 import torchvision
 
-from extractor.batches import batches, precise
+from extractor.batches import batches, precise, ranges
 from extractor.fast_forward import Compiled, at_a_time, ready
 from iis.backbones import Backbone
 from iis.cli import disk, print_plan, size
 from iis.datasets import UNNAMED, ImageSet
-from iis.embedding_file import PROVENANCE, Embeddings, differing, load_embeddings, save_embeddings
+from iis.embedding_file import Embeddings, differing, load_embeddings, save_embeddings
 from iis.layers import HEAD_INPUT, Node, represent, resolve
 from iis.names import elements_file, model_label, representations_file, slug
 from iis.preprocessing import normalise
@@ -94,7 +95,7 @@ def plan_target(images: ImageSet, backbone: Backbone, layer: str, folder: str, r
         del provenance["weights_hash"]
     if write:
         make_output_folder(file.parent)
-        is_done(images, file, provenance)
+        is_done(file, provenance, images)
     return Target(backbone, node, file, provenance, precision, {"layer": layer}, compiled)
 
 
@@ -119,9 +120,7 @@ def features_of(target: Target, pixels: torch.Tensor, device: torch.device) -> t
 def width_of(target: Target, device: torch.device) -> int:
     """D."""
     side = target.model.preprocessing["crop"]
-    forward = target.forward or partial(represent, target.model.module, target.node)
-    with torch.inference_mode(), precise(device, target.precision):
-        return forward(torch.zeros(1, 3, side, side, device=device)).shape[1]
+    return features_of(prepared(target), torch.zeros(1, 3, side, side, device=device), device).shape[1]
 
 
 def ranks() -> tuple[int, int]:
@@ -129,20 +128,22 @@ def ranks() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def is_done(images: ImageSet, file: Path, provenance: dict[str, Any]) -> bool:
-    """Whether `file` exists, made from these images in this way.
+def is_done(file: Path, provenance: dict[str, Any], images: ImageSet | None = None) -> bool:
+    """Whether `file` exists, made in this way (and from these images).
 
     Raises `UserError` where it was made in another way, naming the field that differs.
     """
     if not file.exists():
         return False
     before = load_embeddings(file)
-    difference = differing(before.provenance, provenance, PROVENANCE)
-    if difference is None and before.record.get("pictures_hash") != _images_hash(images):
-        difference = f"its images ({len(before)} then, {len(images)} now, or other names)"
+    difference, remedy = differing(before.provenance, provenance, tuple(provenance)), "rename the concept list"
+    if images is not None:
+        remedy = "choose another --model_name or --save_root"
+        if difference is None and before.record.get("pictures_hash") != _images_hash(images):
+            difference = f"its images ({len(before)} then, {len(images)} now, or other names)"
     if difference:
-        raise UserError(f"{file} was made otherwise: it differs in {difference}; choose another --model_name or "
-                        "--save_root, or delete it")
+        raise UserError(f"{file} was made otherwise: it differs in {difference}; {remedy}, choose another folder "
+                        "with --activation_dir, or delete it")
     return True
 
 
@@ -156,7 +157,7 @@ def embed_together(images: ImageSet, targets: Sequence[Target], batch_size: int,
     """
     started, (rank, world), left = time.time(), ranks(), []
     for target in targets:
-        if not is_done(images, target.file, target.provenance):
+        if not is_done(target.file, target.provenance, images):
             left.append(prepared(target))
         elif rank == 0:
             shutil.rmtree(target.partial, ignore_errors=True)  # killed just after the file was written
@@ -167,36 +168,32 @@ def embed_together(images: ImageSet, targets: Sequence[Target], batch_size: int,
     for target, width in zip(left, widths, strict=True):
         claim_folder(target.partial, {**target.provenance, "pictures": len(images), "pictures_hash": pictures_hash,
                                       "width": width, "batch_size": batch_size}, "unfinished embeddings")
-    rows = [range(start, min(start + batch_size, len(images))) for start in range(0, len(images), batch_size)]
+        (target.partial / "features.f32").touch()
+    rows = ranges(len(images), batch_size)
     chunks = [rows[start:start + CHUNK] for start in range(0, len(rows), CHUNK)]
-    waiting = {chunk: [place for place, target in enumerate(left) if not _log(target, chunk).exists()]
-               for chunk in range(rank, len(chunks), world)}
-    waiting = {chunk: places for chunk, places in waiting.items() if places}
-    todo = [batch for chunk in waiting for batch in chunks[chunk]]
+    missing = [chunk for chunk in range(rank, len(chunks), world)
+               if not all(_log(target, chunk).exists() for target in left)]
+    todo = [batch for chunk in missing for batch in chunks[chunk]]
     read = batches(images, [target.model.preprocessing for target in left], todo, workers, device)
     stream = iter(progress(read, total=len(todo), desc=" + ".join(target.file.name for target in left), unit="batch"))
-    fresh = [0] * len(left)
     with ExitStack() as opened:
-        features = [opened.enter_context(open(os.open(target.partial / "features.f32", os.O_RDWR | os.O_CREAT, 0o644),
-                                              "rb+")) for target in left]
-        for chunk, places in waiting.items():
+        files = [opened.enter_context(open(target.partial / "features.f32", "rb+")) for target in left]
+        for chunk in missing:
             unreadable: dict[int, str] = {}
             before: list[tuple] = []  # written while the device computes the next batch
-            for _ in chunks[chunk]:
-                batch = next(stream)
+            for batch in islice(stream, len(chunks[chunk])):
                 unreadable |= batch.unreadable
-                begun = [(features[place], batch, _fetched(features_of(left[place], batch.pixels[place], device)))
-                         for place in places if batch.rows]
+                begun = [(file, batch.rows, _fetched(features_of(target, pixels, device)))
+                         for target, file, pixels in zip(left, files, batch.pixels, strict=False)]
                 _write_rows(before, images)
                 before = begun
             _write_rows(before, images)
-            for place in places:
-                fresh[place] += sum(map(len, chunks[chunk])) - len(unreadable)
-                features[place].flush()
-                os.fsync(features[place].fileno())
-                write_json(_log(left[place], chunk), {"unreadable": unreadable})
+            for target, file in zip(left, files, strict=True):
+                file.flush()
+                os.fsync(file.fileno())
+                write_json(_log(target, chunk), {"unreadable": unreadable})
         next(stream, None)  # ends the bar and the workers
-    for target, width, count in zip(left, widths, fresh, strict=True) if rank == 0 else ():
+    for target, width in zip(left, widths, strict=True) if rank == 0 else ():
         while not all(_log(target, chunk).exists() for chunk in range(len(chunks))):  # of the other ranks
             time.sleep(0.2)
         seconds = max(time.time() - started, 1e-9)
@@ -205,31 +202,33 @@ def embed_together(images: ImageSet, targets: Sequence[Target], batch_size: int,
                   "made": datetime.now(UTC).isoformat(timespec="seconds"), "torch": str(torch.__version__),
                   "torchvision": str(torchvision.__version__), "pictures_hash": pictures_hash}
         kept = _finish(images, target, width, len(chunks), record)
-        print(f"{target.file}: {kept:,} x {width}, {seconds:.1f} s, {count / seconds:,.0f} images/s, {device}")
+        print(f"{target.file}: {kept:,} x {width}, {seconds:.1f} s, {sum(map(len, todo)) / seconds:,.0f} images/s, "
+              f"{device}")
 
 
-def print_targets(images: ImageSet, targets: Sequence[Target], device: torch.device, count: int | None) -> None:
-    """A dry run of `embed_together`. count: images expected (None: unknown); `images` is empty before they exist."""
+def print_targets(images: ImageSet, targets: Sequence[Target], device: torch.device) -> None:
+    """A dry run of `embed_together`; images that are not there yet are labels without names."""
     for target in targets:
-        if target.file.exists() and (not len(images) or is_done(images, target.file, target.provenance)):
+        if target.file.exists() and (not len(images) or is_done(target.file, target.provenance, images)):
             print(f"dry run: {target.file} is done already")
         else:
-            print_file(target.file, count, width_of(target, device), target.model.preprocessing["crop"])
+            print_file(target.file, len(images.labels), width_of(target, device), target.model.preprocessing["crop"])
 
 
-def print_file(file: Path, count: int | None, width: int, side: int | None = None) -> None:
-    """Print the shapes and bytes of a file, once: IIS_PLANNED names a list of what earlier scripts have counted."""
+def print_file(file: Path, count: int, width: int, side: int | None = None) -> None:
+    """Print the shapes and bytes of a file, once: IIS_PLANNED names a list of what earlier scripts have counted.
+    count: 0 where it is unknown."""
     if listed := os.environ.get("IIS_PLANNED"):
         if str(file.resolve()) in Path(listed).read_text().split("\n"):
             print(f"dry run: {file} is counted above")
             return
         with open(listed, "a") as handle:
             handle.write(f"{file.resolve()}\n")
-    rows = f"{count:,}" if count is not None else "N"
+    rows = f"{count:,}" if count else "N"
     print_plan(f"stage 2, {file}", {
         "shapes": (f"{rows} images of 3 x {side} x {side} -> " if side else "") + f"{rows} x {width} float32",
-        "disk": f"{size(4 * width)} an image, of an unknown number" if count is None else
-                f"{disk(4 * count * width, file.parent)}, and as much again until it is whole"})
+        "disk": f"{disk(4 * count * width, file.parent)}, and as much again until it is whole" if count else
+                f"{size(4 * width)} an image, of an unknown number"})
 
 
 def _fetched(found: torch.Tensor) -> Callable[[], np.ndarray]:
@@ -243,18 +242,18 @@ def _fetched(found: torch.Tensor) -> Callable[[], np.ndarray]:
 
 def _write_rows(computed: Sequence[tuple], images: ImageSet) -> None:
     """Write each row to its own place. Plain writes, not a memory map: a full disk must be an error, not a crash."""
-    for handle, batch, wait in computed:
+    for file, rows, wait in computed:
         found = wait()  # (B, D)
         bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
         if len(bad):
-            raise UserError(f"the features of {images.names[batch.rows[bad[0]]]} are not finite: the weights or the "
+            raise UserError(f"the features of {images.names[rows[bad[0]]]} are not finite: the weights or the "
                             "precision do not suit this model (try --precision fp32, and check the checkpoint)")
         if len(found) >= 8 and (found == found[0]).all():
             raise UserError(f"the features of {len(found)} different images are all the same: the checkpoint or the "
                             "layer cannot be right")
-        for row, values in zip(batch.rows, found, strict=True):
-            handle.seek(row * values.nbytes)
-            handle.write(values.tobytes())
+        for row, values in zip(rows, found, strict=True):
+            file.seek(row * values.nbytes)
+            file.write(values.tobytes())
 
 
 def _finish(images: ImageSet, target: Target, width: int, chunks: int, record: dict[str, Any]) -> int:
@@ -268,19 +267,19 @@ def _finish(images: ImageSet, target: Target, width: int, chunks: int, record: d
     if place.stat().st_size != (kept[-1] + 1) * width * 4:
         raise UserError(f"{target.partial} is damaged (features.f32 has another size than its log says); delete the "
                         "folder and start again")
+    features_ND = np.memmap(place, np.float32, "c", shape=(kept[-1] + 1, width))
     if unreadable:
-        with open(place, "rb") as source, open(target.partial / "kept.f32", "wb") as handle:
-            for start in range(0, kept[-1] + 1, 4096):
-                block = np.fromfile(source, np.float32, 4096 * width).reshape(-1, width)
-                handle.write(block[[start + row not in unreadable for row in range(len(block))]].tobytes())
-        place = target.partial / "kept.f32"
+        with open(target.partial / "kept.f32", "wb") as handle:
+            for some in ranges(len(kept), 4096):
+                handle.write(features_ND[kept[some.start:some.stop]].tobytes())
+        features_ND = np.memmap(target.partial / "kept.f32", np.float32, "c", shape=(len(kept), width))
         print(f"{len(unreadable)} of {len(images)} images could not be read and are left out:", flush=True)
         print("\n".join(f"  {reason}" for _, reason in sorted(unreadable.items())))
     record["unreadable"] = [images.names[row] for row in sorted(unreadable)]
     for leftover in target.file.parent.glob(f".{target.file.stem}.*.tmp{target.file.suffix}"):  # killed while writing
         leftover.unlink()
-    features_ND = torch.from_numpy(np.memmap(place, np.float32, "c", shape=(len(kept), width)))
-    save_embeddings(target.file, Embeddings(features_ND, torch.tensor([images.labels[row] for row in kept]),
+    save_embeddings(target.file, Embeddings(torch.from_numpy(features_ND),
+                                            torch.tensor([images.labels[row] for row in kept]),
                                             list(images.class_names), [images.names[row] for row in kept],
                                             target.provenance, record))
     del features_ND

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -17,9 +18,17 @@ from torch import nn
 from iis.layers import HEAD_INPUT, Node, represent
 from iis.runtime import torch_rng
 
-TOLERANCE = 1e-4  # largest difference of features, in units of the largest feature (or of 1 where that is smaller)
+TOLERANCE = 1e-4  # of `distance`, in fp32
+TOLERANCE_BF16 = 0.05
 SLICE = 8 * 224 ** 2  # pixels that a CPU embeds at a time: larger maps are fetched from memory anew by every layer
-TRIED = 2  # images
+TRIED = 2  # images that a folded model is tried on
+
+
+def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference of features, in units of the largest feature."""
+    if found.shape != expected.shape:
+        return float("inf")
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
 
 
 def ready(module: nn.Module, node: Node, side: int) -> nn.Module:
@@ -38,11 +47,10 @@ def ready(module: nn.Module, node: Node, side: int) -> nn.Module:
         with torch.no_grad():  # not inference_mode: the layout of its tensors cannot be changed
             folded = fuse(module).to(memory_format=torch.channels_last).requires_grad_(False)
         with torch.inference_mode():
-            found, expected = (represent(one, node, images) for one in (folded, module))
-        near = (found - expected).abs().max() <= TOLERANCE * max(1.0, float(expected.abs().max()))
+            off = distance(represent(folded, node, images), represent(module, node, images))
     except Exception:  # tracing fails in as many ways as there are models
         return module
-    return folded if near else module
+    return folded if off <= TOLERANCE else module
 
 
 def at_a_time(images: torch.Tensor) -> int:
@@ -55,40 +63,41 @@ class Compiled:
 
     The head's input is the output of the model without its head, so the compiled model has none. A batch of another
     size (the last one, or one with unreadable images) runs uncompiled: it would cost another compilation. Where the
-    model cannot be compiled, or features differ by more than autocast explains, one sentence on stderr says so and
-    all batches run uncompiled. works: None until the first batch of `batch` images.
+    model cannot be compiled, or features differ by more than rounding explains, one sentence on stderr says so and
+    all batches run uncompiled. works: whether batches of `batch` images run compiled; known after the first.
     """
 
     def __init__(self, module: nn.Module, node: Node, batch: int, compiler: Callable = torch.compile) -> None:
         self.module, self.node, self.batch, self.compiler = module, node, batch, compiler
-        self.works: bool | None = None
+        self.plain = partial(represent, module, node)
         self.function: Callable | None = None
+        self.works = False
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        if len(images) != self.batch or self.works is False:
-            return represent(self.module, self.node, images)
-        return self.function(images) if self.works else self._tried(images)
+        if len(images) != self.batch:
+            return self.plain(images)
+        if self.function is None:
+            self.function = self._compiled(images)
+        return self.function(images)
 
-    def _tried(self, images: torch.Tensor) -> torch.Tensor:
-        expected = represent(self.module, self.node, images)
+    def _compiled(self, images: torch.Tensor) -> Callable:
+        """The compiled function, tried on these images, else the plain one."""
         try:
             if self.node.name != HEAD_INPUT:
                 raise ValueError(f"{self.node.name} is not the head's input, and only that can be compiled")
             headless = copy.deepcopy(self.module)
             parent, _, name = self.node.module.rpartition(".")
             setattr(headless.get_submodule(parent), name, nn.Identity())
+            function, expected = self.compiler(headless, dynamic=False), self.plain(images)
             # Compiled with weights as constants where inductor can: the result holds for this model alone.
             with torch._inductor.config.patch(freezing=images.device.type == "cpu"):
-                self.function = self.compiler(headless, dynamic=False)
-                found = self.function(images)
-            off = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+                off = distance(function(images), expected)
             exact = expected.dtype == torch.float32 and not torch.is_autocast_enabled(images.device.type)
-            if found.shape != expected.shape or not off <= (TOLERANCE if exact else 0.05):
+            if not off <= (TOLERANCE if exact else TOLERANCE_BF16):  # also where it is not a number
                 raise ValueError(f"its features are off by {off:.1g} of the largest")
         except Exception as error:  # the compiler, its C++ compiler, Triton: each fails in its own way
             reason = " ".join(str(error).split())[:160]
             print(f"compile: {type(error).__name__}: {reason}; the model runs uncompiled", file=sys.stderr)
-            self.works = False
-            return expected
+            return self.plain
         self.works = True
-        return found
+        return function

@@ -13,7 +13,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -43,7 +43,7 @@ LISTED = 20  # unreadable images named on the screen; complete.json names all
 TRIED = 3  # images that a dry run cuts
 USUAL = {"imagenet": (1000, 1_281_167, 50_000), "cifar10": (10, 50_000, 10_000), "cifar100": (100, 50_000, 10_000),
          "shapes": (8, 4_000, 2_000)}  # classes, train and val images: what a dry run expects before they are there
-PHOTOGRAPH = {"segments": 40e3, "patches": 25e3}  # bytes of a JPEG element of ImageNet
+PHOTOGRAPH = {"segments": 50e3, "patches": 25e3}  # bytes of a JPEG element of ImageNet
 
 
 @dataclass(kw_only=True)
@@ -68,20 +68,7 @@ def run_stage1(settings: Stage1Settings, kind: str, cut: Cut, rules: dict[str, A
 
     rules: what decides a pixel besides the shared settings. Raises `UserError` for images that are not in place.
     """
-    try:
-        images = images_of(settings.data_root, settings.dataset)
-    except UserError as error:
-        if not settings.dry_run or (settings.data_root is None and settings.dataset is None):
-            raise
-        # An unknown name stays an error.
-        name = load_dataset(settings.dataset).name if settings.data_root is None else None
-        per_class = settings.image_per_class * AT_MOST[kind]
-        count = expected_count(name, kind, settings.image_per_class)
-        print_plan(f"stage 1, {kind} of {settings.dataset or settings.data_root}", {
-            "images": f"not there yet: {error}",
-            "elements": f"at most {count or per_class:,}{'' if count else ' of each class'}, {AT_MOST[kind]} an image",
-            "disk": f"{size((count or per_class) * PHOTOGRAPH[kind])} if they are photographs"})
-        return
+    images = images_of(settings.data_root, settings.dataset, settings.dry_run)
     if settings.save_root is None and settings.dataset is None:
         raise UserError(f"say where the {kind} go: --save_root FOLDER, or name the data set with --dataset")
     folder = settings.save_root or elements_folder(images.dataset, kind, settings.protocol)
@@ -93,14 +80,20 @@ def run_stage1(settings: Stage1Settings, kind: str, cut: Cut, rules: dict[str, A
     write_settings(settings, folder / "settings.yaml")
 
 
-def images_of(data_root: Path | None, dataset: str | None) -> ImageSet:
+# ---- the images and elements that stages 1 and 2 read ----
+
+
+def images_of(data_root: Path | None, dataset: str | None, dry_run: bool = False) -> ImageSet:
     """The images below `data_root`, else the train images of `dataset`.
 
-    Raises `UserError` where they are not in place, and where the data set's val folder would fail in stage 2: images
-    without class folders, or other classes than train.
+    Raises `UserError` where they are not in place (but see `expected_images`), and where the data set's val folder
+    would fail in stage 2: images without class folders, or other classes than train.
     """
     if data_root is not None:
-        images = folder_images(data_root, dataset or UNNAMED, "train")
+        name = dataset or UNNAMED
+        if dry_run and not data_root.is_dir():
+            return expected_images(name, "train", data_root)
+        images = folder_images(data_root, name, "train")
         if dataset is None and all(is_synset(name) for name in images.class_names):
             images.dataset = "imagenet"  # as the published commands leave unsaid
         return images
@@ -108,62 +101,91 @@ def images_of(data_root: Path | None, dataset: str | None) -> ImageSet:
         raise UserError("say which images: --data_root FOLDER (one folder per class) or --dataset NAME")
     found = load_dataset(dataset)
     val_there = not found.torchvision and (found.root / found.val).is_dir()
-    return dataset_images(dataset, ["train", "val"] if val_there else ["train"])[0][0]
+    return dataset_images(dataset, ["train", "val"] if val_there else ["train"], dry_run)[0]
 
 
-def dataset_images(name: str, splits: Sequence[str], dry_run: bool = False) -> list[tuple[ImageSet, int | None]]:
-    """Images of each split, and their number. Raises `UserError` for train and val of different classes, and for
-    images that are not in place; in a dry run the set is then empty, and the number expected (None: unknown)."""
+def dataset_images(name: str, splits: Sequence[str], dry_run: bool = False) -> list[ImageSet]:
+    """Images of each split. Raises `UserError` for train and val of different classes, and for images that are not in
+    place (but see `expected_images`)."""
     dataset, found = load_dataset(name), []
     for split in splits:
         try:
-            found.append((images := dataset.images(split), len(images)))
+            found.append(dataset.images(split))
         except UserError as error:
             if not dry_run:
                 raise
             print(f"dry run: the {split} images are not there yet: {error}")
-            found.append((ImageSet(dataset.name, split, [], [], [], dataset.root), expected_count(dataset.name, split)))
-    if len(found) == 2 and all(len(images) for images, _ in found):
-        same_classes(found[0][0].class_names, found[1][0].class_names)
+            found.append(expected_images(dataset.name, split, dataset.root))
+    if len(found) == 2 and all(found):
+        same_classes(found[0].class_names, found[1].class_names)
     return found
 
 
-def missing_elements(folder: Path, kind: str, dataset: str | None) -> tuple[ImageSet, dict[str, Any], int | None]:
-    """For a dry run: an empty set, stage 1's settings and the number expected of elements that are not there yet."""
-    name = load_dataset(dataset).name if dataset else UNNAMED
-    count = expected_count(name, kind)
-    if count is None and dataset:
-        (images, found), = dataset_images(dataset, ["train"], dry_run=True)
-        count = found and sum(min(10, size) for size in Counter(images.labels).values()) * AT_MOST[kind]
-    print(f"dry run: the {kind} at {folder} are not there yet (stage 1); at most {AT_MOST[kind]} of an image")
-    protocol = "release" if folder.name.endswith("_release") else "paper"
-    return ImageSet(name, "elements", [], [], [], folder), {"kind": kind, "protocol": protocol}, count
+def expected_images(dataset: str, split: str, root: Path) -> ImageSet:
+    """For a dry run, images that are not there yet: labels without names, and none for a data set of unknown size."""
+    classes, train, val = USUAL.get(dataset, (1, 0, 0))
+    labels = [row % classes for row in range({"train": train, "val": val}[split])]
+    return ImageSet(dataset, split, [], labels, [], root)
 
 
-def expected_count(dataset: str | None, what: str, image_per_class: int = 10) -> int | None:
-    """Images of a split, or elements of a kind (at most), of a data set that is not there yet; None: unknown."""
-    if dataset not in USUAL:
-        return None
-    classes, train, val = USUAL[dataset]
-    return {"train": train, "val": val}[what] if what not in AT_MOST else classes * image_per_class * AT_MOST[what]
+def elements_of(folder: Path, kind: str | None, dataset: str | None,
+                dry_run: bool = False) -> tuple[ImageSet, dict[str, Any]]:
+    """The elements below `folder` and stage 1's settings. kind, dataset: of elements that were made elsewhere.
+
+    Raises `UserError` for elements of another kind, and where stage 1 has not finished. In a dry run elements that
+    are not there yet are labels without names, as many as stage 1 can give.
+    """
+    if dry_run and not folder.is_dir():
+        kind = kind or ("patches" if folder.name.startswith("patches") else "segments")
+        print(f"dry run: the {kind} at {folder} are not there yet (stage 1); at most {AT_MOST[kind]} of an image")
+        settings = {"kind": kind, "protocol": "release" if folder.name.endswith("_release") else "paper"}
+        name, count = UNNAMED, 0
+        if dataset:
+            (images,) = dataset_images(dataset, ["train"], dry_run)
+            name, count = images.dataset, sum(_per_class(images, 10)) * AT_MOST[kind]
+        return ImageSet(name, "elements", [], [0] * count, [], folder), settings
+    settings = read_stage1(folder) or {"kind": kind or "segments", "made": "elsewhere"}
+    settings.pop("classes", None)
+    if kind not in (None, settings["kind"]):
+        raise UserError(f"{folder} holds {settings['kind']}, not {kind}: leave --element_kind out, or give the folder "
+                        "of the others")
+    name = settings.get("dataset", UNNAMED)
+    if name == UNNAMED and dataset:
+        name = load_dataset(dataset).name if dataset.endswith(".yaml") else dataset
+    return folder_images(folder, name, "elements"), settings
+
+
+def _per_class(images: ImageSet, image_per_class: int) -> list[int]:
+    """How many images of each class stage 1 cuts."""
+    return [min(found, image_per_class) for found in Counter(images.labels).values()]
 
 
 def _print_plan(images: ImageSet, cut: Cut, folder: Path, kind: str, settings: Stage1Settings) -> None:
-    """Cut `TRIED` images in memory, spread over the classes, and print the bytes that all would take."""
-    per_class = [min(found, settings.image_per_class) for found in Counter(images.labels).values()]
-    count, sizes, tried = sum(per_class), [], 0
+    """Print the bytes that all elements would take, from `TRIED` images cut in memory, spread over the classes; where
+    the images are not there yet, the most that they can give."""
+    per_class, sizes = _per_class(images, settings.image_per_class), []
+    count = sum(per_class)
     for index in range(0, len(images), max(1, len(images) // TRIED)):
         try:
-            sizes += [len(encoded(one, settings.format)) for _, one in cut(images.open(index), images.names[index])]
-            tried += 1
+            elements = cut(images.open(index), images.names[index])
+            sizes.append([len(encoded(one, settings.format)) for _, one in elements])
         except UnreadableImage:
             continue
-    each = len(sizes) / max(tried, 1)
-    print_plan(f"stage 1, {kind} of {images.dataset}", {
-        "images": f"{count:,} of {len(images):,} in {len(per_class):,} classes, at most {settings.image_per_class} "
-                  "of each",
-        "elements": f"about {count * each:,.0f} ({each:.1f} of each of {tried} images tried)",
-        "disk": f"about {disk(count * sum(sizes) / max(tried, 1), folder)}"})
+    if sizes:
+        each, total = sum(map(len, sizes)) / len(sizes), sum(map(sum, sizes)) / len(sizes)
+        lines = {"images": f"{count:,} of {len(images):,} in {len(per_class):,} classes, at most "
+                           f"{settings.image_per_class} of each",
+                 "elements": f"about {count * each:,.0f} ({each:.1f} of each of {len(sizes)} images tried)",
+                 "disk": f"about {disk(count * total, folder)}"}
+    else:
+        most = (count or settings.image_per_class) * AT_MOST[kind]
+        lines = {"images": f"none below {images.root} can be read yet",
+                 "elements": f"at most {most:,}{'' if count else ' of each class'}, {AT_MOST[kind]} an image",
+                 "disk": f"{size(most * PHOTOGRAPH[kind])} if they are photographs"}
+    print_plan(f"stage 1, {kind} of {images.dataset}", lines)
+
+
+# ---- the walk ----
 
 
 def walk(images: ImageSet, cut: Cut, folder: Path, settings: dict[str, Any], image_per_class: int = 10,
@@ -175,45 +197,43 @@ def walk(images: ImageSet, cut: Cut, folder: Path, settings: dict[str, Any], ima
     complete.json holds. Raises `UserError` for a folder that holds other things, and for a class without a readable
     image.
     """
-    start, finished, done_now = time.perf_counter(), folder / "complete.json", 0
+    start, finished, tag = time.perf_counter(), folder / "complete.json", str(settings["kind"])
     _claim(folder, images, {**settings, "image_per_class": image_per_class, "format": format})
     by_class: list[list[int]] = [[] for _ in images.class_names]
     for index, label in enumerate(images.labels):
         by_class[label].append(index)
     log = _read_log(folder, images, by_class)
-    if not finished.exists() or _next_round(images, by_class, log, image_per_class):
+    before = len(log)
+    if not finished.exists() or _next_round(by_class, log, image_per_class):
         finished.unlink(missing_ok=True)
         for pattern in (".*.tmp*", ".probe-*"):  # what a killed run left half-written
             for file in folder.rglob(pattern):
                 file.unlink(missing_ok=True)
-        _write_log(folder, log.values())
+        _write_log(folder, log)
         stems = _stems(images)
         with open(folder / "pictures.jsonl", "a", encoding="utf-8") as handle:
-            while todo := _next_round(images, by_class, log, image_per_class):
+            while todo := _next_round(by_class, log, image_per_class):
                 # A worker need not hold the names of a million other images.
                 one = partial(_cut_one, images.only(todo), [stems[index] for index in todo], cut, folder, format)
-                rows = _in_order(one, len(todo), workers)
-                for row in progress(rows, total=len(todo), unit="image", desc=str(settings["kind"])):
+                rows = progress(_in_order(one, len(todo), workers), total=len(todo), unit="image", desc=tag)
+                for index, row in zip(todo, rows, strict=True):
                     handle.write(json.dumps(row) + "\n")
                     handle.flush()
-                    log[row["picture"]] = row
-                    done_now += 1
-        for label, indices in enumerate(by_class):
-            if indices and not any("files" in log.get(images.names[index], ()) for index in indices):
-                raise UserError(f"the class {images.class_names[label]} has no readable image among its "
-                                f"{len(indices)} ({log[images.names[indices[0]]]['unreadable']}); mend one")
-        rows = [log[name] for name in images.names if name in log]
-        _write_log(folder, rows)  # in the data set's order
-        unreadable = [row for row in rows if "unreadable" in row]
+                    log[index] = row
+        for indices in _unreadable_classes(by_class, log):
+            raise UserError(f"the class {images.class_names[images.labels[indices[0]]]} has no readable image among "
+                            f"its {len(indices)} ({log[indices[0]]['unreadable']}); mend one")
+        _write_log(folder, log)  # in the data set's order
+        unreadable = [log[index] for index in sorted(log) if "unreadable" in log[index]]
         write_json(finished, {
-            "complete": True, "pictures": len(rows) - len(unreadable),
-            "elements": sum(len(row.get("files", [])) for row in rows), "unreadable": unreadable,
+            "complete": True, "pictures": len(log) - len(unreadable),
+            "elements": sum(len(row.get("files", [])) for row in log.values()), "unreadable": unreadable,
             "seconds": round(time.perf_counter() - start, 2), "data_root": str(images.root),
             "versions": {name: version(name) for name in ("numpy", "pillow", "scikit-image")}})
     summary, seconds = read_json(finished), time.perf_counter() - start
     unreadable = summary["unreadable"]
-    print(f"{settings['kind']}: {summary['pictures']} images, {summary['elements']} elements, {len(unreadable)} "
-          f"unreadable, {seconds:.1f} s, {done_now / seconds:.1f} images/s -> {folder}")
+    print(f"{tag}: {summary['pictures']} images, {summary['elements']} elements, {len(unreadable)} unreadable, "
+          f"{seconds:.1f} s, {(len(log) - before) / seconds:.1f} images/s -> {folder}")
     for row in unreadable[:LISTED]:
         print(f"  skipped {row['picture']}: {row['unreadable']}")
     if len(unreadable) > LISTED:
@@ -311,34 +331,32 @@ def _digest(names: list[str]) -> str:
     return f"{len(names)} from {names[0]} to {names[-1]} ({code})"
 
 
-def _read_log(folder: Path, images: ImageSet, by_class: list[list[int]]) -> dict[str, dict[str, Any]]:
-    """Finished images by name, without those whose files are gone and the classes where none was readable."""
-    log = {row["picture"]: row for row in read_images(folder)
-           if all((folder / file).is_file() for file in row.get("files", []))}
-    for indices in by_class:
-        names = [images.names[index] for index in indices if images.names[index] in log]
-        if not any("files" in log[name] for name in names):
-            for name in names:
-                del log[name]
-    return log
+def _read_log(folder: Path, images: ImageSet, by_class: list[list[int]]) -> dict[int, dict[str, Any]]:
+    """Finished images by their place, without those whose files are gone and the classes where none was readable: an
+    image may have been mended since."""
+    rows = {row["picture"]: row for row in read_images(folder)
+            if all((folder / file).is_file() for file in row.get("files", []))}
+    log = {index: rows[name] for index, name in enumerate(images.names) if name in rows}
+    forgotten = {index for indices in _unreadable_classes(by_class, log) for index in indices}
+    return {index: row for index, row in log.items() if index not in forgotten}
 
 
-def _write_log(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
-    write_text(folder / "pictures.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+def _write_log(folder: Path, log: dict[int, dict[str, Any]]) -> None:
+    write_text(folder / "pictures.jsonl", "".join(json.dumps(log[index]) + "\n" for index in sorted(log)))
 
 
-def _next_round(images: ImageSet, by_class: list[list[int]], log: dict[str, Any], per_class: int) -> list[int]:
+def _unreadable_classes(by_class: list[list[int]], log: dict[int, dict[str, Any]]) -> list[list[int]]:
+    """Classes of which finished images are known, but no readable one."""
+    readable = {index for index, row in log.items() if "files" in row}
+    return [indices for indices in by_class if not log.keys().isdisjoint(indices) and readable.isdisjoint(indices)]
+
+
+def _next_round(by_class: list[list[int]], log: dict[int, dict[str, Any]], per_class: int) -> list[int]:
     """Images to cut next: the first of each class, and the following ones in place of unreadable ones."""
     todo = []
     for indices in by_class:
-        taken = 0
-        for index in indices:
-            if taken == per_class:
-                break
-            row = log.get(images.names[index])
-            if row is None:
-                todo.append(index)
-            taken += row is None or "files" in row
+        chosen = [index for index in indices if index not in log or "files" in log[index]][:per_class]
+        todo += [index for index in chosen if index not in log]
     return todo
 
 

@@ -3,9 +3,9 @@
     cd extractor
     python segment_extractor.py --data_root DIR --save_root ../concept_library/visual/segments
 
-DIR holds one folder of images per class (ImageNet's train folder). About 0.5 s of one core for an image of
-500 x 375: for ImageNet's 10,000 an hour and a half of one core, and 6 GB. Killed and started again, it goes on where
-it was.
+DIR holds one folder of images per class (ImageNet's train folder). About 0.4 s of one core for an image of
+500 x 375: for ImageNet's 10,000 a little over an hour of one core, and 7 GB. Killed and started again, it goes on
+where it was.
 """
 
 import sys

@@ -64,18 +64,18 @@ def main(settings: Settings) -> None:
     folder, shared = settings.activation_dir or settings.save_root / name, settings.save_root / "clip"
     targets = [plan_target(images, backbone, settings.feature_layer, name, settings.save_root, settings.precision,
                            place=folder, write=not dry, compiled=settings.batch_size if settings.compile else 0)
-               for images, _ in sets]
+               for images in sets]
     if dry:
-        for (images, count), target in zip(sets, targets, strict=True):
-            print_targets(images, [target], device, count)
+        for images, target in zip(sets, targets, strict=True):
+            print_targets(images, [target], device)
         _print_clip(settings, weights, label, len(concepts), sets, shared)
         return
     clip = load_clip(settings.clip_name, weights, device, label)
-    clips = [images_target(clip, images, shared, folder) for images, _ in sets]
+    clips = [images_target(clip, images, shared, folder) for images in sets]
     if ranks()[0] == 0:
         listed = embed_words(clip, concepts, settings.concept_set, shared, folder)
         write_settings(settings, listed.with_name(f"{listed.name}.settings.yaml"))
-    for (images, _), target, (clip_target, published) in zip(sets, targets, clips, strict=True):
+    for images, target, (clip_target, published) in zip(sets, targets, clips, strict=True):
         embed_together(images, [target, clip_target], settings.batch_size, settings.workers, device)
         if ranks()[0] == 0:
             give(clip_target.file, published)
@@ -93,8 +93,8 @@ def _print_clip(settings: Settings, weights: str | None, label: str, concepts: i
         print(f"dry run: the CLIP is not there yet, so its files are not counted: {error}")
         return
     print_file(clip_words_file(shared, settings.concept_set, label), concepts, width)
-    for images, count in sets:
-        print_file(clip_images_file(shared, images.dataset, images.split, label), count, width)
+    for images in sets:
+        print_file(clip_images_file(shared, images.dataset, images.split, label), len(images.labels), width)
 
 
 def _from_environment(clip_name: str) -> str | None:

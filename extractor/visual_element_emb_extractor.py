@@ -21,7 +21,6 @@ from extractor.settings import EmbeddingSettings, backbone_of, backbone_to_plan,
 from iis.cli import parse, run_script, setting, words, write_settings
 from iis.runtime import UserError
 
-KINDS = ("segments", "patches")
 # What --together takes from the first configuration: the images, the place and the batches.
 SHARED = ("dataset", "data_path", "representations", "element_kind", "save_root", "batch_size", "workers", "device",
           "precision", "compile", "dry_run")
@@ -30,7 +29,7 @@ SHARED = ("dataset", "data_path", "representations", "element_kind", "save_root"
 def splits(text: str) -> tuple[str, ...]:
     """`train`, `val` or both, separated by a comma."""
     found = words(text)
-    if not found or set(found) - {"train", "val"}:
+    if set(found) - {"train", "val"}:  # none is what a YAML holds where the flag was left out
         raise argparse.ArgumentTypeError(f"{text!r} is not train, val or train,val")
     return found
 
@@ -43,35 +42,35 @@ class Settings(EmbeddingSettings):
                                                metavar="train,val")
     together: tuple[str, ...] = setting((), "other configurations of model_configs/ to embed the same images with, "
                                         "each image decoded once for all", metavar="A,B")
-    element_kind: str | None = setting(None, "for elements made elsewhere, without a manifest", choices=KINDS)
+    element_kind: str | None = setting(None, "for elements made elsewhere, without a manifest",
+                                       choices=("segments", "patches"))
     check: bool = setting(False, "only compare the backbone's original head on the val images of --dataset with the "
                           "published top-1 of its weights")
     dry_run: bool = setting(False, "print what would be made, with shapes, bytes and folders; make nothing")
 
 
 def main(settings: Settings) -> None:
-    """Find the images, load the backbone, make sure that every file can be written, then embed."""
+    """Find the images, load the backbones, make sure that every file can be written, then embed."""
     if settings.check:
-        from extractor.check_backbone import check
+        from extractor import check_backbone
 
-        check(settings)
+        check_backbone.main(settings)
         return
     from extractor.embed import embed_together, folder_name, plan_target, print_targets, ranks
 
     sources, dry = _sources(settings), settings.dry_run
-    everyone = [settings, *(replace(parse(Settings, ["--config_yaml", name]),
-                                    **{key: getattr(settings, key) for key in SHARED}) for name in settings.together)]
-    backbones = [(backbone_to_plan if dry else backbone_of)(one) for one in everyone]
-    device = backbones[0][1]
-    planned = []
-    for images, flag, elements, _ in sources:
-        planned.append([plan_target(
-            images, backbone, getattr(one, flag), folder_name(one.model, backbone, one.precision, one.model_name),
-            one.save_root, one.precision, elements, write=not dry, compiled=one.batch_size if one.compile else 0)
-            for one, (backbone, _) in zip(everyone, backbones, strict=True)])
-    for (images, _, _, count), targets in zip(sources, planned, strict=True):
+    shared = {key: getattr(settings, key) for key in SHARED}
+    everyone = [settings, *(replace(parse(Settings, ["--config_yaml", name]), **shared) for name in settings.together)]
+    loaded = [(backbone_to_plan if dry else backbone_of)(one) for one in everyone]
+    device = loaded[0][1]
+    planned = [[plan_target(images, backbone, one.feature_layer if elements is None else one.target_layer_name,
+                            folder_name(one.model, backbone, one.precision, one.model_name), one.save_root,
+                            one.precision, elements, write=not dry, compiled=one.batch_size if one.compile else 0)
+                for one, (backbone, _) in zip(everyone, loaded, strict=True)]
+               for images, elements in sources]
+    for (images, _), targets in zip(sources, planned, strict=True):
         if dry:
-            print_targets(images, targets, device, count)
+            print_targets(images, targets, device)
             continue
         for one, target in zip(everyone, targets, strict=True):
             if ranks()[0] == 0:
@@ -79,33 +78,16 @@ def main(settings: Settings) -> None:
         embed_together(images, targets, settings.batch_size, settings.workers, device)
 
 
-def _sources(settings: Settings) -> list[tuple[Any, str, dict[str, Any] | None, int | None]]:
-    """What to embed: (images, the flag that names their layer, stage-1 settings or None for the data set's own, their
-    number). In a dry run images may be missing: then the set is empty, and the number expected (None: unknown)."""
-    from extractor.image_walk import dataset_images, missing_elements, read_stage1
-    from iis.datasets import UNNAMED, folder_images, load_dataset
+def _sources(settings: Settings) -> list[tuple[Any, dict[str, Any] | None]]:
+    """What to embed: images, and stage 1's settings (None for the data set's own images)."""
+    from extractor.image_walk import dataset_images, elements_of
 
-    sources, folder = [], settings.data_path
-    if folder is not None and settings.dry_run and not folder.is_dir():
-        kind = settings.element_kind or KINDS[folder.name.startswith("patches")]
-        images, elements, count = missing_elements(folder, kind, settings.dataset)
-        sources.append((images, "target_layer_name", elements, count))
-    elif folder is not None:
-        stage1 = read_stage1(folder)
-        elements = {key: value for key, value in (stage1 or {}).items() if key != "classes"}
-        elements = elements or {"kind": settings.element_kind or "segments", "made": "elsewhere"}
-        if settings.element_kind not in (None, elements["kind"]):
-            raise UserError(f"{folder} holds {elements['kind']}, not {settings.element_kind}: leave --element_kind "
-                            "out, or give the folder of the others")
-        dataset = elements.get("dataset", UNNAMED)  # as stage 1 recorded it, else --dataset
-        if dataset == UNNAMED and settings.dataset:
-            named = settings.dataset
-            dataset = load_dataset(named).name if named.endswith(".yaml") else named
-        images = folder_images(folder, dataset, "elements")
-        sources.append((images, "target_layer_name", elements, len(images)))
+    sources, dry = [], settings.dry_run
+    if settings.data_path is not None:
+        sources.append(elements_of(settings.data_path, settings.element_kind, settings.dataset, dry))
     if settings.representations:
-        found = dataset_images(need_dataset(settings, "--representations"), settings.representations, settings.dry_run)
-        sources += [(images, "feature_layer", None, count) for images, count in found]
+        found = dataset_images(need_dataset(settings, "--representations"), settings.representations, dry)
+        sources += [(images, None) for images in found]
     if not sources:
         raise UserError("say what to embed: --data-path FOLDER (stage 1's elements), --representations train,val with "
                         "--dataset NAME, or both")

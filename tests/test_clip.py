@@ -13,7 +13,7 @@ from PIL import Image
 from extractor import clip as module
 from extractor.clip import IMAGES, load_clip, resolve, width_of
 from iis.layers import represent
-from iis.names import clip_images_file, clip_label, clip_words_file
+from iis.names import clip_label
 from iis.preprocessing import normalise
 from iis.runtime import UserError
 
@@ -103,7 +103,7 @@ def built(monkeypatch, name, weights=None, state=None):
 
     monkeypatch.setattr(open_clip, "create_model", create_model)
     monkeypatch.setattr(module, "read_checkpoint", lambda file: dict(state or {}))
-    monkeypatch.setattr(module, "_published", lambda source: module.ROOT / "README.md")
+    monkeypatch.setattr(module, "_published", lambda source: Path("absent"))
     with pytest.raises(UserError) as refused:
         load_clip(name, weights)
     if "far enough" not in str(refused.value):
@@ -160,27 +160,26 @@ def test_what_is_unknown_is_refused(name, weights, message):
         resolve(name, weights)
 
 
-def test_files_that_do_not_belong_together_are_refused(tiny, tmp_path):
-    def refused(name, sentence):
-        with pytest.raises(UserError, match=sentence):
-            load_clip(str(tmp_path / name))
-
-    (tmp_path / "lone.pt").write_bytes(tiny.read_bytes())
-    refused("lone.pt", "comes without its architecture")
-    (tmp_path / "empty.json").write_text(json.dumps(CONFIG))
-    refused("empty.json", "no weights beside")
-    (tmp_path / "lone.json").write_text("{}")
-    refused("lone.pt", "no model config of open_clip")
-    (tmp_path / "lone.json").write_text(json.dumps({**CONFIG, "embed_dim": 8}))
-    refused("lone.pt", "does not fit the model")
-    (tmp_path / "lone.pt").write_bytes(tiny.read_bytes()[:1000])
-    refused("lone.pt", "truncated")
+@pytest.mark.parametrize(("config", "weights", "called", "sentence"), [
+    (None, True, "x.pt", "comes without its architecture"), (CONFIG, False, "x.json", "no weights beside"),
+    ({}, True, "x.pt", "no model config of open_clip"), ({**CONFIG, "embed_dim": 8}, True, "x.pt", "does not fit"),
+    (CONFIG, 1000, "x.pt", "truncated")])
+def test_files_that_do_not_belong_together_are_refused(tiny, tmp_path, config, weights, called, sentence):
+    if config is not None:
+        (tmp_path / "x.json").write_text(json.dumps(config))
+    if weights:
+        (tmp_path / "x.pt").write_bytes(tiny.read_bytes()[:None if weights is True else weights])
+    with pytest.raises(UserError, match=sentence):
+        load_clip(str(tmp_path / called))
 
 
 def test_without_network_one_sentence_at_once(monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "_reachable", lambda server: False)
+    def unreachable(*_, **__):
+        raise OSError("no route")
+
+    monkeypatch.setattr("urllib.request.urlopen", unreachable)
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(UserError, match="vit_base_patch16_clip_224.openai from a machine .* --clip_weights"):
+    with pytest.raises(UserError, match="no route.*vit_base_patch16_clip_224.openai from a machine .* --clip_weights"):
         load_clip("ViT-B/16")
     cached = tmp_path / ".cache" / "clip" / "ViT-B-16.pt"
     cached.parent.mkdir(parents=True)
@@ -196,10 +195,3 @@ def test_without_network_one_sentence_at_once(monkeypatch, tmp_path):
     ("demo/weights/tiny_clip.json", None, "tiny_clip"), ("tiny_clip.json", "tiny_clip.pt", "tiny_clip")])
 def test_label(name, weights, label):
     assert clip_label(name, weights) == label
-
-
-def test_published_names():
-    folder = Path("embs/resnet50")
-    assert clip_images_file(folder, "imagenet", "val", "ViT-B16").name == "imagenet_val_clip_ViT-B16.pt"
-    words = clip_words_file(folder, Path("../concept_library/textual/imagenet_filtered.txt"), "ViT-B16")
-    assert words == folder / "imagenet_filtered_ViT-B16.pt"

@@ -99,13 +99,8 @@ def test_release_drops_the_last_row_and_column_of_the_box():
     assert label == 1 and (short == whole[:2, :2]).all()
 
 
-def test_release_takes_the_first_five_and_never_the_last_label():
-    image = blobs(90, 60, seed=1)
-    labels = slic(np.asarray(image), n_segments=10, compactness=10, sigma=1, start_label=1)
-    tags = [tag for tag, _ in segments(image, "x", "first", "whole") if tag.startswith("10_")]
-    assert tags == [f"10_{label:03d}" for label in range(1, 6)] and labels.max() > 5
-    # 2 x 2 pixels: SLIC gives four labels; at most the first three are taken.
-    tags = [tag for tag, _ in segments(blobs(2, 2, 0), "x", "first", "whole")]
+def test_release_never_takes_the_last_label():
+    tags = [tag for tag, _ in segments(blobs(2, 2, 0), "x", "first", "whole")]  # SLIC gives these four labels
     assert tags[:3] == ["10_001", "10_002", "10_003"] and "10_004" not in tags
 
 

@@ -52,6 +52,9 @@ def norms(module):
     return sum(isinstance(part, nn.BatchNorm2d) for part in module.modules())
 
 
+# ---- folding ----
+
+
 @pytest.mark.parametrize("twisted", [False, True])
 def test_the_same_features_with_and_without_folding(net, twisted):
     net.twisted = twisted
@@ -68,10 +71,16 @@ def test_the_same_features_with_and_without_folding(net, twisted):
     assert twisted or not torch.equal(convolutions[0].weight, net.conv1.weight)  # scaled by the norm
 
 
-def test_what_is_not_folded(net, monkeypatch):
+def test_what_is_not_folded_and_a_cifar_resnet_is(net, monkeypatch):
     from torch.fx.experimental import optimization
 
     assert ready(net, Node("conv2", "conv2", 1), 12) is net  # an earlier layer needs the model as it is
+    backbone = load_backbone("resnet20", "none")
+    node, x = Node(HEAD_INPUT, backbone.head), torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        expected = represent(backbone.module, node, x)
+        made = ready(backbone.module, node, 32)
+        assert not norms(made) and torch.allclose(represent(made, node, x), expected, atol=1e-5)
     whole = optimization.fuse
 
     def off(module):
@@ -83,13 +92,7 @@ def test_what_is_not_folded(net, monkeypatch):
     assert ready(net, AT_HEAD, 12) is net
 
 
-def test_a_cifar_resnet_is_folded():
-    backbone = load_backbone("resnet20", "none")
-    node, x = Node(HEAD_INPUT, backbone.head), torch.randn(2, 3, 32, 32)
-    with torch.inference_mode():
-        expected = represent(backbone.module, node, x)
-        made = ready(backbone.module, node, 32)
-        assert not norms(made) and torch.allclose(represent(made, node, x), expected, atol=1e-5)
+# ---- --compile ----
 
 
 @pytest.fixture
@@ -112,14 +115,10 @@ def test_the_fixed_batch_is_compiled_once_and_others_run_as_they_are(net, compil
     with torch.inference_mode():
         for count in (4, 3, 4, 1):
             assert torch.allclose(forward(images(count)), represent(net, AT_HEAD, images(count)), atol=1e-6)
-    assert compiler.calls == [{"dynamic": False}] and compiler.batches == [4, 4] and forward.works
-    assert isinstance(net.head[1], nn.Linear)  # the model itself keeps its head
-
-
-def test_torch_compile_itself(net):
-    forward = Compiled(net, AT_HEAD, 2, lambda module, **options: torch.compile(module, backend="eager", **options))
-    with torch.inference_mode():
+        assert compiler.calls == [{"dynamic": False}] and compiler.batches == [4, 4, 4] and forward.works
+        forward = Compiled(net, AT_HEAD, 2, lambda module, **more: torch.compile(module, backend="eager", **more))
         assert torch.allclose(forward(images(2)), represent(net, AT_HEAD, images(2)), atol=1e-6) and forward.works
+    assert isinstance(net.head[1], nn.Linear)  # the model itself keeps its head
 
 
 @pytest.mark.parametrize(("node", "compiler", "sentence"), [
@@ -143,5 +142,5 @@ def test_the_flag_reaches_the_model_and_is_recorded(tmp_path, monkeypatch, compi
     script.main(parse(script.Settings, [*flags, "plain"]))
     script.main(parse(script.Settings, [*flags, "fast", "--compile"]))
     plain, fast = (load_embeddings(tmp_path / name / "visual_element_emb.pkl") for name in ("plain", "fast"))
-    assert compiler.batches == [2, 2] and (plain.record["compiled"], fast.record["compiled"]) == (False, True)
+    assert compiler.batches == [2, 2, 2] and (plain.record["compiled"], fast.record["compiled"]) == (False, True)
     assert torch.allclose(plain.features_ND, fast.features_ND, atol=1e-5)

@@ -99,13 +99,12 @@ def test_clip_is_computed_once_for_all_backbones(place, tiny, capsys):
 
 
 def test_a_copy_where_links_are_impossible(tmp_path, monkeypatch):
-    def link(*_):
-        raise OSError("another disk")
-
-    monkeypatch.setattr("os.link", link)
     (tmp_path / "a").write_text("x")
+    give(tmp_path / "a", tmp_path / "linked")
+    monkeypatch.setattr("os.link", lambda *_: (tmp_path / "absent").read_text())  # an OSError
     give(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "b").read_text() == "x" and not (tmp_path / "a").samefile(tmp_path / "b")
+    assert (tmp_path / "a").samefile(tmp_path / "linked")
 
 
 def test_an_edited_list_another_clip_and_other_images_are_refused(place, tiny, tmp_path_factory):

@@ -1,11 +1,13 @@
 """The visual script and its settings: published flags, every YAML, names of files, provenance, what it refuses."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+import yaml
 from painted import class_folders
 
 from extractor.settings import backbone_of
@@ -24,21 +26,15 @@ PAPER = {"resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "vit_b_16
 # ---- settings ----
 
 
-def test_published_flags_and_defaults():
+def test_published_flags_keys_defaults_and_bad_values(tmp_path):
     given = parse(Settings, "--model resnet50 --data-path x --interpolation bilinear --val-resize-size 256 "
                             "--val-crop-size 224 --backend pil --device cpu".split())
     assert (given.target_layer_name, given.batch_size, given.workers, given.world_size, given.dist_url,
             given.backend) == ("fc", 32, 16, 1, "env://", "PIL")
     assert (given.val_resize_size, given.val_crop_size, given.interpolation) == (256, 224, "bilinear")
-    left_out = parse(Settings, ["--model", "resnet50"])
-    assert (left_out.val_resize_size, left_out.val_crop_size, left_out.interpolation) == (None, None, None)
-
-
-def test_published_keys_in_a_yaml_and_bad_values(tmp_path):
-    (tmp_path / "a.yaml").write_text("model: resnet50\ndata_path: in\nbatch_size: 8\nval_resize_size: 300\n"
-                                     "mean: [0.1, 0.2, 0.3]\n")
+    (tmp_path / "a.yaml").write_text("model: resnet50\ndata_path: in\nbatch_size: 8\nmean: [0.1, 0.2, 0.3]\n")
     settings = parse(Settings, ["--config_yaml", str(tmp_path / "a.yaml"), "-b", "4"])
-    assert (settings.batch_size, settings.val_resize_size, settings.mean) == (4, 300, (0.1, 0.2, 0.3))
+    assert (settings.batch_size, settings.val_resize_size, settings.mean) == (4, None, (0.1, 0.2, 0.3))
     assert settings.data_path == ROOT / "in"
     for flags in ("-b 0", "-j -1", "-b two", "--backend tensor", "--decoder gpu"):
         with pytest.raises(UserError):
@@ -57,21 +53,18 @@ def test_flags_reach_the_backbone(capsys):
         backbone_of(parse(Settings, "--model resnet20 --weights none --resume missing.th --device cpu".split()))
 
 
-@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
-def test_every_yaml_is_accepted(file, monkeypatch):
+def test_every_yaml_is_accepted_and_the_papers_models_are_there(monkeypatch):
     from torchvision.models import get_model_weights
 
     monkeypatch.setenv("IIS_DATA", "data")
-    settings = parse(Settings, ["--config_yaml", str(file)])
-    model, weights = settings.model, settings.weights
-    assert ":" in model or file.stem.startswith(model)
-    if model in torchvision_names():
-        assert file.stem == f"{model}_{weights}" and weights in get_model_weights(model).__members__
-
-
-def test_the_fourteen_of_the_paper_and_the_cifar_resnets_are_there():
-    stems = {file.stem for file in CONFIGS}
+    for file in CONFIGS:
+        settings = parse(Settings, ["--config_yaml", str(file)])
+        model, weights = settings.model, settings.weights
+        assert ":" in model or file.stem.startswith(model)
+        if model in torchvision_names():
+            assert file.stem == f"{model}_{weights}" and weights in get_model_weights(model).__members__
     tags = {model: "IMAGENET1K_SWAG_E2E_V1" if model == "vit_l_16" else "IMAGENET1K_V1" for model in PAPER}
+    stems = {file.stem for file in CONFIGS}
     assert {f"{model}_{tag}" for model, tag in tags.items()} | set(cifar_resnet.NAMES) <= stems
 
 
@@ -119,35 +112,23 @@ def test_names_carry_what_distinguishes(place, settings, more, name):
                                             **settings}
 
 
-def test_elements_made_elsewhere_take_their_kind_from_the_flag(place):
-    run(place, "--element_kind", "patches", "--precision", "bf16")
+def test_representations_at_layer3_live_in_the_space_of_elements_at_fc(place, capsys):
+    run(place, "--element_kind", "patches", "--precision", "bf16")  # made elsewhere, without a manifest
     found = load_embeddings(place / "embs" / "resnet20__none-seed-0__bf16" / "patches_visual_element_emb.pkl")
     assert found.provenance["elements"] == {"kind": "patches", "made": "elsewhere"}
     assert found.provenance["precision"] == "bf16" and found.features_ND.dtype == torch.float32
-
-
-def test_representations_at_layer3_live_in_the_space_of_elements_at_fc(place, capsys):
     stage1(place)
     flags = ("--dataset", str(place / "toy.yaml"), "--representations", "train,val", "--feature_layer", "layer3",
              "--model_name", "net")
     run(place, *flags)
     names = ["toy_segments_visual_element_emb.pkl", "toy_train_net_layer3.pt", "toy_val_net_layer3.pt"]
-    assert made(place) == [f"net/{name}" for name in names]
+    assert made(place)[:3] == [f"net/{name}" for name in names]
     elements, _, images = [load_embeddings(place / "embs" / "net" / name) for name in names]
     check_same_space(elements, images, "these")
     assert (images.provenance["split"], images.provenance["elements"]) == ("val", None)
     assert images.record["layer"] == "layer3"
     run(place, *flags)
     assert capsys.readouterr().out.count("done already") == 3
-
-
-def test_another_seed_of_the_weights_is_another_folder_and_refused_in_the_same(place):
-    stage1(place)
-    run(place)
-    run(place, "--seed", "1")
-    assert [name.split("/")[0] for name in made(place)] == ["resnet20__none-seed-0", "resnet20__none-seed-1"]
-    with pytest.raises(UserError, match="weights .'none .seed 0.' and 'none .seed 2.'"):
-        run(place, "--seed", "2", "--model_name", "resnet20__none-seed-0")
 
 
 @pytest.mark.parametrize(("more", "message"), [
@@ -161,8 +142,14 @@ def test_mistakes_are_refused_before_anything_is_made(place, more, message):
     assert made(place) == []
 
 
-def test_missing_inputs_and_a_folder_in_the_way_are_refused(place):
+def test_other_weights_missing_inputs_and_a_folder_in_the_way_are_refused(place):
     stage1(place)
+    for seed in ("0", "1"):
+        run(place, "--seed", seed)
+    assert [name.split("/")[0] for name in made(place)] == ["resnet20__none-seed-0", "resnet20__none-seed-1"]
+    with pytest.raises(UserError, match="weights .'none .seed 0.' and 'none .seed 2.'"):
+        run(place, "--seed", "2", "--model_name", "resnet20__none-seed-0")
+    shutil.rmtree(place / "embs")
     (place / "elements" / "complete.json").unlink()
     with pytest.raises(UserError, match="has not finished"):
         run(place)
@@ -179,12 +166,12 @@ def test_missing_inputs_and_a_folder_in_the_way_are_refused(place):
 
 def test_several_backbones_over_one_decode_make_the_files_each_makes_alone(place, monkeypatch):
     stage1(place)
-    for name, seed in (("one", 1), ("two", 2)):
-        (place / f"{name}.yaml").write_text(f"model: resnet20\nweights: none\nseed: {seed}\nmodel_name: {name}\n"
-                                            "feature_layer: linear\ntarget_layer_name: linear\n")
     images = ["--dataset", str(place / "toy.yaml"), "--representations", "val", "--data-path",
               str(place / "elements"), "--device", "cpu", "-j", "0", "-b", "4"]
-    for name in ("one", "two"):
+    for seed, name in enumerate(("one", "two")):
+        settings = {"model": "resnet20", "weights": "none", "seed": seed, "model_name": name,
+                    "feature_layer": "linear", "target_layer_name": "linear"}
+        (place / f"{name}.yaml").write_text(yaml.safe_dump(settings))
         main(parse(Settings, ["--config_yaml", str(place / f"{name}.yaml"), "--save_root", str(place / "alone"),
                               *images]))
     opened = []
