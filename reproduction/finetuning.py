@@ -3,10 +3,9 @@
     python reproduction/finetuning.py finetuning_shapes      # reproduction/sweeps/finetuning_shapes.yaml; or a file
     python reproduction/finetuning_table.py --sweep finetuning_shapes
 
-For each cell: IP_training/IP_Finetuning.py, then the IIS of the fine-tuned backbone, with fresh embeddings, a fresh
-bank and fresh heads (stages 2 and 3), on the very images it was fine-tuned on. The backbone as it came is measured
-the same way. Finished cells are skipped; a cell that fails does not stop the others: it is reported at the end with
-its message, and the exit status is not zero. results/finetuning/NAME/runs.json is the index.
+For each cell: IP_training/IP_Finetuning.py, then the IIS of the fine-tuned backbone on the very images it was
+fine-tuned on, with fresh embeddings, bank and heads (stages 2 and 3). The backbone as it came is measured the same way.
+Finished cells are skipped; one that fails stops no other. results/finetuning/NAME/runs.json is the index.
 """
 
 import sys
@@ -19,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from iis.cli import read_yaml, run_script, setting
 from iis.results import LEDGER
 from iis.runtime import UserError, claim_folder, make_output_folder, nearest
-from reproduction.lib.cells import checked, find_sweep, run_cells, with_results
 from reproduction.lib.finetuned import BEFORE, FOLDER, INDEX, NAMES
+from reproduction.lib.sweeps import call_script, checked, find_sweep, run_cells
 
 OBJECTIVES = tuple(name for name in NAMES if name != BEFORE)
 MANIFEST = ("model_config", "weights", "dataset", "element_kind", "recipe", "measure")  # what a folder is made with
@@ -43,9 +42,9 @@ def main(settings: Settings) -> None:
     plan = read_plan(file)
     root = make_output_folder(settings.save_dir or FOLDER / file.stem)
     claim_folder(root, {key: plan[key] for key in MANIFEST}, "backbones")
-    entries = with_results(cells_of(plan), root / INDEX, ["name"])
-    run_cells(file.stem, entries, lambda entry: run_cell(plan, entry, root / entry["name"], settings.device),
-              lambda entry: root / entry["name"] / "iis" / LEDGER, root / INDEX, settings.only)
+    run_cells(file.stem, cells_of(plan), ["name"],
+              lambda cell: run_cell(plan, cell, root / cell["name"], settings.device),
+              lambda cell: root / cell["name"] / "iis" / LEDGER, root / INDEX, settings.only)
 
 
 def read_plan(file: Path) -> dict[str, Any]:
@@ -58,13 +57,9 @@ def read_plan(file: Path) -> dict[str, Any]:
             raise UserError(f"{file} needs a line `{key}: NAME`")
     for name, known in (("recipe", None), ("measure", None), ("ablations", ("num_concepts", "sparsity", "seeds"))):
         checked(plan[name], f"{file}: {name}", known)
-    ablated = {name: value for name, value in plan["ablations"].items() if name != "seeds"}
-    for name, value in {"objectives": plan["objectives"], **ablated}.items():
-        if not isinstance(value, list) or not value:
+    for name, value in {"objectives": plan["objectives"], **plan["ablations"]}.items():
+        if name != "seeds" and (not isinstance(value, list) or not value):
             raise UserError(f"{file}: {name} should be a list, and is {value!r}")
-    for seeds in (plan["seeds"], plan["ablations"].get("seeds", 3)):
-        if not isinstance(seeds, int) or seeds < 1:
-            raise UserError(f"{file}: seeds should be a whole number above 0, and is {seeds!r}")
     for objective in plan["objectives"]:
         if objective not in OBJECTIVES:
             raise UserError(f"{file}: the objective {objective} is not known{nearest(objective, OBJECTIVES)}")
@@ -76,31 +71,24 @@ def cells_of(plan: dict[str, Any]) -> list[dict[str, Any]]:
     images); objectives × seeds; then the ablations that are not among them."""
     from IP_training import IP_Finetuning
 
-    usual = vars(IP_Finetuning.Settings()) | plan["recipe"]
-    recipe = {name: usual[name] for name in ("num_concepts", "sparsity")}
-    cells = [{"objective": BEFORE, "seed": seed, "num_concepts": None, "sparsity": None}
-             for seed in range(plan["seeds"] if usual["num_pictures"] else 1)]
-    cells += [{"objective": objective, "seed": seed, **recipe}
-              for seed in range(plan["seeds"]) for objective in plan["objectives"]]
-    ablations = plan["ablations"]
-    cells += [{"objective": "interpretability", "seed": seed, **recipe, name: value}
-              for name in recipe for value in ablations.get(name, []) for seed in range(ablations.get("seeds", 3))]
-    named = {name_of(cell): cell for cell in cells}  # an ablation may list the usual value
-    return [{"name": name, **cell} for name, cell in named.items()]
-
-
-def name_of(cell: dict[str, Any]) -> str:
-    """The folder of a cell."""
-    if cell["objective"] == BEFORE:
-        return f"{BEFORE}_seed{cell['seed']}"
-    return f"{cell['objective']}_M{cell['num_concepts']}_s{cell['sparsity']:g}_seed{cell['seed']}"
+    usual, ablations = vars(IP_Finetuning.Settings()) | plan["recipe"], plan["ablations"]
+    recipe, seeds = {name: usual[name] for name in ("num_concepts", "sparsity")}, range(plan["seeds"])
+    cells = [(BEFORE, seed, dict.fromkeys(recipe)) for seed in (seeds if usual["num_pictures"] else [0])]
+    cells += [(objective, seed, recipe) for seed in seeds for objective in plan["objectives"]]
+    cells += [("interpretability", seed, {**recipe, name: value}) for name in recipe
+              for value in ablations.get(name, []) for seed in range(ablations.get("seeds", 3))]
+    named = {}  # an ablation may list the usual value
+    for objective, seed, own in cells:
+        middle = "" if objective == BEFORE else f"_M{own['num_concepts']}_s{own['sparsity']:g}"
+        name = f"{objective}{middle}_seed{seed}"
+        named[name] = {"name": name, "objective": objective, "seed": seed, **own}
+    return list(named.values())
 
 
 def run_cell(plan: dict[str, Any], cell: dict[str, Any], folder: Path, device: str | None) -> Path:
     """Fine-tune (unless it is the backbone as it came), embed, and train the predictors of stage 3. Returns `folder`,
     where all of it lies."""
     from IP_training import IP_Finetuning, IP_Prototype_training
-    from reproduction.lib.scripts import call_script
 
     weights = plan["weights"]
     if cell["objective"] != BEFORE:

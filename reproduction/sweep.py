@@ -17,9 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from iis.cli import run_script, setting
 from iis.results import LEDGER
 from iis.runtime import ROOT, make_output_folder
-from reproduction.lib.cells import find_sweep, run_cells, with_results
 from reproduction.lib.runs import SWEEPS
-from reproduction.lib.sweep_cells import KEY, read_sweep
+from reproduction.lib.sweeps import KEY, Steps, check_settings, find_sweep, read_sweep, run_cells
 
 
 @dataclass(kw_only=True)
@@ -35,15 +34,13 @@ class Settings:
 
 def main(settings: Settings) -> None:
     """Run every cell that is not finished, and keep the index up to date after each."""
-    from reproduction.lib.sweep_steps import Steps, check_settings
-
     file = find_sweep(settings.sweep)
     cells, stage1, stage2 = read_sweep(file)
     check_settings(file.stem, cells, stage1, stage2)
     index = (settings.save_dir or SWEEPS / file.stem) / "cells.json"
     if not settings.dry_run:
         make_output_folder(index.parent)
-    run_cells(file.stem, with_results(cells, index, KEY), Steps(stage1, stage2, settings.device).run,
+    run_cells(file.stem, cells, KEY, Steps(stage1, stage2, settings.device).run,
               lambda entry: ROOT / entry["folder"] / LEDGER, index, settings.only, settings.dry_run)
 
 

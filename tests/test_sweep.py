@@ -11,10 +11,9 @@ from test_finetuning import world  # noqa: F401 - a fixture
 from iis.runtime import UserError
 from reproduction import finetuning, finetuning_table, sweep
 from reproduction.finetuning import cells_of, read_plan
-from reproduction.lib import cells as running
-from reproduction.lib import sweep_cells, sweep_steps
+from reproduction.lib import sweeps
 from reproduction.lib.measured import lines_of_fine_tuning
-from reproduction.lib.sweep_cells import read_sweep
+from reproduction.lib.sweeps import read_sweep
 
 PLAIN = """
 settings: {seeds: 2, num_concepts: 5}
@@ -43,7 +42,7 @@ def test_a_yaml_is_models_times_banks(tmp_path):
 
 
 def test_checkpoints_are_models_in_the_order_of_their_epochs(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep_cells, "ROOT", tmp_path)
+    monkeypatch.setattr(sweeps, "ROOT", tmp_path)
     for epoch in (10, 2):
         (tmp_path / f"net_epoch{epoch}.pth").touch()
     text = PLAIN.replace("[one, {model_name: two, config_yaml: one, weights: none, family: ones}]",
@@ -73,7 +72,7 @@ def test_checkpoints_are_models_in_the_order_of_their_epochs(tmp_path, monkeypat
     (PLAIN.replace("[Prototype,", "[{bank: Prototype, element_kind: patch},"), "element_kind 'patch'; did you")])
 def test_a_wrong_sweep_is_one_sentence(tmp_path, text, sentence):
     with pytest.raises(UserError, match=sentence):
-        sweep_steps.check_settings("toy", *read_sweep(written(tmp_path, text)))
+        sweeps.check_settings("toy", *read_sweep(written(tmp_path, text)))
 
 
 @pytest.mark.parametrize(("text", "words"), [
@@ -115,7 +114,7 @@ def test_cells_that_fail_and_cells_that_are_done(tmp_path, monkeypatch, capsys):
         (folder / "results.jsonl").touch()
         return folder
 
-    monkeypatch.setattr(sweep_steps.Steps, "run", run)
+    monkeypatch.setattr(sweeps.Steps, "run", run)
     flags = written(tmp_path, PLAIN), "--save_dir", tmp_path / "out"
     with pytest.raises(UserError) as error:
         call(sweep, *flags)
@@ -135,10 +134,10 @@ def test_cells_that_fail_and_cells_that_are_done(tmp_path, monkeypatch, capsys):
 
 def test_a_cell_prepares_what_it_needs_once_and_a_failure_is_not_tried_again(tmp_path, monkeypatch):
     cells, *stages = read_sweep(written(tmp_path, PLAIN))
-    steps, called = sweep_steps.Steps(*stages, None), []
-    monkeypatch.setattr(sweep_steps, "call_script", lambda script, settings: called.append(
+    steps, called = sweeps.Steps(*stages, None), []
+    monkeypatch.setattr(sweeps, "call_script", lambda script, settings: called.append(
         (script.__name__.split(".")[1], {key: value for key, value in settings.items() if value is not None})))
-    monkeypatch.setattr(sweep_steps, "elements_folder", lambda *_: tmp_path)
+    monkeypatch.setattr(sweeps, "elements_folder", lambda *_: tmp_path)
     for cell in cells[:2]:
         steps.run(cell)
     embed = {"model_name": "one", "config_yaml": "one", "dataset": "toy", "representations": "train,val"}
@@ -151,7 +150,7 @@ def test_a_cell_prepares_what_it_needs_once_and_a_failure_is_not_tried_again(tmp
         called.append(settings["model_name"])
         raise UserError("no weights")
 
-    monkeypatch.setattr(sweep_steps, "call_script", failing)
+    monkeypatch.setattr(sweeps, "call_script", failing)
     for _ in range(2):
         with pytest.raises(UserError, match="no weights"):
             steps.run(cells[2])
@@ -159,11 +158,11 @@ def test_a_cell_prepares_what_it_needs_once_and_a_failure_is_not_tried_again(tmp
 
 
 def test_the_sweeps_of_the_repository_can_be_read():
-    for file in running.YAMLS.glob("*.yaml"):
+    for file in sweeps.YAMLS.glob("*.yaml"):
         if file.stem.startswith("finetuning"):
             assert cells_of(read_plan(file))
         elif "checkpoints:" not in file.read_text():
-            sweep_steps.check_settings(file.stem, *read_sweep(file))
+            sweeps.check_settings(file.stem, *read_sweep(file))
 
 
 # ---- fine-tuning ----

@@ -1,0 +1,266 @@
+"""Sweeps: a YAML → cells (models × data sets × banks) → runs of the scripts of stages 1 to 3, in this process.
+
+    settings: {seeds: 3, num_concepts: 64}      # of the training scripts; a script takes those it knows
+    stage1: {format: png}                       # settings of the scripts of stage 1 and stage 2
+    stage2: {batch_size: 256}
+    datasets: [shapes]
+    models: [shapes_small, {model_name: mine, config_yaml: shapes_small, weights: mine.pth, family: shapes}]
+    banks: [Prototype, {bank: Prototype, variant: "shrink (Eq. 4)", sparsifier: shrink}]
+    blocks: [{datasets: …, models: …, banks: …, settings: …}]       # more of the same, with the settings above
+
+A model is a name of model_configs/, or a mapping of stage-2 settings; `checkpoints: "demo/weights/NAME_epoch*.pth"`
+stands for one model per file. A bank is a kind, or a mapping with the settings of its script; `variant` names what
+differs from the plain cell, `elements_of` takes the elements of another data set.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from iis.cli import from_mapping, path, read_yaml
+from iis.names import elements_file, elements_folder, slug
+from iis.runtime import ROOT, UserError, each, nearest, read_json, write_json
+
+YAMLS = ROOT / "reproduction" / "sweeps"
+SCRIPTS = {"Prototype": "IP_Prototype_training", "Cluster": "IP_Cluster_training", "End2End": "IP_End2End_training",
+           "Text": "IP_Text_training", "Combined": "IP_Bank_training", "Random": "IP_Bank_training",
+           "Own": "IP_Bank_training"}
+WITH_WORDS, WITHOUT_ELEMENTS = ("Text", "Combined"), ("Text", "Random", "Own")
+OF_WORDS = ("concept_set", "clip_name", "clip_weights", "activation_dir")
+STAGE1 = {"segments": "extractor.segment_extractor", "patches": "extractor.patch_extractor"}
+VISUAL, TEXTUAL = "extractor.visual_element_emb_extractor", "extractor.textual_emb_extractor"
+LISTS = ("datasets", "models", "banks")
+OF_TABLES = ("family", "base_model")  # of a model: for tables, not for stage 2
+KEY = ("model", "stage2", "dataset", "bank", "elements_of", "flags")  # what decides a cell's ledger
+
+
+# ---- scripts, called from this process ----
+
+
+def call_script(script: Any, settings: Mapping[str, Any]) -> Any:
+    """What `main` of a script (its module) returns for these settings; None leaves one at its default."""
+    return script.main(from_mapping(script.Settings, settings, f"a call of {script.__name__}"))
+
+
+def _setting_names(*scripts: str) -> set[str]:
+    return {field.name for script in scripts for field in dataclasses.fields(import_module(script).Settings)}
+
+
+# ---- from the YAML to cells ----
+
+
+def find_sweep(name: str) -> Path:
+    """The YAML: a file, or a name in reproduction/sweeps/."""
+    for file in (path(name), YAMLS / f"{name.removesuffix('.yaml')}.yaml"):
+        if file.is_file():
+            return file
+    raise UserError(f"there is no sweep {name}{nearest(name, [file.stem for file in YAMLS.glob('*.yaml')])}")
+
+
+def checked(value: Any, what: str, known: Iterable[str] | None = None) -> dict[str, Any]:
+    """The mapping `value` ({} for None). Raises `UserError` where it is something else, or has a key beside `known`."""
+    if not isinstance(value, dict | None):
+        raise UserError(f"{what} should hold `key: value` pairs, and is {value!r}")
+    for key in value or {}:
+        if known is not None and key not in known:
+            raise UserError(f"{what} has the unknown key {key!r}{nearest(key, known)}")
+    return value or {}
+
+
+def read_sweep(file: Path) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
+    """The cells in the order of the file, as plain values for cells.json, and the settings of stage 1 and of stage 2.
+
+    A cell has a name, the keys of KEY (stage2: settings of stage 2 for its model; flags: settings of the training
+    script), variant, and family and base_model where the model has them. Raises `UserError` for an unknown key or bank,
+    and for two cells that are the same.
+    """
+    data = checked(read_yaml(file), str(file), (*LISTS, "settings", "blocks", "stage1", "stage2"))
+    stage1, stage2, settings = (checked(data.get(key), f"{file}: {key}") for key in ("stage1", "stage2", "settings"))
+    first = {key: data[key] for key in LISTS if key in data}
+    cells: list[dict[str, Any]] = []
+    for block in ([first] if first else []) + list(data.get("blocks") or []):
+        block = checked(block, f"{file}: a block", (*LISTS, "settings"))
+        own = {**settings, **checked(block.get("settings"), f"{file}: settings")}
+        for key in LISTS:
+            if not isinstance(block.get(key), list) or not block[key]:
+                raise UserError(f"{file}: a block needs a list of {key}")
+        models = [model for entry in block["models"] for model in _models(entry, file)]
+        cells += [_cell(*parts, own, file) for parts in product(block["datasets"], models, block["banks"])]
+    if not cells:
+        raise UserError(f"{file} names no cell: it needs datasets, models and banks")
+    for place, cell in enumerate(cells):
+        if any(all(cell[key] == other[key] for key in KEY) for other in cells[:place]):
+            raise UserError(f"{file} holds the cell ({cell['name']}) twice; leave one out")
+    return json.loads(json.dumps(cells)), stage1, stage2
+
+
+def _cell(dataset: str, model: dict[str, Any], bank: str | dict[str, Any], settings: dict[str, Any], file: Path
+          ) -> dict[str, Any]:
+    own = dict(bank) if isinstance(bank, dict) else {"bank": bank}
+    kind, variant, elements_of = own.pop("bank", None), own.pop("variant", ""), own.pop("elements_of", None)
+    if kind not in SCRIPTS:
+        raise UserError(f"{file}: the bank {kind!r} is not known{nearest(str(kind), SCRIPTS)}")
+    flags, of_tables = {**settings, **own}, {key: model[key] for key in OF_TABLES if key in model}
+    size = f"M = {flags['num_concepts']}" if "num_concepts" in flags else ""
+    return {"name": ", ".join(filter(None, (model["model_name"], str(dataset), kind, size, variant))),
+            "model": model["model_name"], "stage2": {key: model[key] for key in model if key not in of_tables},
+            "dataset": str(dataset), "bank": kind, "elements_of": elements_of, "flags": flags, **of_tables,
+            "variant": variant}
+
+
+def _models(entry: str | dict[str, Any], file: Path) -> list[dict[str, Any]]:
+    if not isinstance(entry, dict):
+        return [{"model_name": str(entry), "config_yaml": str(entry)}]
+    model = dict(entry)
+    pattern = model.pop("checkpoints", None)
+    if pattern is None:
+        if "model_name" not in model:
+            raise UserError(f"{file}: a model given as a mapping needs a model_name")
+        return [model]
+    found = sorted(ROOT.glob(pattern), key=lambda one: [int(part) if part.isdigit() else part
+                                                        for part in re.split(r"(\d+)", one.name)])
+    if not found:
+        raise UserError(f"{file}: there is no checkpoint {ROOT / pattern}; train the backbone first")
+    return [{**model, "model_name": one.stem, "weights": str(one.relative_to(ROOT))} for one in found]
+
+
+def kind_of(cell: dict[str, Any]) -> tuple[str, str]:
+    """Kind of elements, and protocol."""
+    return cell["flags"].get("element_kind", "segments"), cell["flags"].get("protocol", "paper")
+
+
+def check_settings(name: str, cells: Sequence[dict[str, Any]], stage1: dict[str, Any], stage2: dict[str, Any]) -> None:
+    """Raise `UserError` for a setting that no script of its stage knows: a typo must not be dropped silently, also
+    where the stage is done already."""
+    of_stage2, training = _setting_names(VISUAL, TEXTUAL), _setting_names(*(
+        f"IP_training.{one}" for one in SCRIPTS.values()))
+    given = [(stage1, _setting_names(*STAGE1.values()), "stage 1"), (stage2, of_stage2, "stage 2"),
+             *((cell["flags"], training, "training") for cell in cells),
+             *((cell["stage2"], of_stage2, "stage 2") for cell in cells)]
+    for settings, names, stage in given:
+        for key in settings:
+            if key not in names:
+                raise UserError(f"the sweep {name} sets {key!r}, which no {stage} script knows{nearest(key, names)}")
+    for kind in {kind_of(cell)[0] for cell in cells} - set(STAGE1):
+        raise UserError(f"the sweep {name} has the element_kind {kind!r}{nearest(str(kind), STAGE1)}")
+
+
+# ---- what a cell runs ----
+
+
+class Steps:
+    """Runs cells one after another and remembers which preparations are done, or failed, in this process."""
+
+    def __init__(self, stage1: dict[str, Any], stage2: dict[str, Any], device: str | None) -> None:
+        self.stage1, self.stage2, self.device = stage1, stage2, {"device": device}
+        self.prepared: dict[str, str | None] = {}  # preparation → the message it failed with
+
+    def run(self, cell: dict[str, Any]) -> Path:
+        """Prepare and train one cell; the folder of its ledger. Raises `UserError` as the scripts do."""
+        (kind, protocol), bank, other = kind_of(cell), cell["bank"], cell["elements_of"]
+        self._once(self._visual, cell, cell["dataset"], "train,val", other is None and bank not in WITHOUT_ELEMENTS)
+        settings: dict[str, Any] = {"sparsity_ratio": True} if bank == "Text" else {}
+        if other:
+            self._once(self._visual, cell, other, None, True)
+            place = f"{cell['dataset']}_{kind}_of_{other}_M{cell['flags'].get('num_concepts', 'default')}"
+            settings |= {"concept_path": elements_file(cell["model"], other, kind, protocol), "other_dataset": True,
+                         "save_dir": ROOT / "IP_training" / f"IP_{bank}" / slug(cell["model"]) / slug(place)}
+        if bank in WITH_WORDS:
+            self._once(self._words, cell)
+        if SCRIPTS[bank] == "IP_Bank_training":
+            settings["kind"] = bank
+        return self._call(f"IP_training.{SCRIPTS[bank]}", cell["flags"],
+                          {"model_name": cell["model"], "dataset": cell["dataset"], **settings})
+
+    def _call(self, script: str, shared: dict[str, Any], own: dict[str, Any]) -> Any:
+        """A script with those of the `shared` settings that it knows, and all of its own."""
+        known = _setting_names(script)
+        return call_script(import_module(script), {
+            **{key: value for key, value in shared.items() if key in known}, **self.device, **own})
+
+    def _once(self, prepare: Callable[..., None], cell: dict[str, Any], *what: Any) -> None:
+        """Run a preparation once per model in this process; one that failed fails every cell that needs it."""
+        key = str((prepare.__name__, cell["stage2"], kind_of(cell), *what))
+        if key not in self.prepared:
+            _, failed = each(lambda one: prepare(one, *what), [cell])
+            self.prepared[key] = failed[0] if failed else None
+        if self.prepared[key]:
+            raise UserError(self.prepared[key])
+
+    def _visual(self, cell: dict[str, Any], dataset: str, representations: str | None, with_elements: bool) -> None:
+        """Stage 2: a data set's own images, its elements, or both (stage 1 first, where there are no elements)."""
+        kind, protocol = kind_of(cell)
+        folder = elements_folder(dataset, kind, protocol) if with_elements else None
+        if folder and not folder.is_dir():
+            call_script(import_module(STAGE1[kind]), {**self.stage1, "dataset": dataset, "protocol": protocol})
+        call_script(import_module(VISUAL), {**self.stage2, **self.device, **cell["stage2"], "dataset": dataset,
+                                            "representations": representations, "data_path": folder})
+
+    def _words(self, cell: dict[str, Any]) -> None:
+        """Stage 2: CLIP's embeddings of words and images."""
+        words = {key: value for key, value in cell["flags"].items() if key in OF_WORDS}
+        self._call(TEXTUAL, {**self.stage2, **cell["stage2"]}, {"dataset": cell["dataset"], **words})
+
+
+# ---- all cells, one after another ----
+
+
+def run_cells(name: str, cells: Sequence[dict[str, Any]], same: Sequence[str], run: Callable[[dict[str, Any]], Path],
+              ledger_of: Callable[[dict[str, Any]], Path], index: Path, only: str | None = None,
+              dry_run: bool = False) -> None:
+    """Run every cell with the word `only` in its name that is not finished; the index (JSON) is written after each: the
+    cells with "folder", "seconds" and "message".
+
+    same: the keys by which a cell is found in an earlier index; run: makes a cell and returns its folder; ledger_of:
+    where a finished cell's ledger lies. Raises `UserError` with the messages of all that failed.
+    """
+    before = read_json(index) if index.exists() else []
+    entries = []
+    for cell in cells:
+        old = next((entry for entry in before if all(entry.get(key) == cell[key] for key in same)), {})
+        entries.append({**cell, **{key: old.get(key) for key in ("folder", "seconds", "message")}})
+    wanted = [entry for entry in entries if not only or only in entry["name"]]
+    if not wanted:
+        raise UserError(f"no cell of {name} has {only!r} in its name; it has "
+                        f"{'; '.join(entry['name'] for entry in entries[:4])} …")
+    todo = [entry for entry in wanted if not entry["folder"] or entry["message"] or not ledger_of(entry).is_file()]
+    print(f"{name}: {len(wanted)} cells, {len(wanted) - len(todo)} finished before")
+    if dry_run:
+        for entry in wanted:
+            print(f"  {'would run' if entry in todo else 'done'}: {entry['name']}")
+        return
+    started = time.monotonic()
+    for number, entry in enumerate(todo, start=1):
+        print(f"\n[{number} of {len(todo)}, {time.monotonic() - started:.0f} s] {entry['name']}", flush=True)
+        entry |= _attempt(run, entry)
+        write_json(index, entries)
+    write_json(index, entries)
+    failed = [entry for entry in wanted if entry["message"]]
+    print(f"\n{name}: {len(wanted) - len(failed)} of {len(wanted)} cells finished, {len(todo) - len(failed)} of them "
+          f"now, in {time.monotonic() - started:.0f} s; index: {index}")
+    if failed:
+        raise UserError(f"{len(failed)} of {len(wanted)} cells failed; mend them and start the same command again:\n"
+                        + "\n".join(f"  {entry['name']}: {entry['message']}" for entry in failed))
+
+
+def _attempt(run: Callable[[dict[str, Any]], Path], entry: dict[str, Any]) -> dict[str, Any]:
+    started = time.monotonic()
+    try:
+        folder = run(entry).resolve()
+    except UserError as error:
+        return {"message": str(error)}
+    except Exception as error:  # the other cells still run
+        traceback.print_exc()
+        return {"message": f"{type(error).__name__}: {error}"}
+    inside = folder.is_relative_to(ROOT)
+    return {"folder": str(folder.relative_to(ROOT) if inside else folder), "message": None,
+            "seconds": round(time.monotonic() - started, 1)}
