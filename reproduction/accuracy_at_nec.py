@@ -20,19 +20,20 @@ if TYPE_CHECKING:
 
 from iis.cli import run_script, setting
 from iis.names import slug
-from iis.runtime import UserError, choose_device, each, make_output_folder, progress, read_json, write_json
+from iis.runtime import UserError, choose_device, each, progress, read_json, write_json
 from reproduction.lib.figures import legend_below, panels, style
 from reproduction.lib.outputs import write_figure, write_table
 from reproduction.lib.points import finished, groups, marked, percent, seeds_of
 from reproduction.lib.run_files import images_of
 from reproduction.lib.runs import Run, Source, find_runs, output_folder
 
+Levels = Sequence[dict[str, Any]]  # of `nec.over_seeds`
 CAPTION = ("Top-1, %, of a linear layer with exactly NEC non-zero weights per class on average, mean ± std over {}: "
            "elastic net (alpha 0.99) on standardised activations, the sparsest solution of a path of 16 λ (down to "
            "1/1000 of the largest) with enough weights, pruned to the largest, bias as fitted. Empty: NEC is more than "
-           "M. In brackets the weights per class of the path's densest solution, where it has fewer than NEC: it then "
-           "stands unpruned. The bank alone depends on the seed. Validation images choose no layer; without --holdout "
-           "they chose epoch and learning rate of an End2End bank, and the words of a Text bank (and of Combined).")
+           "M. In brackets: weights per class of the path's densest solution, unpruned, where it has fewer than NEC. "
+           "The bank alone depends on the seed. Validation images choose no layer; without --holdout they chose epoch "
+           "and learning rate of an End2End bank, and the words of a Text bank.")
 
 
 @dataclass(kw_only=True)
@@ -44,30 +45,32 @@ class Settings(Source):
 
 def main(settings: Settings) -> None:
     """Measure what is missing, then write the table and a figure per data set."""
-    from reproduction.lib.nec import over_seeds
+    from reproduction.lib.nec import over_seeds, short
 
-    folder, device = make_output_folder(output_folder(settings)), choose_device(settings.device)
+    folder, device = output_folder(settings), choose_device(settings.device)
     runs = finished(find_runs(settings, draws=2))  # no bootstrap is shown here
-    measured, failed = each(lambda run: (run, measure(run, device)), progress(runs, desc="accuracy at NEC", unit="run"))
+    measured, failed = each(lambda run: (run, over_seeds(measure(run, device))),
+                            progress(runs, desc="accuracy at NEC", unit="run"))
     if not measured:
         raise UserError("; ".join(failed) or "all runs here are variants of another one")
-    by_folder = {run.folder: over_seeds(list(seeds.values())) for run, seeds in measured}
-    found = groups([run for run, _ in measured])
-    lines = [{"dataset": dataset, "bank": bank, "model": run.model, "seeds": len(run.summary["seeds"]),
-              "dense": run.dense, **line, "marks": "; ".join(run.marks)}
-             for (dataset, bank), mine in found.items() for run in mine for line in by_folder[run.folder]]
-    print(write_table(folder, "nec", lines, for_people(lines), CAPTION.format(seeds_of([run for run, _ in measured]))))
-    for dataset in dict.fromkeys(dataset for dataset, _ in found):
-        curves = {(run.model, bank): (run, by_folder[run.folder]) for (where, bank), mine in found.items()
-                  if where == dataset for run in mine}
-        write_figure(folder, f"nec_{slug(dataset)}", figure(dataset, curves))
+    groups([run for run, _ in measured])  # titles
+    lines = [{"dataset": run.dataset, "bank": run.title, "model": run.model, "seeds": len(run.summary["seeds"]),
+              "dense": run.dense, **line, "marks": "; ".join(run.marks)} for run, levels in measured for line in levels]
+    people = [{"data set": run.dataset, "bank": run.title, "model": run.model, "dense": percent(run.dense),
+               **{line["nec"] if line["nec"] == "ANEC" else f"NEC {line['nec']}": percent(line["top1"], line["top1_std"])
+                  + (f" ({line['used']:.1f})" if short(line) else "") for line in levels},
+               "marks": "; ".join(run.marks)} for run, levels in measured]
+    print(write_table(folder, "nec", lines, people, CAPTION.format(seeds_of([run for run, _ in measured]))))
+    for dataset in dict.fromkeys(run.dataset for run, _ in measured):
+        figure = curves(dataset, [(run, levels) for run, levels in measured if run.dataset == dataset])
+        write_figure(folder, f"nec_{slug(dataset)}", figure)
     print(f"written: {folder}/nec.*, nec_DATASET.png and .pdf")
     if failed:
         raise UserError(f"left out {len(failed)} of {len(runs)} runs: {'; '.join(failed)}")
 
 
-def measure(run: Run, device: "torch.device") -> dict[int, list[dict[str, Any]]]:
-    """Per seed the lines of `nec.accuracy_at_levels`: those of nec.json that still hold, else fitted now."""
+def measure(run: Run, device: "torch.device") -> list[Levels]:
+    """The lines of `nec.accuracy_at_levels` per seed: those of nec.json that still hold, else fitted now."""
     import torch
 
     from iis.embedding_file import content_hash
@@ -76,53 +79,35 @@ def measure(run: Run, device: "torch.device") -> dict[int, list[dict[str, Any]]]
     file = run.folder / CACHE
     kept = read_json(file) if file.exists() else {}
     splits: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for seed in run.summary["seeds"]:
-        bank_MD = run.bank(seed).vectors_MD
+    for seed in map(str, run.summary["seeds"]):
+        bank_MD = run.bank(int(seed)).vectors_MD
         bank_hash = content_hash(bank_MD, torch.zeros(0, dtype=torch.int64))
         depends = {"path": PATH, "levels": list(LEVELS), "bank": bank_hash,
                    **{name: run.identity[name] for name in ("train_hash", "val_hash")}}
-        if kept.get(str(seed), {}).get("depends") != depends:
+        if kept.get(seed, {}).get("depends") != depends:
             splits = splits or [(split.features_ND, split.labels_N) for split in (
                 images_of(run, "train"), images_of(run, "val"))]
             lines = accuracy_at_levels(*splits, bank_MD.to(device), run.identity["num_classes"])
-            kept[str(seed)] = {"depends": depends, "levels": lines}
+            kept[seed] = {"depends": depends, "levels": lines}
             write_json(file, kept)
-    return {seed: kept[str(seed)]["levels"] for seed in run.summary["seeds"]}
+    return [kept[str(seed)]["levels"] for seed in run.summary["seeds"]]
 
 
-def for_people(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A line per model and bank, a column per level, in percent."""
-    from reproduction.lib.nec import short
-
-    table: dict[tuple[str, ...], dict[str, Any]] = {}
-    for line in lines:
-        row = table.setdefault((line["dataset"], line["bank"], line["model"]), {
-            "data set": line["dataset"], "bank": line["bank"], "model": line["model"], "dense": percent(line["dense"])})
-        level = line["nec"] if line["nec"] == "ANEC" else f"NEC {line['nec']}"
-        row[level] = percent(line["top1"], line["top1_std"]) + (f" ({line['used']:.1f})" if short(line) else "")
-        row["marks"] = row.pop("marks", line["marks"])  # the last column
-    return list(table.values())
-
-
-def figure(dataset: str, curves: dict[tuple[str, str], tuple[Run, Sequence[dict[str, Any]]]]) -> Any:
-    """Accuracy against NEC, a panel per model, a line per bank with its std; dotted: the dense head.
-
-    curves: {(model, bank): (run, its lines of `over_seeds`)}.
-    """
-    models, banks = (list(dict.fromkeys(key[place] for key in curves)) for place in (0, 1))
-    made, axes = panels(len(models), f"{dataset}: accuracy at NEC", 3.3, 3.2)
+def curves(dataset: str, measured: Sequence[tuple[Run, Levels]]) -> Any:
+    """Accuracy against NEC, a panel per model, a line per bank with its std; dotted: the dense head."""
+    models, banks = (list(dict.fromkeys(getattr(run, name) for run, _ in measured)) for name in ("model", "title"))
+    figure, axes = panels(len(models), f"{dataset}: accuracy at NEC", 3.3, 3.2)
     for one, model in zip(axes, models, strict=True):
-        for (of, bank), (run, lines) in curves.items():
-            if of == model:
-                drawn = [line for line in lines if line["nec"] != "ANEC" and line["top1"] is not None]
-                one.errorbar([line["nec"] for line in drawn], [100 * line["top1"] for line in drawn],
-                             [100 * (line["top1_std"] or 0) for line in drawn], label=marked(bank, run), capsize=2,
-                             markersize=4.5, linewidth=1.5, **style(banks.index(bank)))
-                dense = run.dense
-        one.axhline(100 * dense, color="0.4", linewidth=1, linestyle=":", label="dense head")
+        mine = [(run, levels) for run, levels in measured if run.model == model]
+        for run, levels in mine:
+            drawn = [line for line in levels if line["nec"] != "ANEC" and line["top1"] is not None]
+            one.errorbar([line["nec"] for line in drawn], [100 * line["top1"] for line in drawn],
+                         [100 * (line["top1_std"] or 0) for line in drawn], label=marked(run.title, run), capsize=2,
+                         markersize=4.5, linewidth=1.5, **style(banks.index(run.title)))
+        one.axhline(100 * mine[-1][0].dense, color="0.4", linewidth=1, linestyle=":", label="dense head")
         one.set(title=model, xlabel="non-zero weights per class (NEC)", ylabel="top-1, %")
-    legend_below(made, axes)
-    return made
+    legend_below(figure, axes)
+    return figure
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from iis.cli import run_script
 from iis.names import slug
-from iis.runtime import UserError, make_output_folder
+from iis.runtime import UserError
 from reproduction.lib.figures import LINES, draw_marks, legend_below, style
 from reproduction.lib.outputs import new_figure, write_figure, write_table
 from reproduction.lib.points import counted, groups, nets_of, plain, point, scores, seeds_of
@@ -24,31 +24,31 @@ from reproduction.lib.runs import Run, Source, find_runs, output_folder
 from reproduction.lib.statistics import associate
 
 Settings = Source
+CAPTION = ("{} of {nets}, mean ± std over {}. Checkpoints of one net are not independent models, and each net was "
+           "pre-trained once: another pre-training may run otherwise. Close to chance: the IIS means nothing; "
+           "saturated: within one standard error of its ceiling.")
+OF_TRENDS = ("Spearman ρ and Kendall τ over each net's own checkpoints ({nets}), without those close to chance. They "
+             "describe one pre-training each; checkpoints of one net are not independent, so there is no p-value and "
+             "no interval.")
 
 
 def main(settings: Settings) -> None:
     """Write both tables and a figure per data set."""
-    folder = make_output_folder(output_folder(settings))
+    folder = output_folder(settings)
     runs = [run for run in plain(find_runs(settings)) if run.epoch is not None]
     if not runs:
         raise UserError("no model here is a checkpoint called NAME_epochE; embed and train some (model_name: "
                         "NAME_epoch4, weights: its file), or take a sweep that has checkpoints")
     found, nets = paths(runs), counted(nets_of(runs), "net")
-    lines = [point(run, bank) for (_, bank, _), mine in found.items() for run in mine]
-    print(write_table(
-        folder, "along_pretraining", lines,
-        [{"data set": line["dataset"], "bank": line["bank"], "net": line["net"], "epoch": line["epoch"], **scores(line)}
-         for line in lines],
-        f"{counted(len({run.model for run in runs}), 'checkpoint')} of {nets}, mean ± std over {seeds_of(runs)}. "
-        "Checkpoints of one net are not independent models, and each net was pre-trained once: another pre-training "
-        "may run otherwise. Close to chance: the IIS means nothing; saturated: within one standard error of its "
-        "ceiling."))
+    lines = [point(run) for mine in found.values() for run in mine]
+    people = [{"data set": line["dataset"], "bank": line["bank"], "net": line["net"], "epoch": line["epoch"],
+               **scores(line)} for line in lines]
+    checkpoints = counted(len({run.model for run in runs}), "checkpoint")
+    print(write_table(folder, "along_pretraining", lines, people,
+                      CAPTION.format(checkpoints, seeds_of(runs), nets=nets)))
     trends = [trend(*key, mine) for key, mine in found.items()]
-    print("\n" + write_table(
-        folder, "along_pretraining_trend", trends, [trend_for_people(line) for line in trends],
-        f"Spearman ρ and Kendall τ over each net's own checkpoints ({nets}), without those close to chance. They "
-        "describe one pre-training each; checkpoints of one net are not independent, so there is no p-value and no "
-        "interval."))
+    print("\n" + write_table(folder, "along_pretraining_trend", trends, [trend_for_people(line) for line in trends],
+                             OF_TRENDS.format(nets=nets)))
     for dataset in dict.fromkeys(run.dataset for run in runs):
         figure = twin(dataset, {(bank, net): mine for (where, bank, net), mine in found.items() if where == dataset})
         write_figure(folder, f"along_pretraining_{slug(dataset)}", figure)
@@ -66,7 +66,7 @@ def paths(runs: Sequence[Run]) -> dict[tuple[str, str, str], list[Run]]:
 
 def trend(dataset: str, bank: str, net: str, runs: Sequence[Run]) -> dict[str, Any]:
     """ρ and τ of epoch with IIS, chance-corrected IIS and dense accuracy, without checkpoints close to chance; None
-    below three. No p: checkpoints of one net are not independent."""
+    below three."""
     usable = [run for run in runs if run.meaningful]
     line = {"dataset": dataset, "bank": bank, "net": net, "checkpoints": len(usable),
             "near_chance": len(runs) - len(usable)}
@@ -79,10 +79,8 @@ def trend(dataset: str, bank: str, net: str, runs: Sequence[Run]) -> dict[str, A
 def trend_for_people(line: dict[str, Any]) -> dict[str, Any]:
     """A line of `trend` as people read it."""
     def both(name: str) -> str:
-        if line["checkpoints"] < 3:
-            return "none: fewer than 3 checkpoints"
         if line[f"{name}_rho"] is None:
-            return "none: a constant"
+            return "none: fewer than 3 checkpoints" if line["checkpoints"] < 3 else "none: a constant"
         return f"{line[f'{name}_rho']:.2f}; τ = {line[f'{name}_tau']:.2f}".replace("-", "−")
 
     return {"data set": line["dataset"], "bank": line["bank"], "net": line["net"], "checkpoints": line["checkpoints"],

@@ -2,9 +2,9 @@
 
     python reproduction/bank_table.py --dataset cifar10 --save_dir results/cifar10
 
-reads the ledgers below IP_training/IP_*/MODEL/ and the banks in their predictors/; writes banks.csv and prints the
-table in Markdown. Banks of different size are compared at `--kept` concepts: the accuracy there is interpolated
-between the two nearest ratios, linearly in log k.
+reads the ledgers below IP_training/IP_*/MODEL/ and the banks in their predictors/; writes banks.csv and prints its main
+columns. Banks of different size are compared at `--kept` concepts: the accuracy there is interpolated between the two
+nearest ratios, linearly in log k.
 """
 
 import sys
@@ -15,6 +15,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+import pandas as pd
 
 from iis.cli import run_script, setting
 from iis.results import LEDGER, read_ledger
@@ -22,7 +23,10 @@ from iis.runtime import ROOT, UserError, each, make_output_folder, write_text
 from iis.statistics import mean_std
 from reproduction.lib.points import bank_place, groups
 from reproduction.lib.runs import Run, read_run
-from reproduction.lib.tables import as_csv, as_markdown, plus_minus
+from reproduction.lib.tables import as_csv, as_markdown
+
+PRINTED = ["model", "protocol", "M", "title", "seeds", "iis", "iis_std", "top1_at_kept", "top1_at_kept_std",
+           "effective_rank", "empty", "marks"]
 
 
 @dataclass(kw_only=True)
@@ -40,8 +44,8 @@ def main(settings: Settings) -> None:
     files = sorted(settings.root.glob(f"IP_*/*/{settings.dataset}_*/{LEDGER}"))  # cifar10_* is cifar10_corrupted too
     runs, failed = each(lambda file: read_run(file.parent), files)
     runs = [run for run in runs if run.dataset == settings.dataset]
-    titles = {run.folder: title for (_, title), mine in groups(runs).items() for run in mine}
-    lines, without_bank = each(lambda run: line_of(run, titles[run.folder], settings.kept), runs)
+    groups(runs)  # titles
+    lines, without_bank = each(lambda run: line_of(run, settings.kept), runs)
     failed += without_bank
     if not lines:
         raise UserError("; ".join(failed) or f"there is no ledger of {settings.dataset} below {settings.root}; run "
@@ -50,21 +54,15 @@ def main(settings: Settings) -> None:
                                  line["elements"]))
     folder = make_output_folder(settings.save_dir)
     write_text(folder / "banks.csv", as_csv(lines))
-    print(as_markdown([
-        {**{name: line[name] for name in ("model", "protocol", "M")}, "bank": line["title"],
-         "elements": line["elements"], "seeds": line["seeds"], "IIS": plus_minus(line["iis"], line["iis_std"]),
-         f"top-1 at {settings.kept} kept, %": plus_minus(line["top1_at_kept"], line["top1_at_kept_std"], 2),
-         "effective rank": f"{line['effective_rank']:.1f}", "empty": f"{line['empty']:.1f}", "marks": line["marks"]}
-        for line in lines]))
+    print(as_markdown(pd.DataFrame(lines)[PRINTED].round(4)))
     print(f"written: {folder}/banks.csv")
     if failed:
         raise UserError(f"left out {len(failed)} of {len(files)} ledgers: {'; '.join(failed)}")
 
 
-def line_of(run: Run, title: str, kept: int) -> dict[str, Any]:
-    """One ledger as one line: means over seeds, standard deviations with ddof 1. title: its bank, with every setting
-    that differs between the ledgers."""
-    summary, score = run.summary, run.summary["iis"]
+def line_of(run: Run, kept: int) -> dict[str, Any]:
+    """One ledger as one line: means over seeds, standard deviations with ddof 1; top-1 in percent."""
+    summary = run.summary
     at_kept, std = mean_std([100 * accuracy_at(kept, summary["kept"], curve)
                              for curve in summary["curves"]["best"]["accuracy"]])
     ranks = [effective_rank(bank.vectors_MD.numpy()) for seed in summary["seeds"] for bank in run.banks(seed).values()]
@@ -72,18 +70,15 @@ def line_of(run: Run, title: str, kept: int) -> dict[str, Any]:
     low, high = summary["bootstrap"]["interval_95"]
     return {"model": run.model, "protocol": summary["protocol"], "M": summary["num_concepts"],
             "bank": summary["bank"], "elements": run.elements, "seeds": len(summary["seeds"]), "dense": run.dense,
-            "iis": run.iis, "iis_std": score["std"], "bootstrap_low": low, "bootstrap_high": high, "kept": kept,
-            "top1_at_kept": at_kept, "top1_at_kept_std": std, "effective_rank": float(np.mean(ranks)),
-            "empty": float(np.mean(empty)), "title": title,
-            "marks": "; ".join(run.marks)}
+            "iis": run.iis, "iis_std": summary["iis"]["std"], "bootstrap_low": low, "bootstrap_high": high,
+            "kept": kept, "top1_at_kept": at_kept, "top1_at_kept_std": std, "effective_rank": float(np.mean(ranks)),
+            "empty": float(np.mean(empty)), "title": run.title, "marks": "; ".join(run.marks)}
 
 
 def accuracy_at(kept: int, counts: list[int], accuracies: np.ndarray) -> float:
     """Accuracy with `kept` concepts, linear in log k between the nearest ratios; NaN outside what was trained."""
-    known = {count: accuracy for count, accuracy in zip(counts, accuracies, strict=True) if count > 0}
-    if not min(known) <= kept <= max(known):
-        return float("nan")
-    return float(np.interp(np.log(kept), *np.array([(np.log(count), known[count]) for count in sorted(known)]).T))
+    known = sorted((np.log(count), accuracy) for count, accuracy in zip(counts, accuracies, strict=True) if count > 0)
+    return float(np.interp(np.log(kept), *zip(*known, strict=True), left=np.nan, right=np.nan))
 
 
 def effective_rank(bank_MD: np.ndarray) -> float:

@@ -14,29 +14,27 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import pandas as pd
 
-if TYPE_CHECKING:
-    import torch
-
-    from IP_training.banks import Bank
-
-from iis.cli import run_script, setting
-from iis.runtime import ROOT, UserError, each, make_output_folder, write_text
-from iis.statistics import mean_std
+from iis.cli import part, run_script, setting
+from iis.runtime import ROOT, UserError, each, write_text
+from iis.statistics import mean_std, plus_minus
 from reproduction.lib.known_attributes import Captions, auroc, best_matching, linear_probe
 from reproduction.lib.outputs import write_table
 from reproduction.lib.points import groups
 from reproduction.lib.run_files import images_of
 from reproduction.lib.runs import Run, Source, find_runs, output_folder
-from reproduction.lib.tables import as_csv, plus_minus
+from reproduction.lib.tables import as_csv
 
 PROBE, RAW, OWN_WORD = "(linear probe)", ", unnormalised", ", by own word"
+CAPTION = ("AUROC on validation of the concept that matches each of the {} attributes of {} best on train; mean ± std "
+           "over seeds. Unnormalised: of h · bankᵀ. By own word: the mean is over the attributes whose word is in the "
+           "bank.")
 
 
 @dataclass(kw_only=True)
@@ -45,69 +43,58 @@ class Settings(Source):
 
     captions: Path = setting(ROOT / "datasets" / "shapes" / "captions.json",
                              "the true attributes of every image; their folder's name is the data set")
-    enough: float = setting(0.9, "AUROC that counts as found")
+    enough: float = setting(0.9, "AUROC that counts as found", type=part)
     all: bool = setting(False, "variants of a sweep and checkpoints along pre-training too")
 
 
 def main(settings: Settings) -> Path:
     """Measure every seed's bank of every run. Returns the output folder."""
-    if not 0 < settings.enough <= 1:
-        raise UserError(f"--enough {settings.enough:g} is no AUROC to ask for: it must lie above 0 and be at most 1")
-    folder = make_output_folder(output_folder(settings))
+    folder = output_folder(settings)
     captions, dataset = Captions(settings.captions), settings.captions.parent.name
     runs = [run for run in find_runs(settings, draws=2) if run.dataset == dataset
             and (settings.all or not (run.variant or run.epoch is not None))]
     if not runs:
         raise UserError(f"none of these runs is of {dataset}, whose attributes are known")
-    titles = {run.folder: title for (_, title), mine in groups(runs).items() for run in mine}
-    measured, failed = each(lambda run: measure(run, captions, titles[run.folder]), runs)
+    groups(runs)  # titles
+    measured, failed = each(lambda run: measure(run, captions), runs)
     for sentence in failed:
         print(f"left out: {sentence}")
     if not measured:
         raise UserError("no bank could be read: run stage 3 again")
-    found = pd.DataFrame([row for rows in measured for row in rows])
-    found = found.drop_duplicates(["model", "M", "bank", "seed", "attribute"], keep="last")  # a probe for every run
-    write_text(folder / "bank_truth_attributes.csv", as_csv(found))
-    lines, people = table(found, settings.enough)
-    caption = (f"AUROC on validation of the concept that matches each of the {len(captions.words)} attributes of "
-               f"{dataset} best on train; mean ± std over seeds. Unnormalised: of h · bankᵀ. By own word: the mean is "
-               "over the attributes whose word is in the bank.")
-    print(write_table(folder, "bank_truth", lines, people, caption))
+    found = pd.concat(measured).drop_duplicates(["model", "M", "bank", "seed", "attribute"], keep="last")
+    write_text(folder / "bank_truth_attributes.csv", as_csv(found))  # the probe of a model is in each of its runs
+    print(write_table(folder, "bank_truth", *table(found, settings.enough),
+                      CAPTION.format(len(captions.words), dataset)))
     print(f"written: {folder}/bank_truth.csv")
     return folder
 
 
-def measure(run: Run, captions: Captions, title: str) -> list[dict[str, Any]]:
+def measure(run: Run, captions: Captions) -> pd.DataFrame:
     """A line per seed and attribute: the AUROC of the run's bank as the predictor gets it and unnormalised, for Text
     of its words too, and of the probe. An attribute whose own word is not in the bank has NaN.
 
     Raises `UserError` where files are gone.
     """
-    train, val = (images_of(run, split) for split in ("train", "val"))
-    has = [captions.has(split, images.image_paths) for split, images in (("train", train), ("val", val))]
-    label = ", ".join(filter(None, (title, run.variant)))
-    features = [images.features_ND.double().numpy() for images in (train, val)]
-    found = [("-", PROBE, 0, linear_probe(features[0], has[0], features[1], has[1]))]
-    for seed in run.summary["seeds"]:
-        bank = run.bank(seed)
-        both = activations(bank, train.features_ND, val.features_ND)
-        for name, (of_train, of_val) in zip((label, f"{label}{RAW}"), both, strict=True):
-            found.append((run.summary["num_concepts"], name, seed, best_matching(of_train, has[0], of_val, has[1])))
-        if run.summary["bank"] == "Text":  # of_val: the plain projections
-            words = [next(iter(lines), "") for lines in bank.evidence]
-            found.append((run.summary["num_concepts"], f"{label}{OWN_WORD}", seed,
-                          own_words(auroc(of_val, has[1]), captions.words, words)))
-    return [{"model": run.model, "M": size, "bank": name, "seed": seed, "attribute": word, "auroc": float(value)}
-            for size, name, seed, values_A in found for word, value in zip(captions.words, values_A, strict=True)]
-
-
-def activations(bank: "Bank", train_ND: "torch.Tensor", val_ND: "torch.Tensor") -> list[list[np.ndarray]]:
-    """Of train and val (N, M): the interpretations before scale, shift and sparsity, and h · bankᵀ."""
     from IP_training.predictor import fit_normaliser, interpret
 
-    normaliser = fit_normaliser(bank.blocks, train_ND, bank.vectors_MD)
-    return [[interpret(split_ND, bank.vectors_MD, normaliser).numpy() for split_ND in (train_ND, val_ND)],
-            [(split_ND.float() @ bank.vectors_MD.T).numpy() for split_ND in (train_ND, val_ND)]]
+    images = [images_of(run, split) for split in ("train", "val")]
+    has = [captions.has(split, own.image_paths) for split, own in zip(("train", "val"), images, strict=True)]
+    train_ND, val_ND = (own.features_ND for own in images)
+    label, size = ", ".join(filter(None, (run.title, run.variant))), run.summary["num_concepts"]
+    found = [("-", PROBE, 0, linear_probe(train_ND.double().numpy(), has[0], val_ND.double().numpy(), has[1]))]
+    for seed in run.summary["seeds"]:
+        bank = run.bank(seed)
+        normaliser = fit_normaliser(bank.blocks, train_ND, bank.vectors_MD)
+        ready = [interpret(split_ND, bank.vectors_MD, normaliser).numpy() for split_ND in (train_ND, val_ND)]  # (N, M)
+        raw = [(split_ND.float() @ bank.vectors_MD.T).numpy() for split_ND in (train_ND, val_ND)]  # (N, M)
+        found += [(size, name, seed, best_matching(of_train, has[0], of_val, has[1]))
+                  for name, (of_train, of_val) in ((label, ready), (label + RAW, raw))]
+        if run.summary["bank"] == "Text":
+            words = [next(iter(lines), "") for lines in bank.evidence]
+            found.append((size, label + OWN_WORD, seed, own_words(auroc(raw[1], has[1]), captions.words, words)))
+    return pd.concat([pd.DataFrame({"model": run.model, "M": size, "bank": name, "seed": seed,
+                                    "attribute": captions.words, "auroc": values_A})
+                      for size, name, seed, values_A in found])
 
 
 def own_words(auroc_AM: np.ndarray, attributes: Sequence[str], words: Sequence[str]) -> np.ndarray:
@@ -121,18 +108,17 @@ def table(found: pd.DataFrame, enough: float) -> tuple[list[dict[str, Any]], lis
     values = {key: mine.pivot(index="seed", columns="attribute", values="auroc").to_numpy()  # (R, A)
               for key, mine in found.groupby(["model", "M", "bank"], sort=False)}
     lines, people = [], []
-    for key in sorted(values, key=lambda key: (key[0], str(key[1]).rjust(9), key[2])):
-        (model, size, bank), values_RA = key, values[key]
+    for model, size, bank in sorted(values, key=lambda key: (key[0], str(key[1]).rjust(9), key[2])):
+        values_RA, raw_RA = (values.get((model, size, name)) for name in (bank, bank + RAW))
         mean, std = mean_std(np.nanmean(values_RA, axis=1))
         count, count_std = mean_std((values_RA >= enough).sum(1))  # NaN counts as missed
         lines.append({"model": model, "M": size, "bank": bank, "seeds": len(values_RA), "auroc": mean,
                       "auroc_std": std, "found": count, "found_std": count_std, "of": values_RA.shape[1],
                       "enough": enough, "without_word": float(np.isnan(values_RA).sum(1).mean())})
         if not bank.endswith(RAW):
-            raw = values.get((model, size, bank + RAW))
             people.append({"model": model, "M": size, "bank": bank, "mean AUROC": plus_minus(mean, std, 3),
                            f"of {values_RA.shape[1]} with AUROC ≥ {enough:g}": plus_minus(count, count_std, 1),
-                           "unnormalised": "-" if raw is None else plus_minus(*mean_std(raw.mean(1)), 3)})
+                           "unnormalised": "-" if raw_RA is None else plus_minus(*mean_std(raw_RA.mean(1)), 3)})
     return lines, people
 
 

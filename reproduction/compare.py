@@ -23,16 +23,17 @@ import pandas as pd
 from iis.cli import run_script, setting
 from iis.names import EMBEDDINGS
 from iis.runtime import ROOT, UserError, make_output_folder, write_text
+from iis.statistics import plus_minus
 from reproduction.lib import measured
 from reproduction.lib.finetuned import FOLDER
 from reproduction.lib.measured import KEY, OURS, read_lines
 from reproduction.lib.outputs import write_table
 from reproduction.lib.runs import Source, find_runs
-from reproduction.lib.tables import as_csv, as_markdown, plus_minus
+from reproduction.lib.tables import as_csv, as_markdown
 
 PUBLISHED = (*KEY, "value", "unit", "tolerance", "source")
-INSIDE, OUTSIDE, NOT_HERE, NO_SOURCE, ALONE = "inside", "OUTSIDE", "not computed here", "no source", "not published"
-OTHER_MODEL = "other backbone: no comparison"
+VERDICTS = ("inside", "OUTSIDE", "not computed here", "no source", "not published", "other backbone: no comparison")
+INSIDE, OUTSIDE, NOT_HERE, NO_SOURCE, ALONE, OTHER_MODEL = VERDICTS
 
 
 @dataclass(kw_only=True)
@@ -57,8 +58,7 @@ def main(settings: Settings) -> None:
     lines = compared(read_lines(settings.published, ("value", "tolerance"), PUBLISHED),
                      read_lines(settings.ours, ("value", "std"), OURS))
     wanted = lines if settings.all else lines[lines["verdict"].isin([INSIDE, OUTSIDE, NOT_HERE])]
-    count = lines["verdict"].value_counts().reindex(
-        [INSIDE, OUTSIDE, NOT_HERE, NO_SOURCE, ALONE, OTHER_MODEL], fill_value=0)
+    count = lines["verdict"].value_counts().reindex(VERDICTS, fill_value=0)
     sentence = (f"{count[INSIDE] + count[OUTSIDE]} compared: {count[INSIDE]} inside their tolerance, {count[OUTSIDE]} "
                 f"outside; {count[NOT_HERE]} published values not computed here, {count[NO_SOURCE]} cells without a "
                 f"source, {count[ALONE]} values of ours without a published one, {count[OTHER_MODEL]} beside one of "
@@ -77,11 +77,10 @@ def collect(settings: Settings) -> None:
     make_output_folder(settings.ours.parent)
     old = read_lines(settings.ours, (), OURS) if settings.ours.is_file() else pd.DataFrame(columns=OURS)
     runs = find_runs(settings, draws=2)  # no interval is needed here
-    roots = settings.model_root or [run.folder for run in runs]
     lines = measured.merged(old, [
         *measured.lines_of_runs(runs), *measured.lines_of_own_heads(settings.embeddings),
-        *measured.lines_of_elastic_nets(roots), *measured.lines_of_nec(runs),
-        *measured.lines_of_fine_tuning(settings.finetuning)])
+        *measured.lines_of_elastic_nets(settings.model_root or [run.folder for run in runs]),
+        *measured.lines_of_nec(runs), *measured.lines_of_fine_tuning(settings.finetuning)])
     write_text(settings.ours, as_csv(lines))
     print(f"{settings.ours}: {len(lines)} lines, from {len(runs)} ledgers")
 
@@ -92,8 +91,8 @@ def compared(published: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
     A value is inside where |ours − published| ≤ tolerance; a published value must have a tolerance. Below an accuracy
     at NEC that ours lacks for this backbone stand those that agree in all else, without a verdict.
     """
-    for line in published[published["value"].notna() & published["tolerance"].isna()].to_dict("records"):
-        raise UserError(f"the published value of {', '.join(line[name] for name in KEY)} has no tolerance; give it one")
+    for _, line in published[published["value"].notna() & published["tolerance"].isna()].iterrows():
+        raise UserError(f"the published value of {', '.join(line[list(KEY)])} has no tolerance; give it one")
     ours = ours.assign(row=range(len(ours)))
     plain = ours[ours["variant"] == ""]
     theirs = published.assign(place=range(len(published))).rename(columns={"value": "published", "unit": "their_unit"})
@@ -125,12 +124,12 @@ def for_people(line: dict[str, Any]) -> dict[str, str]:
     def number(name: str, form: str) -> str:
         return "" if pd.isna(line[name]) else f"{line[name]:{form}}"
 
-    std = None if pd.isna(line["std"]) else line["std"]
     return {"method": line["method"], "model": line["model"], "data set": line["dataset"],
             "setting": " ".join(filter(None, (line["setting"], line["protocol"], line["variant"]))),
             "measure": line["measure"] + (", %" if line["unit"] == "%" else ""),
             "published": number("published", f".{digits}f"),
-            "ours": "" if pd.isna(line["ours"]) else plus_minus(line["ours"], std, digits),
+            "ours": "" if pd.isna(line["ours"]) else plus_minus(
+                line["ours"], None if pd.isna(line["std"]) else line["std"], digits),
             "off": number("off", f"+.{digits}f"), "tolerance": number("tolerance", "g"), "verdict": line["verdict"],
             "marks": line["marks"]}
 

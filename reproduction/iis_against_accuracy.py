@@ -3,8 +3,8 @@
     python reproduction/iis_against_accuracy.py --sweep shapes
     python reproduction/iis_against_accuracy.py --model_root IP_training/IP_Prototype --save_dir results/fig3
 
-Writes iis_points (every model), iis_correlations (a line per bank and data set) as .csv, .md and .tex, and scatter
-plots as .png and .pdf: one per data set with a panel per bank, one per bank with a panel per data set.
+Writes iis_points (every model), iis_correlations (a line per bank and data set) as .csv, .md and .tex, and a scatter
+plot per data set with a panel per bank as .png and .pdf.
 """
 
 import sys
@@ -16,54 +16,46 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from iis.cli import run_script
 from iis.names import slug
-from iis.runtime import make_output_folder
 from reproduction.lib.figures import draw_marks, legend_below, panels, style
 from reproduction.lib.outputs import write_figure, write_table
-from reproduction.lib.points import counted, groups, models_of, nets_of, plain, point, scores, seeds_of, short_name
+from reproduction.lib.points import by_dataset, counted, models_of, nets_of, plain, point, scores, seeds_of
 from reproduction.lib.runs import Run, Source, find_runs, output_folder
 from reproduction.lib.statistics import associate, division_null
 
 MEASURES = {"iis": "ρ(IIS, acc)", "area": "ρ(∫acc ds, acc)", "corrected": "ρ(chance-corrected IIS, acc)"}
 ALL, FINISHED = "with checkpoints", "finished"
 Settings = Source
+OF_POINTS = ("IIS and dense top-1 of {}; mean ± std over {}. The seeds share backbone and images, so ± is the spread "
+             "of bank and heads, not of other backbones.")
 CAPTION = (
-    ", without those close to chance. Spearman ρ with its 95 % bootstrap interval over models (five or more only; a "
-    "perfect order has one without width, which is no certainty) and the two-sided p of permuted models; Kendall τ "
-    "with its p. These models are few and were not drawn at random: p and interval hold for them alone, and three "
-    "cannot give a permutation p below 0.33, four none below 0.083. IIS divides by the accuracy it is compared with: "
-    "the last column but one is ρ and its 95 % range when the curves acc(s) are divided by dense accuracies permuted "
-    "over models, so a ρ(IIS, acc) inside it needs no other explanation.")
+    "At most {} ({}) in a line, without those close to chance. Spearman ρ with its 95 % bootstrap interval over models "
+    "(five or more only; a perfect order has one without width, which is no certainty) and the two-sided p of permuted "
+    "models; Kendall τ with its p. These models are few and were not drawn at random: p and interval hold for them "
+    "alone, and three cannot give a permutation p below 0.33, four none below 0.083. IIS divides by the accuracy it is "
+    "compared with: from division alone, when the curves acc(s) are divided by dense accuracies permuted over models, "
+    "comes the ρ of the last column but one with its 95 % range; a ρ(IIS, acc) inside it needs no other explanation.")
 ALONG = (" Checkpoints of one net are not independent models: p and interval of the lines with checkpoints are too "
          "small.")
 
 
 def main(settings: Settings) -> None:
     """Write both tables and all scatter plots."""
-    folder = make_output_folder(output_folder(settings))
+    folder = output_folder(settings)
     runs = plain(find_runs(settings))
-    found = groups(runs)
-    points = [point(run, bank) for (_, bank), mine in found.items() for run in mine]
-    write_table(folder, "iis_points", points, [
-        {"data set": line["dataset"], "bank": line["bank"], "family": line["family"], "model": line["model"],
-         **scores(line)} for line in points],
-        f"IIS and dense top-1 of {models_of(runs)}; mean ± std over {seeds_of(runs)}. The seeds share backbone and "
-        "images, so ± is the spread of bank and heads, not of other backbones.")
-    lines = [line for (dataset, bank), mine in found.items() for line in correlations(dataset, bank, mine)]
-    most, nets = (max(line[name] for line in lines) for name in ("models", "nets"))
-    print(write_table(
-        folder, "iis_correlations", lines, [for_people(line) for line in lines],
-        f"At most {counted(most, 'model')} ({counted(nets, 'independent net')}) in a line{CAPTION}"
-        + ALONG * any(line["which"] == ALL for line in lines)))
-    drawn: dict[str, dict[str, list[Run]]] = {}
-    for (dataset, bank), mine in found.items():
-        drawn.setdefault(dataset, {})[bank] = mine
-        kind = mine[0].summary["bank"]
-        if len({run.dataset for run in runs if run.summary["bank"] == kind}) > 1:
-            drawn.setdefault(kind, {})[f"{dataset}: {bank}"] = mine
-    for name, by_title in drawn.items():
-        write_figure(folder, f"iis_against_accuracy_{slug(name)}", scatter(by_title, name))
-    print(f"written: {folder}/iis_points.*, iis_correlations.* and iis_against_accuracy_*.png, .pdf: "
-          f"{', '.join(drawn)}")
+    found = by_dataset(runs)
+    points = [point(run) for run in runs]
+    people = [{"data set": line["dataset"], "bank": line["bank"], "family": line["family"], "model": line["model"],
+               **scores(line)} for line in points]
+    write_table(folder, "iis_points", points, people, OF_POINTS.format(models_of(runs), seeds_of(runs)))
+    lines = [line for dataset, by_title in found.items() for bank, mine in by_title.items()
+             for line in correlations(dataset, bank, mine)]
+    most = (counted(max(line[name] for line in lines), what)
+            for name, what in (("models", "model"), ("nets", "independent net")))
+    print(write_table(folder, "iis_correlations", lines, [for_people(line) for line in lines],
+                      CAPTION.format(*most) + ALONG * any(line["which"] == ALL for line in lines)))
+    for dataset, by_title in found.items():
+        write_figure(folder, f"iis_against_accuracy_{slug(dataset)}", scatter(by_title, dataset))
+    print(f"written: {folder}/iis_points.*, iis_correlations.* and iis_against_accuracy_DATASET.png, .pdf")
 
 
 def correlations(dataset: str, bank: str, runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -118,13 +110,20 @@ def scatter(found: dict[str, Sequence[Run]], title: str = "") -> Any:
     figure, axes = panels(len(found), f"{title}: IIS against dense accuracy".removeprefix(": "))
     families = sorted({run.family for runs in found.values() for run in runs})
     for one, (name, runs) in zip(axes, found.items(), strict=True):
+        runs = sorted(runs, key=lambda run: (run.epoch or 0, run.dense))
         for place, family in enumerate(families):
-            _draw(one, [run for run in runs if run.family == family], style(place), family)
+            mine = [run for run in runs if run.family == family]
+            _draw(one, [run for run in mine if run.epoch is None], style(place), family)
+            _draw(one, [run for run in mine if run.epoch is not None], {
+                **style(place), "linestyle": "--", "markerfacecolor": "white"}, f"{family} along pre-training")
         draw_marks(one, runs, lambda run: (100 * run.dense, run.iis))
         used = [run for run in runs if run.meaningful and run.epoch is None]
+        for run in (run for run in runs if run.epoch is None):
+            short = run.model.removeprefix(run.family).lstrip("_-:") or run.model  # 50 of resnet50
+            one.annotate(short, (100 * run.dense, run.iis), xytext=(5, 4), textcoords="offset points", fontsize=7)
         rho = associate([run.iis for run in used], [run.dense for run in used])["rho"]
-        one.set_title(f"{name}\n{counted(len(used), 'finished model')}" + (f", ρ = {signed(rho)}" if rho is not None
-                                                                           else ""), fontsize=9)
+        one.set_title(f"{name}\n{counted(len(used), 'finished model')}"
+                      + ("" if rho is None else f", ρ = {signed(rho)}"), fontsize=9)
         one.margins(x=0.25, y=0.12)
         one.set_xlabel("dense top-1, %", fontsize=8)
         one.tick_params(labelsize=8)
@@ -134,23 +133,11 @@ def scatter(found: dict[str, Sequence[Run]], title: str = "") -> Any:
     return figure
 
 
-def _draw(axes: Any, runs: Sequence[Run], look: dict[str, Any], family: str) -> None:
-    runs = sorted(runs, key=lambda run: (run.epoch or 0, run.dense))
-    for kind, mine in (("", [run for run in runs if run.epoch is None]),
-                       (" along pre-training", [run for run in runs if run.epoch is not None])):
-        if not mine:
-            continue
-        x, y = [100 * run.dense for run in mine], [run.iis for run in mine]
-        own = {"markersize": 3.5, "markerfacecolor": "white", "linewidth": 0.6, "linestyle": "--"} if kind else {
-            "markersize": 5, "linewidth": 1.2}
-        axes.errorbar(x, y, xerr=[100 * (run.summary["dense"]["std"] or 0) for run in mine],
-                      yerr=[run.summary["iis"]["std"] or 0 for run in mine], elinewidth=0.8, label=family + kind,
-                      **look | own)
-        for place, run in enumerate(mine if not kind else []):
-            start = min(place, max(len(mine) - 2, 0))  # of the line's piece at this point
-            falls = y[min(start + 1, len(mine) - 1)] <= y[start]
-            axes.annotate(short_name(run), (x[place], y[place]), xytext=(5, 4 if falls else -9),  # beside the line
-                          textcoords="offset points", fontsize=7)
+def _draw(axes: Any, runs: Sequence[Run], look: dict[str, Any], label: str) -> None:
+    if runs:
+        axes.errorbar([100 * run.dense for run in runs], [run.iis for run in runs], label=label, elinewidth=0.8,
+                      xerr=[100 * (run.summary["dense"]["std"] or 0) for run in runs], markersize=4.5, linewidth=1,
+                      yerr=[run.summary["iis"]["std"] or 0 for run in runs], **look)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from reproduction.lib.figures import band, legend_below, panels, style
 from reproduction.lib.known_attributes import RESTS, Captions, Images, controlled, linear_probe
 from reproduction.lib.outputs import write_figure, write_table
 from reproduction.lib.runs import REPRODUCED, read_run
-from reproduction.lib.scripts import call_script
+from reproduction.lib.sweeps import call_script
 from reproduction.lib.statistics import associate
 from reproduction.lib.tables import plus_minus
 

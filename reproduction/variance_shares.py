@@ -25,7 +25,7 @@ from iis.runtime import UserError, write_text
 from iis.summary import summarise
 from reproduction.lib.outputs import write_table
 from reproduction.lib.runs import REPRODUCED
-from reproduction.lib.scripts import call_script
+from reproduction.lib.sweeps import call_script
 from reproduction.lib.tables import as_csv
 from reproduction.lib.variance_components import components, share_intervals
 

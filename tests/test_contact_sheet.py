@@ -7,7 +7,7 @@ from extractor import patch_extractor
 from iis.cli import parse
 from iis.runtime import UserError
 from reproduction import contact_sheet
-from reproduction.lib.scripts import call_script
+from reproduction.lib.sweeps import call_script
 
 
 def test_rows_over_the_classes_source_first(tmp_path):

@@ -23,7 +23,7 @@ from reproduction.lib.known_attributes import (
     linear_accuracy,
     linear_probe,
 )
-from reproduction.lib.scripts import call_script
+from reproduction.lib.sweeps import call_script
 
 GROUPS = {"shape": ["circle", "square"], "texture": ["plain", "striped"], "size": ["small", "large"]}
 

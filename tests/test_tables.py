@@ -9,7 +9,7 @@ import pytest
 from iis.cli import setting
 from iis.runtime import UserError, read_json
 from reproduction.lib.outputs import write_table
-from reproduction.lib.scripts import call_script, setting_names
+from reproduction.lib.sweeps import call_script, setting_names
 from reproduction.lib.tables import as_csv, as_markdown
 
 

@@ -62,27 +62,22 @@ def lines_of_runs(runs: Iterable[Run]) -> list[dict[str, Any]]:
         common = {"model": run.model, "dataset": run.dataset, "seeds": len(summary["seeds"]),
                   "made_from": _place(run.folder)}
         bank = {**common, "method": run.method, "setting": f"M = {summary['num_concepts']}",
-                "protocol": summary["protocol"], "variant": variant,
-                "marks": ", ".join(run.marks)}
-        lines += [{**bank, "measure": measure, **_area(score["mean"], score["std"])} for measure, score in (
-            ("IIS", summary["iis"]), ("chance-corrected IIS", summary["iis_chance_corrected"]))]
+                "protocol": summary["protocol"], "variant": variant, "marks": ", ".join(run.marks)}
+        lines += [{**bank, "measure": measure, **_area(summary[name]["mean"], summary[name]["std"])}
+                  for measure, name in (("IIS", "iis"), ("chance-corrected IIS", "iis_chance_corrected"))]
         own = [word for word in variant.split("; ") if word.startswith("holdout") or word.endswith(" epochs")]
-        dense = summary["dense"]
         lines.append({**common, "method": "dense head", "setting": "", "protocol": "", "variant": "; ".join(own),
-                      "measure": "top-1", **_percent(dense["mean"], dense["std"])})
+                      "measure": "top-1", **_percent(summary["dense"]["mean"], summary["dense"]["std"])})
     return lines
 
 
 def lines_of_own_heads(root: Path = EMBEDDINGS) -> list[dict[str, Any]]:
     """Top-1 of backbones' original heads, as extractor/check_backbone.py kept it."""
-    lines = []
-    for file in sorted(root.glob("*/own_head_*.json")):
-        found = read_json(file)
-        lines.append({"method": "original head", "model": found["model"], "dataset": found["dataset"],
-                      "setting": found["weights"], "measure": "top-1", "value": round(found["top1"], 3), "std": None,
-                      "unit": "%", "seeds": 1, "protocol": "", "made_from": _place(file),
-                      "variant": "" if found["precision"] == "fp32" else found["precision"]})
-    return lines
+    return [{"method": "original head", "model": found["model"], "dataset": found["dataset"],
+             "setting": found["weights"], "measure": "top-1", **_percent(found["top1"] / 100, None), "seeds": 1,
+             "protocol": "", "variant": "" if found["precision"] == "fp32" else found["precision"],
+             "made_from": _place(file)}
+            for file in sorted(root.glob("*/own_head_*.json")) for found in [read_json(file)]]
 
 
 def lines_of_elastic_nets(folders: Iterable[Path]) -> list[dict[str, Any]]:
@@ -90,13 +85,12 @@ def lines_of_elastic_nets(folders: Iterable[Path]) -> list[dict[str, Any]]:
     lines = []
     for file in sorted({file for folder in folders for file in folder.rglob("elastic_net.json")}):
         found = read_json(file)
-        identity, results = found["identity"], found["results"]
-        weights, _ = mean_std([one["nec"] for one in results])
+        identity, results = found["identity"], pd.DataFrame(found["results"])
         lines.append({"method": "LF-CBM" if identity["bank"] == "Text" else f"{identity['bank']}, elastic net",
                       "model": identity["model"], "dataset": identity["dataset"], "setting": "elastic net",
-                      "measure": "top-1", **_percent(*mean_std([one["top1"] for one in results])),
-                      "seeds": len(results), "variant": "", "made_from": _place(file),
-                      "protocol": f"λ = {identity['lam']:g}: {weights:.1f} weights a class"})
+                      "measure": "top-1", **_percent(*mean_std(results["top1"])), "seeds": len(results), "variant": "",
+                      "protocol": f"λ = {identity['lam']:g}: {results['nec'].mean():.1f} weights a class",
+                      "made_from": _place(file)})
     return lines
 
 
@@ -111,7 +105,7 @@ def lines_of_nec(runs: Iterable[Run]) -> list[dict[str, Any]]:
         kept = read_json(file) if file.exists() else {}
         seeds = [one for one in map(kept.get, map(str, summary["seeds"])) if one and all(
             one["depends"][name] == run.identity[name] for name in ("train_hash", "val_hash"))]
-        if not seeds or len(seeds) < len(summary["seeds"]):
+        if len(seeds) < len(summary["seeds"]):
             continue
         common = {"method": NEC_METHODS.get(run.method, f"{run.method}, elastic net"), "model": run.model,
                   "dataset": run.dataset, "seeds": len(seeds), "made_from": _place(file),
@@ -120,9 +114,10 @@ def lines_of_nec(runs: Iterable[Run]) -> list[dict[str, Any]]:
             if line["top1"] is None:  # NEC is more than M
                 continue
             words = [variant_of(run), f"{line['used']:.1f} weights a class" if short(line) else ""]
-            what = ("NEC = 5 to 30", "ANEC") if line["nec"] == "ANEC" else (f"NEC = {line['nec']}", "top-1")
-            lines.append({**common, **dict(zip(("setting", "measure"), what, strict=True)),
-                          "variant": "; ".join(filter(None, words)), **_percent(line["top1"], line["top1_std"])})
+            mean = line["nec"] == "ANEC"
+            lines.append({**common, "setting": "NEC = 5 to 30" if mean else f"NEC = {line['nec']}",
+                          "measure": "ANEC" if mean else "top-1", "variant": "; ".join(filter(None, words)),
+                          **_percent(line["top1"], line["top1_std"])})
     return lines
 
 
@@ -140,25 +135,23 @@ def lines_of_fine_tuning(root: Path) -> list[dict[str, Any]]:
             print(f"left out: {sentence}")
         if not len(cells):
             continue
-        for (objective, size, sparsity), mine in cells.groupby(["objective", "num_concepts", "sparsity"], dropna=False,
-                                                               sort=False):
-            words = [NAMES[objective]] if objective not in (BEFORE, usual.objective) else []
-            if objective != BEFORE:
-                words += [f"M = {size:g}"] if size != usual.num_concepts else []
-                words += [f"s = {sparsity:g}"] if sparsity != usual.sparsity else []
-            of_bank = mine["measured_with"].iloc[0]
+        keys = ["objective", "num_concepts", "sparsity", "measured_with"]
+        for (objective, size, sparsity, of_bank), mine in cells.groupby(keys, dropna=False, sort=False):
+            before = objective == BEFORE
+            words = [NAMES[objective] if objective not in (BEFORE, usual.objective) else "",
+                     f"M = {size:g}" if not before and size != usual.num_concepts else "",
+                     f"s = {sparsity:g}" if not before and sparsity != usual.sparsity else ""]
             common = {"method": "fine-tuning", "model": made["model_config"], "dataset": made["dataset"],
-                      "setting": "before fine-tuning" if objective == BEFORE else "after fine-tuning",
-                      "seeds": len(mine), "protocol": index.parent.name, "made_from": _place(index)}
+                      "setting": "before fine-tuning" if before else "after fine-tuning", "seeds": len(mine),
+                      "protocol": index.parent.name, "made_from": _place(index)}
             marks = "; ".join(sorted(set(filter(None, mine["marks"]))))
             for name, (_, measure) in MEASURES.items():
                 if mine[name].isna().any():  # the original head of the backbone as it came
                     continue
-                with_bank = [f"measured at M = {of_bank}"] if of_bank != usual.num_concepts and name in (
-                    "fresh_ip", "iis", "iis_chance_corrected") else []
+                by_bank = name in ("fresh_ip", "iis", "iis_chance_corrected") and of_bank != usual.num_concepts
                 mean, std = mean_std(mine[name])
-                lines.append({**common, "variant": "; ".join(words + with_bank), "measure": measure,
-                              "marks": marks if "IIS" in measure else "",
+                lines.append({**common, "measure": measure, "marks": marks if "IIS" in measure else "",
+                              "variant": "; ".join(filter(None, [*words, by_bank * f"measured at M = {of_bank}"])),
                               **(_percent(mean / 100, std and std / 100) if name in PERCENT else _area(mean, std))})
     return lines
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from iis.statistics import plus_minus
 from IP_training.config import PROTOCOLS
 from reproduction.lib.runs import Run
-from reproduction.lib.tables import plus_minus
 
 # Runs are comparable where these agree. What a model or its images decide is not among them.
 SETTING = ("bank", "parts", "num_concepts", "elements", "protocol", *PROTOCOLS["paper"], "bank_name", "concept_set",
@@ -35,7 +35,7 @@ def finished(runs: Sequence[Run]) -> list[Run]:
 
 def bank_place(bank: str) -> int:
     """Where tables list a kind of bank."""
-    return BANKS.index(bank) if bank in BANKS else len(BANKS)
+    return (*BANKS, bank).index(bank)
 
 
 # ---- settings and titles ----
@@ -62,17 +62,28 @@ def in_words(name: str, value: Any) -> str:
 
 
 def groups(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
-    """{(data set, title of the bank): comparable runs}. A title is the bank and each setting in which runs of the data
-    set with that bank differ; settings that the protocol decides, the paper's protocol and holdout 0 are left out."""
+    """{(data set, title of the bank): comparable runs}; each run keeps its title too (`run.title`). A title is the bank
+    and each setting in which runs of the data set with that bank differ; settings that the protocol decides, the
+    paper's protocol and holdout 0 are left out."""
     settings = [setting(run) for run in runs]
+    rivals: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for run, mine in zip(runs, settings, strict=True):
+        rivals.setdefault((run.dataset, mine["bank"]), []).append(mine)
     found: dict[tuple[str, str], list[Run]] = {}
     for run, mine in zip(runs, settings, strict=True):
-        rivals = [other for one, other in zip(runs, settings, strict=True)
-                  if (one.dataset, other["bank"]) == (run.dataset, mine["bank"])]
         usual = {**PROTOCOLS.get(mine["protocol"], {}), "protocol": "paper", "holdout": 0.0}
         words = [in_words(name, value) for name, value in mine.items() if name != "bank" and value != usual.get(name)
-                 and any(rival[name] != value for rival in rivals)]
-        found.setdefault((run.dataset, ", ".join([mine["bank"], *words])), []).append(run)
+                 and any(other[name] != value for other in rivals[run.dataset, mine["bank"]])]
+        run.title = ", ".join([mine["bank"], *words])
+        found.setdefault((run.dataset, run.title), []).append(run)
+    return found
+
+
+def by_dataset(runs: Sequence[Run]) -> dict[str, dict[str, list[Run]]]:
+    """{data set: {title: runs}}, the groups as figures take them."""
+    found: dict[str, dict[str, list[Run]]] = {}
+    for (dataset, title), mine in groups(runs).items():
+        found.setdefault(dataset, {})[title] = mine
     return found
 
 
@@ -88,11 +99,11 @@ def variant_of(run: Run) -> str:
 # ---- numbers, and how people read them ----
 
 
-def point(run: Run, bank: str) -> dict[str, Any]:
-    """One run as a line of numbers; accuracies are fractions. bank: the title of its group."""
+def point(run: Run) -> dict[str, Any]:
+    """A run of `groups` as a line of numbers; accuracies are fractions."""
     summary = run.summary
     low, high = summary["bootstrap"]["interval_95"]
-    return {"dataset": run.dataset, "bank": bank, "family": run.family, "net": run.net, "model": run.model,
+    return {"dataset": run.dataset, "bank": run.title, "family": run.family, "net": run.net, "model": run.model,
             "epoch": run.epoch, "seeds": len(summary["seeds"]), "num_concepts": summary["num_concepts"],
             "width": summary["width"], "dense": run.dense, "dense_std": summary["dense"]["std"], "iis": run.iis,
             "iis_std": summary["iis"]["std"], "bootstrap_low": low, "bootstrap_high": high, "area": run.area,
@@ -116,11 +127,6 @@ def percent(mean: float | None, std: float | None = None, digits: int = 1) -> st
 def marked(label: str, run: Run) -> str:
     """A label in a figure with the run's marks: "net (saturated)"."""
     return label + (f" ({', '.join(run.marks)})" if run.marks else "")
-
-
-def short_name(run: Run) -> str:
-    """What tells a model within its family: `50` of resnet50, `small` of shapes_small."""
-    return run.model.removeprefix(run.family).lstrip("_-:") or run.model
 
 
 def counted(count: int, what: str) -> str:

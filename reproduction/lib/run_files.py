@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from iis.cli import read_yaml
 from iis.embedding_file import Embeddings, load_embeddings
 from iis.runtime import UserError
@@ -40,3 +43,16 @@ def settings_of(folder: Path) -> dict[str, Any]:
     """The settings a training script wrote beside its ledger; {} where they are gone."""
     file = Path(folder) / "settings.yaml"
     return read_yaml(file) if file.is_file() else {}
+
+
+def labels_of(run: Run) -> np.ndarray | None:
+    """The validation labels (N,) of a run; None where they cannot be found again."""
+    try:
+        return images_of(run, "val").labels_N.numpy()
+    except UserError:
+        return None
+
+
+def balanced_accuracy(correct_N: np.ndarray, labels_N: np.ndarray) -> float:
+    """Mean over the classes that occur of their recall. correct_N: bool; labels_N: int. A fraction."""
+    return float(pd.Series(np.asarray(correct_N, float)).groupby(np.asarray(labels_N)).mean().mean())

@@ -12,7 +12,7 @@ import numpy as np
 from iis.cli import path, setting
 from iis.equations import area
 from iis.results import LEDGER, read_ledger
-from iis.runtime import ROOT, UserError, each, read_json
+from iis.runtime import ROOT, UserError, each, make_output_folder, read_json
 from iis.summary import summarise
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 SWEEPS = ROOT / "results" / "sweeps"
 REPRODUCED = ROOT / "results" / "reproduction"
-_EITHER = "name either --sweep NAME or --model_root FOLDER"
 
 
 @dataclass(kw_only=True)
@@ -32,11 +31,20 @@ class Source:
     save_dir: Path | None = setting(None, "output folder (default: results/reproduction/SWEEP, or the first "
                                           "--model_root)")
 
+    def index(self) -> Path | None:
+        """The sweep's index: results/sweeps/NAME/cells.json, or the file itself; None for --model_root. Raises
+        `UserError` unless one of the two is named."""
+        if bool(self.sweep) == bool(self.model_root):
+            raise UserError("name either --sweep NAME or --model_root FOLDER" + ", not both" * bool(self.sweep))
+        if not self.sweep:
+            return None
+        return path(self.sweep) if self.sweep.endswith(".json") else SWEEPS / self.sweep / "cells.json"
+
 
 @dataclass
 class Run:
     """One ledger. identity: what its rows share; summary: `iis.summary.summarise` of it; cell: its entry in the sweep's
-    index ({} for a folder named by hand). The other fields are taken from these:
+    index ({} for a folder named by hand); title: of `points.groups`. The other fields are taken from these:
 
     epoch is 4 and net `shapes_large` for the checkpoint `shapes_large_epoch4`; None and the model itself for others.
     family: models of one family are joined by a line: the sweep's word, else the start of the name (`resnet50` →
@@ -50,6 +58,7 @@ class Run:
     identity: dict[str, Any]
     summary: dict[str, Any]
     cell: dict[str, Any] = field(default_factory=dict)
+    title: str = ""
 
     def __post_init__(self) -> None:
         summary, parts = self.summary, self.identity.get("parts")
@@ -80,13 +89,9 @@ class Run:
         if not file.is_file():
             raise UserError(f"there is no file {file} with the bank: run stage 3 again")
         tensors, described = load_file(file), read_json(file.with_suffix(".json"))
-        names = {"all": "bank"} if "bank" in tensors else {
-            name.removesuffix("/bank"): name for name in sorted(tensors) if name.endswith("/bank")}
-        if not names:
-            raise UserError(f"{file} holds no bank; run stage 3 again")
-        return {ratio: Bank(self.summary["bank"], tensors[name].float(), described["concepts"][ratio],
+        return {ratio: Bank(self.summary["bank"], tensors["bank" if ratio == "all" else f"{ratio}/bank"].float(), words,
                             tuple((kind, columns) for kind, columns in described["blocks"][ratio]))
-                for ratio, name in sorted(names.items())}
+                for ratio, words in sorted(described["concepts"].items())}
 
     def bank(self, seed: int) -> Bank:
         """The bank of a seed's predictors, of the smallest ratio where each has its own."""
@@ -100,32 +105,22 @@ def epoch_of(model: str) -> int | None:
 
 
 def output_folder(source: Source) -> Path:
-    """--save_dir, else results/reproduction/SWEEP, else the first --model_root."""
-    if source.save_dir is None and bool(source.sweep) == bool(source.model_root):
-        raise UserError(_EITHER + ", not both" * bool(source.sweep))
-    return source.save_dir or (REPRODUCED / cells_file(source.sweep).parent.name if source.sweep
-                               else source.model_root[0])
-
-
-def cells_file(sweep: str) -> Path:
-    """The index of a sweep: results/sweeps/NAME/cells.json, or the file itself."""
-    return path(sweep) if sweep.endswith(".json") else SWEEPS / sweep / "cells.json"
+    """--save_dir, else results/reproduction/SWEEP, else the first --model_root; made where it is missing."""
+    index = source.index()
+    return make_output_folder(source.save_dir or (REPRODUCED / index.parent.name if index else source.model_root[0]))
 
 
 def find_runs(source: Source, draws: int = 1000) -> list[Run]:
     """All runs of --sweep or --model_root that can be summarised. Prints a sentence for each one that cannot.
 
-    Raises `UserError` where none can.
+    draws: bootstrap resamples. Raises `UserError` where none can.
     """
-    if bool(source.sweep) == bool(source.model_root):
-        raise UserError(_EITHER + ", not both" * bool(source.sweep))
-    if source.sweep:
-        file = cells_file(source.sweep)
-        if not file.is_file():
-            raise UserError(f"there is no sweep {file}; run python reproduction/sweep.py first")
-        found = read_json(file)
+    if index := source.index():
+        if not index.is_file():
+            raise UserError(f"there is no sweep {index}; run python reproduction/sweep.py first")
+        found = read_json(index)
         if not isinstance(found, list) or not all(isinstance(cell, dict) for cell in found):
-            raise UserError(f"{file} is no list of cells, as reproduction/sweep.py writes it; delete it and run that "
+            raise UserError(f"{index} is no list of cells, as reproduction/sweep.py writes it; delete it and run that "
                             "again")
         cells = [(ROOT / cell["folder"], cell) for cell in found if cell.get("folder")]
     else:
@@ -145,4 +140,3 @@ def read_run(folder: Path, cell: dict[str, Any] | None = None, draws: int = 1000
     summary = summarise(rows, draws, str(folder / LEDGER))
     grid = {"learning_rates": sorted({row["learning_rate"] for row in rows}), "ratios": summary["ratios"]}
     return Run(folder, {"elements": None, **rows[0], **grid}, summary, cell or {})
-
