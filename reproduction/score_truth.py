@@ -19,20 +19,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import pandas as pd
 
-from iis.cli import positive, run_script, setting
+from iis.cli import part, positive, run_script, setting
 from iis.names import slug
 from iis.runtime import ROOT, UserError, make_output_folder, progress, write_whole
-from iis.statistics import mean_std
+from iis.statistics import mean_std, plus_minus
 from reproduction.lib.figures import band, legend_below, panels, style
 from reproduction.lib.known_attributes import RESTS, Captions, Images, controlled, linear_probe
 from reproduction.lib.outputs import write_figure, write_table
 from reproduction.lib.runs import REPRODUCED, read_run
-from reproduction.lib.sweeps import call_script
 from reproduction.lib.statistics import associate
-from reproduction.lib.tables import plus_minus
+from reproduction.lib.sweeps import call_script
 
 BANKS = {"Prototype": "Prototype", "Random": "Random", "Own": "true attributes"}  # and what tables call them
 ELEMENTS_PER_CLASS = 80
+CAPTION = ("IIS at M = {}, means over {} draws, by the share of true attributes in the features. ρ: Spearman's of share "
+           "and mean IIS, its permutation p, and mean ± std of ρ over draws. n.c.: the dense head is close to chance, "
+           "so the IIS means nothing and is left out of ρ.")
 
 
 @dataclass(kw_only=True)
@@ -44,7 +46,7 @@ class Settings:
     shares: tuple[float, ...] = setting((0.0, 0.2, 0.4, 0.6, 0.8, 1.0), "shares of attributes")
     rests: list[str] = setting(RESTS, f"what the rest may be: {', '.join(RESTS)}", choices=RESTS, metavar="REST")
     draws: int = setting(3, "how many times everything random is drawn anew", type=positive)
-    target: float = setting(0.9, "linear accuracy that noise is set to, but for the rest `noise`")
+    target: float = setting(0.9, "linear accuracy that noise is set to, but for the rest `noise`", type=part)
     n_epoch: int = setting(30, "epochs per head", type=positive)
     device: str | None = setting(None, "cpu, cuda or cuda:N (default: cuda when there is one)")
     save_dir: Path = setting(REPRODUCED / "score_truth", "output folder")
@@ -54,48 +56,28 @@ def main(settings: Settings) -> Path:
     """Make features, train what is missing, and write table and figure. Returns the output folder."""
     shares = sorted(set(settings.shares))
     if len(shares) < 3:
-        raise UserError(f"--shares {','.join(f'{share:g}' for share in settings.shares)}: a rank correlation needs "
-                        "3 or more")
-    if not 0 < settings.target < 1:
-        raise UserError(f"--target {settings.target:g} is no accuracy to aim at: it must lie between 0 and 1")
+        raise UserError(f"--shares {','.join(f'{share:g}' for share in shares)}: a rank correlation needs 3 or more")
     folder = make_output_folder(settings.save_dir)
-    images = images_of(Captions(settings.captions))
+    images = Images.of(Captions(settings.captions))
     cells = [(rest, share, draw) for draw in range(settings.draws) for rest in settings.rests for share in shares]
     found = pd.DataFrame([line for cell in progress(cells, desc="features", unit="set")
                           for line in measure(settings, images, *cell)])
-    print(write_table(
-        folder, "score_truth", found, table(found),
-        f"IIS at M = {images.train_has_NA.shape[1]}, means over {settings.draws} draws, by the share of true "
-        "attributes in the features. ρ: Spearman's of share and mean IIS, its permutation p, and mean ± std of ρ over "
-        "draws. n.c.: the dense head is close to chance, so the IIS means nothing and is left out of ρ."))
+    print(write_table(folder, "score_truth", found, table(found),
+                      CAPTION.format(images.train_has_NA.shape[1], settings.draws)))
     write_figure(folder, "score_truth", figure(found))
     print(f"written: {folder}/score_truth.csv, .md, .tex, .png, .pdf")
     return folder
-
-
-def images_of(captions: Captions) -> Images:
-    """Attributes and classes of every image that the captions name."""
-    has, classes = {}, {}
-    for split in ("train", "val"):
-        names = captions.names(split)
-        has[split], classes[split] = captions.has(split, names), [name.split("/")[0] for name in names]
-    known = sorted(set(classes["train"]))
-    labels = {split: np.array([known.index(name) for name in classes[split]]) for split in classes}
-    return Images(has["train"], has["val"], labels["train"], labels["val"])
 
 
 def measure(settings: Settings, images: Images, rest: str, share: float, draw: int) -> list[dict[str, Any]]:
     """A line per bank of one set of features."""
     made = controlled(images, rest, share, draw, settings.target)
     folder = settings.save_dir / "features" / slug(f"{rest}_share{share:g}_draw{draw}")
-    labels_N = images.train_labels_N
-    chosen = np.concatenate([np.flatnonzero(labels_N == label)[:ELEMENTS_PER_CLASS]
-                             for label in range(labels_N.max() + 1)])
     for name, values in {"train": made.train_ND.astype(np.float32), "val": made.val_ND.astype(np.float32),
-                         "bank": made.directions_AD.astype(np.float32), "train_labels": labels_N,
+                         "bank": made.directions_AD.astype(np.float32), "train_labels": images.train_labels_N,
                          "val_labels": images.val_labels_N}.items():  # as any other tool hands features over
         write_whole(folder / f"{name}.npy", lambda temporary, values=values: np.save(temporary, values))
-    save_elements(folder / "elements.pkl", made.train_ND[chosen], labels_N[chosen], chosen)
+    save_elements(folder / "elements.pkl", made.train_ND, images.train_labels_N)
     probe = float(np.nanmean(linear_probe(made.train_ND, images.train_has_NA, made.val_ND, images.val_has_NA)))
     lines = []
     for bank in BANKS:
@@ -106,15 +88,16 @@ def measure(settings: Settings, images: Images, rest: str, share: float, draw: i
     return lines
 
 
-def save_elements(file: Path, features_ED: np.ndarray, labels_E: np.ndarray, rows: np.ndarray) -> None:
-    """The elements as an embedding file, because a bank of prototypes is balanced over their classes."""
+def save_elements(file: Path, train_ND: np.ndarray, labels_N: np.ndarray) -> None:
+    """The first images of each class as an embedding file: a bank of prototypes is balanced over their classes."""
     import torch
 
     from iis.embedding_file import Embeddings, save_embeddings
 
+    rows = np.concatenate([np.flatnonzero(labels_N == label)[:ELEMENTS_PER_CLASS] for label in np.unique(labels_N)])
     save_embeddings(file, Embeddings(
-        torch.from_numpy(features_ED.astype(np.float32)), torch.from_numpy(labels_E),
-        [f"class {label:03d}" for label in range(labels_E.max() + 1)], [f"train row {row}" for row in rows],
+        torch.from_numpy(train_ND[rows].astype(np.float32)), torch.from_numpy(labels_N[rows]),
+        [f"class {label:03d}" for label in np.unique(labels_N)], [f"train row {row}" for row in rows],
         {"elements": {"kind": "pictures"}}))
 
 
@@ -124,18 +107,18 @@ def train(settings: Settings, folder: Path, bank: str, count: int, draw: int) ->
 
     own = {"Prototype": {"concept_path": folder / "elements.pkl", "num_concepts": count},
            "Random": {"kind": "Random", "num_concepts": count}, "Own": {"bank": folder / "bank.npy"}}[bank]
-    script = IP_Prototype_training if bank == "Prototype" else IP_Bank_training
-    return call_script(script, {
-        "model_name": "controlled", "dataset": "controlled", "train_pt": folder / "train.npy", "seeds": 1,
-        "train_labels": folder / "train_labels.npy", "val_pt": folder / "val.npy", "first_seed": draw,
-        "val_labels": folder / "val_labels.npy", "n_epoch": settings.n_epoch, "device": settings.device, **own,
+    files = {key: folder / f"{name}.npy" for key, name in (("train_pt", "train"), ("train_labels", "train_labels"),
+                                                           ("val_pt", "val"), ("val_labels", "val_labels"))}
+    return call_script(IP_Prototype_training if bank == "Prototype" else IP_Bank_training, {
+        "model_name": "controlled", "dataset": "controlled", **files, "seeds": 1, "first_seed": draw,
+        "n_epoch": settings.n_epoch, "device": settings.device, **own,
         "dense_heads_dir": settings.save_dir / "dense_heads", "save_dir": folder / bank})
 
 
 def by_share(found: pd.DataFrame, rest: str, bank: str, key: str = "iis") -> pd.DataFrame:
     """Values (draws × shares ascending); NaN where the dense head is close to chance (of an IIS)."""
     mine = found[(found["rest"] == rest) & (found["bank"] == bank)]
-    values = mine[key].mask(mine["near_chance"]) if key.startswith("iis") else mine[key]
+    values = mine[key].mask(mine["near_chance"]) if key == "iis" else mine[key]
     return mine.assign(value=values).pivot(index="draw", columns="share", values="value")
 
 

@@ -15,8 +15,8 @@ divides by accuracy divides by the same number. The price is that the noise diff
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,12 +35,12 @@ class Captions:
         if not file.is_file():
             raise UserError(f"there is no file {file} with the true attributes: run demo/paint_shapes.py, or name it "
                             "with --captions")
-        data = read_json(file)
-        if not isinstance(data, dict) or not all(isinstance(data.get(key), dict) for key in ("attributes", "images")):
+        try:
+            groups, self._images = (dict(read_json(file)[key]) for key in ("attributes", "images"))
+        except (TypeError, KeyError, ValueError):
             raise UserError(f"{file} does not hold the true attributes of images: name captions.json as "
-                            "demo/paint_shapes.py writes it")
-        self.words = [word for group in data["attributes"].values() for word in group]
-        self._images = data["images"]
+                            "demo/paint_shapes.py writes it") from None
+        self.words = [word for group in groups.values() for word in group]
 
     def names(self, split: str) -> list[str]:
         """Every image of a split, as embedding files name it."""
@@ -97,8 +97,7 @@ def linear_probe(train_ND: np.ndarray, train_has_NA: np.ndarray, val_ND: np.ndar
 # ---- features with a known share of attributes ----
 
 
-@dataclass(frozen=True)
-class Images:
+class Images(NamedTuple):
     """True attributes (N, A) bool and classes (N,) of both splits."""
 
     train_has_NA: np.ndarray
@@ -106,9 +105,16 @@ class Images:
     train_labels_N: np.ndarray
     val_labels_N: np.ndarray
 
+    @classmethod
+    def of(cls, captions: Captions) -> Images:
+        """Every image that the captions name; its class is its folder."""
+        names = [captions.names(split) for split in ("train", "val")]
+        classes = sorted({name.split("/")[0] for name in names[0]})
+        return cls(*(captions.has(split, own) for split, own in zip(("train", "val"), names, strict=True)),
+                   *(np.array([classes.index(name.split("/")[0]) for name in own]) for own in names))
 
-@dataclass(frozen=True)
-class Controlled:
+
+class Controlled(NamedTuple):
     """Features of both splits, the true directions (A, D), the standard deviation of the isotropic noise per
     coordinate, and the accuracy that the linear classifier reaches."""
 
@@ -122,11 +128,10 @@ class Controlled:
 def controlled(images: Images, rest: str, share: float, draw: int, target: float = 0.9) -> Controlled:
     """Features at a share in [0, 1]; everything random follows from `draw` alone, the same at every share. Raises
     `UserError` where a linear classifier does not reach the accuracy `target` under a code without noise."""
-    if rest not in RESTS or not 0 <= share <= 1:
-        raise UserError(f"rest {rest!r} with share {share:g}: the rest is one of {', '.join(RESTS)}, the share in "
-                        "[0, 1]")
-    attributes = _unit_power(images.train_has_NA, images.val_has_NA)
-    count, width = images.train_has_NA.shape[1], images.train_has_NA.shape[1] + REST_WIDTH
+    if not 0 <= share <= 1:
+        raise UserError(f"the share {share:g} of attributes is not in [0, 1]")
+    attributes, count = _unit_power(images.train_has_NA, images.val_has_NA), images.train_has_NA.shape[1]
+    width = count + REST_WIDTH
     codes = _rest(images, rest, draw, width)
     parts = [share ** 0.5 * np.pad(own, ((0, 0), (0, REST_WIDTH))) + (1 - share) ** 0.5 * code
              for own, code in zip(attributes, codes, strict=True)]
@@ -136,16 +141,14 @@ def controlled(images: Images, rest: str, share: float, draw: int, target: float
     def noisy(level: float) -> list[np.ndarray]:
         return [part + level * noise for part, noise in zip(parts, spread, strict=True)]
 
-    level, accuracy = 0.0, linear_accuracy(*parts, images)
-    if rest != "noise":
-        if accuracy < target:
-            raise UserError(f"{rest}, share {share:g}: without noise the linear classifier reaches {accuracy:.3f}, "
-                            f"below the {target:g} asked for; lower --target")
-        low, high = 0.0, 1.0
-        while high - low > 0.0005:  # bisection
-            level = (low + high) / 2
-            accuracy = linear_accuracy(*noisy(level), images)
-            low, high = (level, high) if accuracy > target else (low, level)
+    level, accuracy, low, high = 0.0, linear_accuracy(*parts, images), 0.0, 1.0
+    if rest != "noise" and accuracy < target:
+        raise UserError(f"{rest}, share {share:g}: without noise the linear classifier reaches {accuracy:.3f}, below "
+                        f"the {target:g} asked for; lower --target")
+    while rest != "noise" and high - low > 0.0005:  # bisection
+        level = (low + high) / 2
+        accuracy = linear_accuracy(*noisy(level), images)
+        low, high = (level, high) if accuracy > target else (low, level)
     turn_DD = np.linalg.qr(numpy_rng(draw, "controlled", "turn").standard_normal((width, width)))[0]
     train_ND, val_ND = (split_ND @ turn_DD.T for split_ND in noisy(level))
     return Controlled(train_ND, val_ND, turn_DD[:, :count].T, level, accuracy)

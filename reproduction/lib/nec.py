@@ -86,12 +86,10 @@ def accuracy_at_levels(train: tuple[torch.Tensor, torch.Tensor], val: tuple[torc
     path = elastic_net_path(x_NM, y_N, num_classes, lams, PATH["alpha"], PATH["passes"], PATH["tolerance"])
     lines = []
     for level, layer in at_levels(path, levels).items():
-        line = {"nec": level, "top1": None, "used": None, "lam": None, "nonzero": None}
-        if layer is not None:
-            right = (x_VM @ layer.W_CM.T + layer.b_C).argmax(1) == y_V
-            line |= {"top1": float(right.double().mean()), "used": int((layer.W_CM != 0).sum()) / num_classes,
-                     "lam": layer.lam, "nonzero": layer.nonzero}
-        lines.append(line)
+        right = None if layer is None else (x_VM @ layer.W_CM.T + layer.b_C).argmax(1) == y_V
+        lines.append({"nec": level, "top1": None, "used": None, "lam": None, "nonzero": None} if right is None else {
+            "nec": level, "top1": float(right.double().mean()), "used": int((layer.W_CM != 0).sum()) / num_classes,
+            "lam": layer.lam, "nonzero": layer.nonzero})
     return lines
 
 
@@ -100,10 +98,13 @@ def over_seeds(seeds: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]
 
     seeds: for each the lines of `accuracy_at_levels`. None where a seed, or for ANEC a level, has none.
     """
-    levels = [{"nec": at[0]["nec"], **_spread([line["top1"] for line in at]),
-               "used": _spread([line["used"] for line in at])["top1"]} for at in zip(*seeds, strict=True)]
-    means = [_spread([line["top1"] for line in lines])["top1"] for lines in seeds]
-    return [*levels, {"nec": "ANEC", **_spread(means), "used": None}]
+    levels = list(zip(*seeds, strict=True))
+    top1 = [[line["top1"] for line in at] for at in levels]
+    of_all = [_spread(per_seed)[0] for per_seed in zip(*top1, strict=True)]
+    lines = [(at[0]["nec"], _spread(values), _spread([line["used"] for line in at])[0])
+             for at, values in zip(levels, top1, strict=True)]
+    return [{"nec": nec, "top1": mean, "top1_std": std, "used": used}
+            for nec, (mean, std), used in [*lines, ("ANEC", _spread(of_all), None)]]
 
 
 def short(line: dict[str, Any]) -> bool:
@@ -111,5 +112,5 @@ def short(line: dict[str, Any]) -> bool:
     return line["used"] is not None and line["used"] < line["nec"] - 1e-9
 
 
-def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
-    return dict(zip(("top1", "top1_std"), (None, None) if None in values else mean_std(values), strict=True))
+def _spread(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    return (None, None) if None in values else mean_std(values)

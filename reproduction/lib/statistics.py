@@ -43,14 +43,13 @@ def associate(x: Sequence[float], y: Sequence[float], seed: int = 0) -> dict[str
         return {**found, "dropped": 0}
     kendall, rho = kendalltau(x_n, y_n), float(rank_correlation(x_n[None], y_n[None])[0])
     null, exact = over_orders(len(x_n), lambda orders_Bn: rank_correlation(x_n[None], y_n[orders_Bn]), seed)
-    as_far = int((np.abs(null) >= abs(rho) - 1e-9).sum())
-    # Orders drawn at random lack the one observed, which belongs to its own null (Phipson and Smyth 2010).
-    p = as_far / len(null) if exact else (as_far + 1) / (len(null) + 1)
+    as_far, drawn = int((np.abs(null) >= abs(rho) - 1e-9).sum()), 0 if exact else 1
     (low, high), dropped = bootstrap_rho(x_n, y_n, seed)
-    values = (rho, spearmanr(x_n, y_n).pvalue, low, high, dropped, kendall.statistic, kendall.pvalue, null.mean(),
-              null.std(ddof=0 if exact else 1), p)
-    return {name: value if value is None or name == "dropped" else float(value)
-            for name, value in zip(ASSOCIATION, values, strict=True)}
+    return {"rho": rho, "rho_p": float(spearmanr(x_n, y_n).pvalue), "low": low, "high": high, "dropped": dropped,
+            "tau": float(kendall.statistic), "tau_p": float(kendall.pvalue), "null_mean": float(null.mean()),
+            "null_sd": float(null.std(ddof=drawn)),
+            # Orders drawn at random lack the one observed, which belongs to its own null (Phipson and Smyth 2010).
+            "null_p": (as_far + drawn) / (len(null) + drawn)}
 
 
 def bootstrap_rho(x_n: np.ndarray, y_n: np.ndarray, seed: int = 0) -> tuple[tuple[float | None, float | None], int]:
@@ -61,8 +60,7 @@ def bootstrap_rho(x_n: np.ndarray, y_n: np.ndarray, seed: int = 0) -> tuple[tupl
         return (None, None), 0
     picks_Bn = numpy_rng(seed, "models", count).integers(count, size=(DRAWS, count))
     rhos = rank_correlation(x_n[picks_Bn], y_n[picks_Bn])
-    varied = rhos[np.isfinite(rhos)]
-    return interval(varied), len(rhos) - len(varied)
+    return interval(rhos[np.isfinite(rhos)]), int((~np.isfinite(rhos)).sum())
 
 
 def division_null(area: Sequence[float], dense: Sequence[float], seed: int = 0
@@ -73,7 +71,7 @@ def division_null(area: Sequence[float], dense: Sequence[float], seed: int = 0
     area_n, dense_n = _comparable(area), _comparable(dense)
     if len(dense_n) < FEWEST or np.ptp(dense_n) == 0:
         return None, None, None
-    null, _ = over_orders(len(dense_n), lambda orders_Bn: rank_correlation(np.round(area_n / dense_n[orders_Bn], 12),
+    null, _ = over_orders(len(dense_n), lambda orders_Bn: rank_correlation(_comparable(area_n / dense_n[orders_Bn]),
                                                                            dense_n[orders_Bn]), seed)
     null = null[np.isfinite(null)]  # without the orders that make all IIS equal
     return (float(null.mean()), *interval(null)) if len(null) else (None, None, None)
@@ -97,7 +95,7 @@ def rank_correlation(x_Bn: np.ndarray, y_Bn: np.ndarray) -> np.ndarray:
 
 
 def _comparable(values: Sequence[float]) -> np.ndarray:
-    """Means of the same numbers in another order differ in the last bit and must tie."""
+    """Rounded: means of the same numbers in another order differ in the last bit and must tie."""
     return np.round(np.asarray(values, float), 12)
 
 

@@ -17,7 +17,7 @@ out: the two-way design bank × head.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,8 +26,7 @@ from iis.runtime import UserError, numpy_rng
 SOURCES = ("stage-1 sample", "bank", "head", "stage-1 sample × head", "bank × head")
 
 
-@dataclass(frozen=True)
-class Components:
+class Components(NamedTuple):
     """variance: {source: its variance, ≥ 0}; negative: sources whose estimate is below 0 and given as 0."""
 
     variance: dict[str, float]
