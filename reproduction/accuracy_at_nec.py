@@ -57,7 +57,7 @@ def main(settings: Settings) -> None:
     lines = [{"dataset": run.dataset, "bank": run.title, "model": run.model, "seeds": len(run.summary["seeds"]),
               "dense": run.dense, **line, "marks": "; ".join(run.marks)} for run, levels in measured for line in levels]
     people = [{"data set": run.dataset, "bank": run.title, "model": run.model, "dense": percent(run.dense),
-               **{line["nec"] if line["nec"] == "ANEC" else f"NEC {line['nec']}": percent(line["top1"], line["top1_std"])
+               **{f"NEC {line['nec']}".replace("NEC ANEC", "ANEC"): percent(line["top1"], line["top1_std"])
                   + (f" ({line['used']:.1f})" if short(line) else "") for line in levels},
                "marks": "; ".join(run.marks)} for run, levels in measured]
     print(write_table(folder, "nec", lines, people, CAPTION.format(seeds_of([run for run, _ in measured]))))

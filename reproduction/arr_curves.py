@@ -7,37 +7,30 @@ Writes arr (.csv: a line per ratio; .md and .tex: a line per model) and arr_DATA
 """
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from iis.cli import run_script, setting
+from iis.cli import run_script
 from iis.names import slug
 from iis.plots import arr_figure
 from iis.runtime import UserError
 from reproduction.lib.outputs import write_figure, write_table
-from reproduction.lib.points import by_dataset, finished, marked, models_of, percent, plain, seeds_of
+from reproduction.lib.points import by_dataset, finished, marked, models_of, percent, seeds_of
 from reproduction.lib.runs import Run, Source, find_runs, output_folder
 
+Settings = Source
 COLUMNS = ("ratio", "kept", "top1", "top1_std", "arr", "arr_std", "arr_chance_corrected")
 CAPTION = ("Accuracy retention rate, % of dense top-1, at sparsity ratio s: {}, mean ± std over {}, each with that "
            "seed's dense head. The spread is that of bank and heads, not of other backbones. Close to chance: ARR "
            "means nothing.")
 
 
-@dataclass(kw_only=True)
-class Settings(Source):
-    """What is drawn."""
-
-    checkpoints: bool = setting(False, "also those along pre-training, NAME_epochE")
-
-
 def main(settings: Settings) -> None:
     """Write the table and a figure per data set."""
     folder = output_folder(settings)
-    runs = (plain if settings.checkpoints else finished)(find_runs(settings, draws=2))  # no bootstrap is shown here
+    runs = finished(find_runs(settings, draws=2))  # no bootstrap is shown here
     if not runs:
         raise UserError("all runs here are variants of another one; reproduction/controls_table.py is for those")
     for dataset, found in by_dataset(runs).items():

@@ -21,16 +21,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import pandas as pd
 
-from iis.cli import part, run_script, setting
+from iis.cli import run_script, setting
 from iis.runtime import ROOT, UserError, each, write_text
 from iis.statistics import mean_std, plus_minus
 from reproduction.lib.known_attributes import Captions, auroc, best_matching, linear_probe
 from reproduction.lib.outputs import write_table
-from reproduction.lib.points import groups
+from reproduction.lib.points import finished, groups
 from reproduction.lib.run_files import images_of
 from reproduction.lib.runs import Run, Source, find_runs, output_folder
 from reproduction.lib.tables import as_csv
 
+ENOUGH = 0.9  # AUROC that counts as found
 PROBE, RAW, OWN_WORD = "(linear probe)", ", unnormalised", ", by own word"
 CAPTION = ("AUROC on validation of the concept that matches each of the {} attributes of {} best on train; mean ± std "
            "over seeds. Unnormalised: of h · bankᵀ. By own word: the mean is over the attributes whose word is in the "
@@ -43,16 +44,13 @@ class Settings(Source):
 
     captions: Path = setting(ROOT / "datasets" / "shapes" / "captions.json",
                              "the true attributes of every image; their folder's name is the data set")
-    enough: float = setting(0.9, "AUROC that counts as found", type=part)
-    all: bool = setting(False, "variants of a sweep and checkpoints along pre-training too")
 
 
 def main(settings: Settings) -> Path:
     """Measure every seed's bank of every run. Returns the output folder."""
     folder = output_folder(settings)
     captions, dataset = Captions(settings.captions), settings.captions.parent.name
-    runs = [run for run in find_runs(settings, draws=2) if run.dataset == dataset
-            and (settings.all or not (run.variant or run.epoch is not None))]
+    runs = [run for run in finished(find_runs(settings, draws=2)) if run.dataset == dataset]
     if not runs:
         raise UserError(f"none of these runs is of {dataset}, whose attributes are known")
     groups(runs)  # titles
@@ -63,7 +61,7 @@ def main(settings: Settings) -> Path:
         raise UserError("no bank could be read: run stage 3 again")
     found = pd.concat(measured).drop_duplicates(["model", "M", "bank", "seed", "attribute"], keep="last")
     write_text(folder / "bank_truth_attributes.csv", as_csv(found))  # the probe of a model is in each of its runs
-    print(write_table(folder, "bank_truth", *table(found, settings.enough),
+    print(write_table(folder, "bank_truth", *table(found),
                       CAPTION.format(len(captions.words), dataset)))
     print(f"written: {folder}/bank_truth.csv")
     return folder
@@ -80,7 +78,7 @@ def measure(run: Run, captions: Captions) -> pd.DataFrame:
     images = [images_of(run, split) for split in ("train", "val")]
     has = [captions.has(split, own.image_paths) for split, own in zip(("train", "val"), images, strict=True)]
     train_ND, val_ND = (own.features_ND for own in images)
-    label, size = ", ".join(filter(None, (run.title, run.variant))), run.summary["num_concepts"]
+    label, size = run.title, run.summary["num_concepts"]
     found = [("-", PROBE, 0, linear_probe(train_ND.double().numpy(), has[0], val_ND.double().numpy(), has[1]))]
     for seed in run.summary["seeds"]:
         bank = run.bank(seed)
@@ -103,7 +101,7 @@ def own_words(auroc_AM: np.ndarray, attributes: Sequence[str], words: Sequence[s
                      for row, word in enumerate(attributes)])
 
 
-def table(found: pd.DataFrame, enough: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def table(found: pd.DataFrame) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """A line per model and bank, as numbers and as people read them. found: the lines of `measure`."""
     values = {key: mine.pivot(index="seed", columns="attribute", values="auroc").to_numpy()  # (R, A)
               for key, mine in found.groupby(["model", "M", "bank"], sort=False)}
@@ -111,13 +109,13 @@ def table(found: pd.DataFrame, enough: float) -> tuple[list[dict[str, Any]], lis
     for model, size, bank in sorted(values, key=lambda key: (key[0], str(key[1]).rjust(9), key[2])):
         values_RA, raw_RA = (values.get((model, size, name)) for name in (bank, bank + RAW))
         mean, std = mean_std(np.nanmean(values_RA, axis=1))
-        count, count_std = mean_std((values_RA >= enough).sum(1))  # NaN counts as missed
+        count, count_std = mean_std((values_RA >= ENOUGH).sum(1))  # NaN counts as missed
         lines.append({"model": model, "M": size, "bank": bank, "seeds": len(values_RA), "auroc": mean,
                       "auroc_std": std, "found": count, "found_std": count_std, "of": values_RA.shape[1],
-                      "enough": enough, "without_word": float(np.isnan(values_RA).sum(1).mean())})
+                      "enough": ENOUGH, "without_word": float(np.isnan(values_RA).sum(1).mean())})
         if not bank.endswith(RAW):
             people.append({"model": model, "M": size, "bank": bank, "mean AUROC": plus_minus(mean, std, 3),
-                           f"of {values_RA.shape[1]} with AUROC ≥ {enough:g}": plus_minus(count, count_std, 1),
+                           f"of {values_RA.shape[1]} with AUROC ≥ {ENOUGH:g}": plus_minus(count, count_std, 1),
                            "unnormalised": "-" if raw_RA is None else plus_minus(*mean_std(raw_RA.mean(1)), 3)})
     return lines, people
 

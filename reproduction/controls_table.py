@@ -2,8 +2,8 @@
 
     python reproduction/controls_table.py --sweep shapes        # after reproduction/sweep.py
 
-A choice is a sweep's `variant`, or another bank than --base_bank. Each is compared with the base (--base_bank,
-otherwise the defaults) of the same models, data set and M: mean IIS per model, the difference paired over seeds with
+A choice is a sweep's `variant`, or another bank than Prototype. Each is compared with the base (Prototype, the
+defaults) of the same models, data set and M: mean IIS per model, the difference paired over seeds with
 Student's 95 % interval, Kendall's τ of the two rankings of models, and the accuracy that the IIS divides. Writes
 controls.md, .tex (a line per choice) and .csv (a line per choice and model).
 """
@@ -28,7 +28,7 @@ from reproduction.lib.points import in_words, variant_of
 from reproduction.lib.runs import Run, Source, find_runs, output_folder
 from reproduction.lib.statistics import Difference, paired_difference
 
-BASE = "base"
+BASE, BASE_BANK = "base", "Prototype"
 CAPTION = ("IIS: mean ± std over seeds. Δ: mean over models of the difference to the base, paired over seeds, with "
            "Student's 95 % interval. τ: Kendall's, between the models' mean IIS under the choice and under the base. "
            "Accuracies and chance-corrected IIS: means over models and seeds.")
@@ -36,33 +36,30 @@ CAPTION = ("IIS: mean ± std over seeds. Δ: mean over models of the difference 
 
 @dataclass(kw_only=True)
 class Settings(Source):
-    """What is compared."""
+    """What is shown."""
 
-    base_bank: str = setting("Prototype", "bank of the base")
     ratio: float = setting(0.9, "sparsity ratio whose accuracy stands beside the IIS")
-    with_checkpoints: bool = setting(False, "rank checkpoints along pre-training as models too (default: leave them "
-                                            "out)")
 
 
 def main(settings: Settings) -> Path:
     """Write the table. Returns its folder."""
     check_ratios([settings.ratio])
     folder = output_folder(settings)
-    runs = [run for run in find_runs(settings, draws=2) if settings.with_checkpoints or run.epoch is None]
+    runs = [run for run in find_runs(settings, draws=2) if run.epoch is None]
     lines, table = [], []
-    for (dataset, size), choices in sorted(grouped(runs, settings.base_bank).items(),
+    for (dataset, size), choices in sorted(grouped(runs).items(),
                                            key=lambda item: (item[0][0], str(item[0][1]).rjust(9))):
         base = choices.pop(BASE, {})
         for name, by_model in {BASE: base, **choices}.items():
             models = [model for model in base if model in by_model]
             if not models:
-                print(f"left out: {dataset}, M = {size}, {name}: no plain {settings.base_bank} run of its models")
+                print(f"left out: {dataset}, M = {size}, {name}: no plain {BASE_BANK} run of its models")
                 continue
             own, row = compare(name, by_model, base, models, settings.ratio)
             lines += [{"data set": dataset, "M": size, **line} for line in own]
             table.append({"data set": dataset, "M": size, **row})
     if not table:
-        raise UserError(f"there is nothing to compare: no plain {settings.base_bank} run (see --base_bank)")
+        raise UserError(f"there is nothing to compare: no plain {BASE_BANK} run")
     if all(line[f"top-1 at s={settings.ratio:g}"] is None for line in lines):
         raise UserError(f"no run here has the ratio {settings.ratio:g}; choose --ratio among "
                         f"{', '.join(f'{ratio:g}' for ratio in runs[0].summary['ratios'])}")
@@ -71,22 +68,22 @@ def main(settings: Settings) -> Path:
     return folder
 
 
-def grouped(runs: Sequence[Run], base_bank: str) -> dict[tuple[str, Any], dict[str, dict[str, Run]]]:
+def grouped(runs: Sequence[Run]) -> dict[tuple[str, Any], dict[str, dict[str, Run]]]:
     """{(data set, M): {choice: {model of the base: run}}}; of two runs that share all of these the first counts."""
     found: dict[tuple[str, Any], dict[str, dict[str, Run]]] = {}
     for run in runs:
         choices = found.setdefault((run.dataset, run.summary["num_concepts"]), {})
         model = run.cell.get("base_model") or run.model.removesuffix("_untrained")
-        first = choices.setdefault(choice_of(run, base_bank), {}).setdefault(model, run)
+        first = choices.setdefault(choice_of(run), {}).setdefault(model, run)
         if first is not run:
             print(f"left out: {run.folder}, the same choice as {first.folder}")
     return found
 
 
-def choice_of(run: Run, base_bank: str) -> str:
+def choice_of(run: Run) -> str:
     """What a run differs in from the base: the sweep's name for it, or its settings where there is no sweep."""
     bank, protocol = run.summary["bank"], run.identity["protocol"]
-    words = [f"{bank} bank" if bank != base_bank else ""]
+    words = [f"{bank} bank" if bank != BASE_BANK else ""]
     if run.cell:
         words += [run.variant]
     else:
@@ -98,7 +95,8 @@ def choice_of(run: Run, base_bank: str) -> str:
 def compare(name: str, choice: dict[str, Run], base: dict[str, Run], models: Sequence[str], ratio: float
             ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """A choice against the base, on `models`, which both have: a line per model, and the line people read."""
-    tau, at_ratio, lines = kendall(*([runs[model].iis for model in models] for runs in (base, choice))), f"{ratio:g}", []
+    tau = kendall(*([runs[model].iis for model in models] for runs in (base, choice)))
+    at_ratio, lines = f"top-1 at s={ratio:g}", []
     for model in models:
         run, difference = choice[model], paired_over_seeds(choice, base, [model])
         top1 = {line["ratio"]: line["top1"] for line in run.summary["table"]}
@@ -106,7 +104,7 @@ def compare(name: str, choice: dict[str, Run], base: dict[str, Run], models: Seq
             "choice": name, "model": model, "seeds": len(run.summary["seeds"]), "iis": run.iis,
             "iis_std": run.summary["iis"]["std"], "iis_chance_corrected": run.corrected, "difference": difference.mean,
             "difference_std": difference.std, "difference_low": difference.low, "difference_high": difference.high,
-            "dense top-1": run.dense, f"top-1 at s={at_ratio}": top1.get(ratio), "kendall_tau": tau,
+            "dense top-1": run.dense, at_ratio: top1.get(ratio), "kendall_tau": tau,
             "marks": ", ".join(run.marks)})
     row = {"choice": name, **{f"IIS, {model}": "-" for model in base},
            **{f"IIS, {line['model']}": plus_minus(line["iis"], line["iis_std"]) for line in lines},
@@ -115,7 +113,7 @@ def compare(name: str, choice: dict[str, Run], base: dict[str, Run], models: Seq
            "τ": "-" if name == BASE or tau is None else f"{tau:+.2f}",
            "ranking": "same" if name != BASE and tau == 1 else
            " < ".join(sorted(models, key=lambda model: choice[model].iis)) if len(models) > 1 else "-"}
-    for key in ("dense top-1", f"top-1 at s={at_ratio}"):
+    for key in ("dense top-1", at_ratio):
         values = [line[key] for line in lines]
         row[f"{key}, %"] = "-" if None in values else f"{100 * np.mean(values):.2f}"
     return lines, {**row, "marks": "; ".join(f"{line['model']}: {line['marks']}" for line in lines if line["marks"])}

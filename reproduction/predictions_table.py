@@ -23,9 +23,9 @@ from iis.grid import DENSE, check_ratios
 from iis.results import LEDGER, read_ledger, select, unpack_correct
 from iis.runtime import UserError, each, make_output_folder
 from iis.statistics import mean_std
-from reproduction.lib.run_files import balanced_accuracy, labels_of
 from reproduction.lib.outputs import write_table
 from reproduction.lib.points import finished, groups, percent, seeds_of
+from reproduction.lib.run_files import balanced_accuracy, labels_of
 from reproduction.lib.runs import Run, Source, find_runs, output_folder
 
 CONCEPTS = {"Text": "textual", "Prototype": "visual", "Cluster": "visual", "End2End": "visual",

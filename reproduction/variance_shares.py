@@ -6,13 +6,27 @@ Every bank seed is trained under every head seed (initial weights and batch orde
 and that for every stage-1 seed: which segments of an image are kept (not which images: those are the first of each
 class). The dense head is each head seed's own. Writes variance_shares.md, .csv and .tex, and scores.csv with the IIS of
 every run; ledgers lie beside them, and a killed run goes on.
+
+Random-effects analysis of variance of scores (S, B, H): S stage-1 samples, in each of them B banks (nested: banks of
+two samples are not related), all under the same H heads (crossed).
+
+    score = mean + stage1_s + bank_b(s) + head_h + (stage1 × head)_sh + (bank × head)_b(s)h
+
+    E[MS stage1]        = σ²_bh + H σ²_bank + B σ²_sh + B H σ²_stage1
+    E[MS bank]          = σ²_bh + H σ²_bank
+    E[MS head]          = σ²_bh + B σ²_sh + S B σ²_head
+    E[MS stage1 × head] = σ²_bh + B σ²_sh
+    E[MS bank × head]   = σ²_bh
+
+Solved for the components (method of moments); one below 0 is set to 0 and named. With S = 1 the terms of stage 1 drop
+out: the two-way design bank × head.
 """
 
 import sys
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -21,16 +35,15 @@ import numpy as np
 from iis.cli import positive, run_script, setting
 from iis.names import elements_file, slug
 from iis.results import LEDGER, read_ledger
-from iis.runtime import UserError, write_text
+from iis.runtime import UserError, numpy_rng, write_text
 from iis.summary import summarise
 from reproduction.lib.outputs import write_table
 from reproduction.lib.runs import REPRODUCED
-from reproduction.lib.sweeps import call_script
+from reproduction.lib.sweeps import SCRIPTS, call_script
 from reproduction.lib.tables import as_csv
-from reproduction.lib.variance_components import components, share_intervals
 
 USUAL = REPRODUCED / "variance"
-WITHOUT_ELEMENTS = ("Random",)
+SOURCES = ("stage-1 sample", "bank", "head", "stage-1 sample × head", "bank × head")
 CAPTION = ("Method of moments; a variance estimated below 0 is given as 0 and marked *. Ranges: parametric bootstrap, "
            "what a design of this size would show if the estimates were true. Head: initial weights and batch order, "
            "of the dense head too. Bank × head is what neither explains alone.")
@@ -42,8 +55,7 @@ class Settings:
 
     dataset: str = setting("shapes", "data set, embedded by stage 2")
     model: str = setting("shapes_medium", "backbone: a YAML of model_configs/")
-    bank: Literal["Prototype", "Cluster", "End2End", "Random"] = setting(
-        "Prototype", "kind of bank (Random has no stage-1 sample)")
+    bank: Literal["Prototype", "Cluster", "End2End"] = setting("Prototype", "kind of bank")
     num_concepts: int = setting(64, "M", type=positive)
     banks: int = setting(4, "bank seeds, 0 …", type=positive)
     heads: int = setting(4, "head seeds, 0 …", type=positive)
@@ -60,36 +72,35 @@ def main(settings: Settings) -> Path:
                         "them apart")
     folder = settings.save_dir or USUAL / slug(
         f"{settings.dataset}_{settings.model}_{settings.bank}_M{settings.num_concepts}")
-    elements = [None] if settings.bank in WITHOUT_ELEMENTS else [
-        elements_of(settings, USUAL / "elements", sample) for sample in range(settings.stage1)]
-    runs = [[run_of(settings, folder, own, sample, bank) for bank in range(settings.banks)]
-            for sample, own in enumerate(elements)]
+    elements = [elements_of(settings, USUAL / "elements", sample) for sample in range(settings.stage1)]
+    runs = [[run_of(settings, own, bank, folder / f"stage1_{sample}" / f"bank_{bank}")
+             for bank in range(settings.banks)] for sample, own in enumerate(elements)]
     scores_SBH = np.array([[run["iis"]["per_seed"] for run in sample] for sample in runs])
-    cells = [dict(zip(("stage1_seed", "bank_seed", "head_seed"), place, strict=True), iis=float(scores_SBH[place]))
-             for place in np.ndindex(scores_SBH.shape)]
-    write_text(folder / "scores.csv", as_csv(cells))
-    lines, people = table(scores_SBH)
+    write_text(folder / "scores.csv", as_csv([
+        dict(zip(("stage1_seed", "bank_seed", "head_seed", "iis"), (*place, float(score)), strict=True))
+        for place, score in np.ndenumerate(scores_SBH)]))
     marks = ", ".join(sorted({mark for sample in runs for run in sample for mark in run["marks"]}))
-    what = (f"{settings.model} on {settings.dataset}, {settings.bank} bank, M = {settings.num_concepts}; "
-            f"{len(elements)} stage-1 samples × {settings.banks} banks × {settings.heads} heads; mean IIS "
-            f"{scores_SBH.mean():.4f}{f' ({marks})' if marks else ''}.")
-    print(write_table(folder, "variance_shares", lines, people, f"{what} {CAPTION}"))
+    caption = (f"{settings.model} on {settings.dataset}, {settings.bank} bank, M = {settings.num_concepts}; "
+               f"{len(elements)} stage-1 samples × {settings.banks} banks × {settings.heads} heads; mean IIS "
+               f"{scores_SBH.mean():.4f}{f' ({marks})' if marks else ''}. {CAPTION}")
+    print(write_table(folder, "variance_shares", *table(scores_SBH), caption))
     print(f"written: {folder}/variance_shares.csv")
     return folder
 
 
 def table(scores_SBH: np.ndarray) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """A line per source, as numbers and as people read them."""
+    """A line per source and one for all, as numbers and as people read them."""
     found = components(scores_SBH)
     ranges, total = share_intervals(found, scores_SBH.shape), sum(found.variance.values())
-    lines = [{"source": source, "variance": value, "std": value ** 0.5, "share": found.shares.get(
-                  source, 1.0 if total else float("nan")),
-              **dict(zip(("share_low", "share_high"), ranges.get(source, (None, None)), strict=True)),
-              "below_0": source in found.negative} for source, value in {**found.variance, "all": total}.items()]
-    return lines, [{
-        "source": line["source"], "std of the IIS": f"{line['std']:.4f}" + "*" * line["below_0"],
-        "share, %": f"{100 * line['share']:.1f}", "95 % range": "-" if line["share_low"] is None else
-        f"{100 * line['share_low']:.0f} to {100 * line['share_high']:.0f}"} for line in lines]
+    lines, people = [], []
+    for source, variance in {**found.variance, "all": total}.items():
+        share, (low, high) = variance / total if total else float("nan"), ranges.get(source, (None, None))
+        lines.append({"source": source, "variance": variance, "std": variance ** 0.5, "share": share, "share_low": low,
+                      "share_high": high, "below_0": source in found.negative})
+        people.append({"source": source, "std of the IIS": f"{variance ** 0.5:.4f}" + "*" * (source in found.negative),
+                       "share, %": f"{100 * share:.1f}",
+                       "95 % range": "-" if low is None else f"{100 * low:.0f} to {100 * high:.0f}"})
+    return lines, people
 
 
 def elements_of(settings: Settings, root: Path, sample: int) -> Path:
@@ -113,16 +124,86 @@ def elements_of(settings: Settings, root: Path, sample: int) -> Path:
     return elements_file(model, dataset, "segments", root=place)
 
 
-def run_of(settings: Settings, folder: Path, elements: Path | None, sample: int, bank: int) -> dict[str, Any]:
+def run_of(settings: Settings, elements: Path, bank: int, save_dir: Path) -> dict[str, Any]:
     """Summary of the heads under one bank seed, trained where they are missing."""
-    name = "IP_Bank_training" if settings.bank in WITHOUT_ELEMENTS else f"IP_{settings.bank}_training"
-    ledger = call_script(import_module(f"IP_training.{name}"), {
+    ledger = call_script(import_module(f"IP_training.{SCRIPTS[settings.bank]}"), {
         "model_name": settings.model, "dataset": settings.dataset, "num_concepts": settings.num_concepts,
         "bank_seed": bank, "seeds": settings.heads, "n_epoch": settings.n_epoch, "concept_path": elements,
-        "device": settings.device, "kind": "Random" if name == "IP_Bank_training" else None,
-        "save_dir": folder / f"stage1_{sample}" / f"bank_{bank}"}) / LEDGER
+        "device": settings.device, "save_dir": save_dir}) / LEDGER
     rows = [row for row in read_ledger(ledger) if row["seed"] < settings.heads]  # an earlier run may have had more
     return summarise(rows, draws=2, where=str(ledger))
+
+
+# ---- variance components ----
+
+
+class Components(NamedTuple):
+    """variance: {source: its variance, ≥ 0}; negative: sources whose estimate is below 0 and given as 0."""
+
+    variance: dict[str, float]
+    negative: tuple[str, ...]
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Each source's part of the sum; NaN where nothing varies."""
+        total = sum(self.variance.values())
+        return {source: value / total if total else float("nan") for source, value in self.variance.items()}
+
+
+def mean_squares(scores_SBH: np.ndarray) -> dict[str, float]:
+    """The mean squares of each source; those of stage 1 are absent for S = 1. Raises `UserError` below 2 banks or
+    heads."""
+    scores_SBH = np.asarray(scores_SBH, float)
+    samples, banks, heads = scores_SBH.shape
+    if min(banks, heads) < 2:
+        raise UserError(f"scores of shape {scores_SBH.shape}: at least 2 banks and 2 heads are needed to tell them "
+                        "apart")
+    mean = scores_SBH.mean()
+    of_sample, of_head = scores_SBH.mean((1, 2)), scores_SBH.mean((0, 1))  # (S,), (H,)
+    of_bank, of_both = scores_SBH.mean(2), scores_SBH.mean(1)  # (S, B), (S, H)
+    rest = scores_SBH - of_bank[:, :, None] - of_both[:, None, :] + of_sample[:, None, None]
+    squares = {"bank": heads * ((of_bank - of_sample[:, None]) ** 2).sum() / (samples * (banks - 1)),
+               "head": samples * banks * ((of_head - mean) ** 2).sum() / (heads - 1),
+               "bank × head": (rest ** 2).sum() / (samples * (banks - 1) * (heads - 1))}
+    if samples > 1:
+        crossed = of_both - of_sample[:, None] - of_head + mean
+        squares["stage-1 sample"] = banks * heads * ((of_sample - mean) ** 2).sum() / (samples - 1)
+        squares["stage-1 sample × head"] = banks * (crossed ** 2).sum() / ((samples - 1) * (heads - 1))
+    return {source: float(value) for source, value in squares.items()}
+
+
+def components(scores_SBH: np.ndarray) -> Components:
+    """Variance components of scores (S, B, H) by the method of moments. Raises `UserError` below 2 banks or heads."""
+    samples, banks, heads = np.shape(scores_SBH)
+    squares = mean_squares(scores_SBH)
+    rest = squares["bank × head"]
+    crossed = squares.get("stage-1 sample × head", rest)
+    found = {"bank": (squares["bank"] - rest) / heads, "head": (squares["head"] - crossed) / (samples * banks),
+             "bank × head": rest}
+    if samples > 1:
+        found |= {"stage-1 sample × head": (crossed - rest) / banks,
+                  "stage-1 sample": (squares["stage-1 sample"] - squares["bank"] - crossed + rest) / (banks * heads)}
+    return Components({source: max(found[source], 0.0) for source in SOURCES if source in found},
+                      tuple(source for source in SOURCES if found.get(source, 0) < 0))
+
+
+def simulate(variance: dict[str, float], shape: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:
+    """Scores (S, B, H) drawn from normal sources with these variances."""
+    samples, banks, heads = shape
+    shapes = {"stage-1 sample": (samples, 1, 1), "bank": (samples, banks, 1), "head": (1, 1, heads),
+              "stage-1 sample × head": (samples, 1, heads), "bank × head": shape}
+    return sum((value ** 0.5 * rng.standard_normal(shapes[source]) for source, value in variance.items()),
+               np.zeros(shape))
+
+
+def share_intervals(found: Components, shape: tuple[int, int, int], draws: int = 2000
+                    ) -> dict[str, tuple[float, float]]:
+    """Parametric bootstrap: the central 95 % range of each share if the components found were the truth. A handful of
+    levels leaves it wide."""
+    rng = numpy_rng("variance shares", *shape)
+    shares = [components(simulate(found.variance, shape, rng)).shares for _ in range(draws)]
+    return {source: tuple(map(float, np.nanquantile([share[source] for share in shares], [0.025, 0.975])))
+            for source in found.variance}
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def correct_of(accuracy: float) -> str:
 
 
 def made_ledger(folder: Path, model: str, dense: float, accuracies: float | list[float], seeds: int = 2,
-                spread: float = 0.005, **identity: object) -> Path:
+                spread: float = 0.005, first_seed: int = 0, **identity: object) -> Path:
     """A ledger of one learning rate. accuracies: top-1 at every ratio, or at all of them; the first seed has `spread`
     more, the second `spread` less, the dense head has none."""
     curve = np.broadcast_to(accuracies, len(RATIOS))
@@ -51,9 +51,9 @@ def made_ledger(folder: Path, model: str, dense: float, accuracies: float | list
         shift = spread * (1 - 2 * seed) if seeds > 1 else 0.0
         for ratio, top1 in [(DENSE, dense), *zip(RATIOS, curve + shift, strict=True)]:
             top1 = round(float(top1), 6)
-            rows.append({**identity, "seed": seed, "ratio": ratio, "learning_rate": 0.01, "top1": top1, "top5": 1.0,
-                         "kept": None if ratio == DENSE else 20 - int(20 * ratio), "bank_size": 20, "best_epoch": 3,
-                         "last_top1": top1, "last_top5": 1.0, "select_top1": top1, "last_select_top1": top1,
+            rows.append({**identity, "seed": first_seed + seed, "ratio": ratio, "learning_rate": 0.01, "top1": top1,
+                         "top5": 1.0, "kept": None if ratio == DENSE else 20 - int(20 * ratio), "bank_size": 20,
+                         "best_epoch": 3, "last_top1": top1, "last_top5": 1.0, "select_top1": top1, "last_select_top1": top1,
                          "loss": 0.1, "note": None, "hits": correct_of(top1)})
     add_rows(folder / "results.jsonl", rows)
     return folder

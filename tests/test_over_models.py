@@ -12,7 +12,7 @@ from iis.results import add_rows, read_ledger
 from iis.runtime import UserError
 from reproduction import along_pretraining, arr_curves, bank_table, iis_against_accuracy
 from reproduction.lib.figures import panels
-from reproduction.lib.points import groups, models_of, nets_of, plain, point, short_name, variant_of
+from reproduction.lib.points import groups, models_of, nets_of, plain, point, variant_of
 from reproduction.lib.runs import Source, epoch_of, find_runs
 
 SCRIPTS = {"iis_points": iis_against_accuracy, "along_pretraining": along_pretraining, "arr": arr_curves}
@@ -22,9 +22,9 @@ def runs_of(*folders):
     return plain(find_runs(Source(model_root=list(folders))))
 
 
-def of_sweep(tmp_path, script, *names, flags=()):
+def of_sweep(tmp_path, script, *names):
     """The script on `made_sweep`: its CSVs, and the Markdown of the first."""
-    call(script, "--sweep", made_sweep(tmp_path), "--save_dir", tmp_path / "out", *flags)
+    call(script, "--sweep", made_sweep(tmp_path), "--save_dir", tmp_path / "out")
     assert all((tmp_path / "out" / f"{name}.{suffix}").stat().st_size for name in names for suffix in ("md", "tex"))
     text = (tmp_path / "out" / f"{names[0]}.md").read_text()
     return *(rows_of(tmp_path / "out" / f"{name}.csv") for name in names), text
@@ -37,7 +37,8 @@ def test_one_run_by_hand(tmp_path):
     # acc(s) falls in a line from 0.8 to 0.8 − 0.98 · 0.5: ∫ = 0.98 · (0.8 + 0.31) / 2 = 0.5439, over dense 0.8
     made_ledger(tmp_path, "net", 0.8, [0.8 - 0.5 * ratio for ratio in RATIOS], spread=0.0)
     run, = runs_of(tmp_path)
-    line = point(run, "Prototype")
+    groups([run])
+    line = point(run)
     assert (line["area"], line["iis"], line["iis_std"]) == pytest.approx((0.5439, 0.5439 / 0.8, 0), abs=1e-9)
     assert line["iis_chance_corrected"] == pytest.approx((0.5439 - 0.98 * 0.2) / 0.6)
     assert (line["model"], line["epoch"], line["seeds"], line["marks"]) == ("net", None, 2, "")
@@ -100,7 +101,6 @@ def test_names_and_nets(tmp_path):
     runs = runs_of(tmp_path)
     assert nets_of(runs) == 2 and models_of(runs) == "4 models (2 independent nets)"
     assert models_of(runs[:1]) == "1 model (1 independent net)"
-    assert {short_name(run) for run in runs if run.model in ("vit_b_16", "net")} == {"b_16", "net"}
 
 
 # ---- figures ----
@@ -198,7 +198,7 @@ def test_two_models_give_no_correlation_and_two_data_sets_a_panel_each(tmp_path)
                         elements={"kind": "segments", "dataset": dataset})
     call(iis_against_accuracy, "--model_root", tmp_path, "--save_dir", tmp_path / "out")
     assert {file.name for file in (tmp_path / "out").glob("*.png")} == {
-        "iis_against_accuracy_toy.png", "iis_against_accuracy_second.png", "iis_against_accuracy_Prototype.png"}
+        "iis_against_accuracy_toy.png", "iis_against_accuracy_second.png"}
     for line in rows_of(tmp_path / "out" / "iis_correlations.csv"):
         assert line["models"] == "2" and line["iis_rho"] == line["area_rho"] == line["division_mean"] == ""
     text = (tmp_path / "out" / "iis_correlations.md").read_text()
@@ -240,8 +240,6 @@ def test_retention_of_a_sweep_by_hand(tmp_path):
     assert "| toy | Prototype | net_a | 50.0 ± 0.0 | 88.0 ± 1.4 |" in text
     assert "3 models (3 independent nets), mean ± std over 2 seeds" in text
     assert all((tmp_path / "out" / f"arr_toy.{suffix}").stat().st_size for suffix in ("png", "pdf"))
-    lines, text = of_sweep(tmp_path / "b", arr_curves, "arr", flags=["--checkpoints"])
-    assert "net_c_epoch2" in {line["model"] for line in lines}
     made_ledger(tmp_path / "lone", "net_epoch1", 0.5, 0.4)
     call(arr_curves, "--model_root", tmp_path / "lone")  # nothing but a checkpoint: it was meant
     assert {line["model"] for line in rows_of(tmp_path / "lone" / "arr.csv")} == {"net_epoch1"}

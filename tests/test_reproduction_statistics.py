@@ -5,8 +5,10 @@ from itertools import permutations
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.metrics import balanced_accuracy_score
 
 from iis.runtime import UserError
+from reproduction.lib.run_files import balanced_accuracy
 from reproduction.lib.statistics import (
     ASSOCIATION,
     DRAWS,
@@ -17,7 +19,7 @@ from reproduction.lib.statistics import (
     paired_difference,
     rank_correlation,
 )
-from reproduction.lib.variance_components import components, mean_squares, share_intervals, simulate
+from reproduction.variance_shares import components, mean_squares, share_intervals, simulate
 
 X6, Y6 = [0.31, 0.12, 0.55, 0.55, 0.20, 0.90], [0.7, 0.1, 0.4, 0.8, 0.4, 0.9]  # with ties in both
 AFTER, BASE = [0.91, 0.93, 0.90, 0.95, 0.92], [0.90, 0.91, 0.905, 0.92, 0.90]
@@ -162,3 +164,10 @@ def test_components_of_simulated_scores_and_their_intervals():
     one = components(simulate({"bank": 3.0, "head": 1.0, "bank × head": 1.0}, (1, 40, 40), np.random.default_rng(0)))
     wide, narrow = (share_intervals(one, (1, size, size), draws=300)["bank"] for size in (4, 40))
     assert narrow[0] < one.shares["bank"] < narrow[1] and narrow[1] - narrow[0] < wide[1] - wide[0]
+
+
+def test_balanced_accuracy_against_scikit_learn():
+    rng = np.random.default_rng(0)
+    labels, predicted = rng.choice(4, 300, p=[0.7, 0.2, 0.06, 0.04]), rng.integers(0, 4, 300)
+    assert balanced_accuracy(predicted == labels, labels) == pytest.approx(balanced_accuracy_score(labels, predicted))
+    assert balanced_accuracy(np.array([True, False]), np.array([0, 2])) == 0.5  # class 1 does not occur

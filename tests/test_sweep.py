@@ -60,10 +60,7 @@ def test_checkpoints_are_models_in_the_order_of_their_epochs(tmp_path, monkeypat
     (PLAIN.replace("model_name: two, ", ""), "needs a model_name"),
     (PLAIN + "blocks: [{models: [{checkpoints: 'none/*.pth'}], datasets: [a], banks: [Text]}]", "no checkpoint"),
     (PLAIN.replace("{seeds: 2, num_concepts: 5}", "[2, 5]"), "settings should hold `key: value` pairs"),
-    (PLAIN + "stage2: 5", "stage2 should hold `key: value` pairs"), (PLAIN + "blocks: [a]", "a block should hold"),
-    (PLAIN.replace("[toy]", "[10]"), "the data set 10 or the bank 'Prototype' is no name"),
-    (PLAIN.replace("[Prototype,", "[null,"), "the data set 'toy' or the bank None is no name"),
-    (PLAIN.replace("[one,", "[1,"), "the model 1 is neither a name"),
+    (PLAIN + "blocks: [a]", "a block should hold"), (PLAIN.replace("[Prototype,", "[null,"), "bank None is not known"),
     ("settings: {seeds: 1}", "names no cell"),
     (PLAIN.replace("num_concepts: 5", "num_concept: 5"), "num_concept'.*no training script.*did you mean num_concepts"),
     (PLAIN + "stage1: {formatt: png}", "formatt'.*no stage 1 script.*did you mean format"),
@@ -79,9 +76,7 @@ def test_a_wrong_sweep_is_one_sentence(tmp_path, text, sentence):
     ("dataset: toy", "needs a line `model_config: NAME`"), ("model: net", "unknown key 'model'"),
     ("objectives: [iis]", "the objective iis is not known"), ("ablations: {width: [1]}", "unknown key 'width'"),
     ("ablations: [1]", "ablations should hold `key: value` pairs"), ("objectives: dense", "should be a list"),
-    ("ablations: {sparsity: 0.5}", "sparsity should be a list, and is 0.5"),
-    ("seeds: many", "seeds should be a whole number above 0, and is 'many'"),
-    ("seeds: 0", "seeds should be a whole number above 0, and is 0")])
+    ("ablations: {sparsity: 0.5}", "sparsity should be a list, and is 0.5")])
 def test_a_wrong_fine_tuning_is_one_sentence(tmp_path, text, words):
     start = "" if "model" in text or "dataset" in text else "model_config: a\ndataset: b\n"
     with pytest.raises(UserError, match=words):

@@ -12,7 +12,7 @@ from iis.results import read_ledger
 from iis.runtime import UserError
 from IP_training import inputs
 from reproduction import variance_shares
-from reproduction.lib.variance_components import components
+from reproduction.variance_shares import components
 
 
 @pytest.fixture
