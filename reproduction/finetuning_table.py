@@ -22,13 +22,12 @@ import pandas as pd
 from iis.cli import path, run_script, setting
 from iis.plots import COLOURS
 from iis.runtime import UserError, make_output_folder
-from iis.statistics import mean_std
+from iis.statistics import mean_std, plus_minus
 from reproduction.lib.figures import band, legend_below, panels
 from reproduction.lib.finetuned import BEFORE, CONTROL, FOLDER, INDEX, MEASURES, NAMES, PERCENT, finished_cells
 from reproduction.lib.outputs import write_figure, write_table
 from reproduction.lib.runs import REPRODUCED
 from reproduction.lib.statistics import Difference, paired_difference
-from reproduction.lib.tables import plus_minus
 
 
 @dataclass(kw_only=True)

@@ -33,8 +33,8 @@ from reproduction.lib.sweeps import call_script
 BANKS = {"Prototype": "Prototype", "Random": "Random", "Own": "true attributes"}  # and what tables call them
 ELEMENTS_PER_CLASS = 80
 CAPTION = ("IIS at M = {}, means over {} draws, by the share of true attributes in the features. ρ: Spearman's of "
-           "share and mean IIS, its permutation p, and mean ± std of ρ over draws. n.c.: the dense head is close to chance, "
-           "so the IIS means nothing and is left out of ρ.")
+           "share and mean IIS, its permutation p, and mean ± std of ρ over draws. n.c.: the dense head is close to "
+           "chance, so the IIS means nothing and is left out of ρ.")
 
 
 @dataclass(kw_only=True)

@@ -51,10 +51,11 @@ def made_ledger(folder: Path, model: str, dense: float, accuracies: float | list
         shift = spread * (1 - 2 * seed) if seeds > 1 else 0.0
         for ratio, top1 in [(DENSE, dense), *zip(RATIOS, curve + shift, strict=True)]:
             top1 = round(float(top1), 6)
-            rows.append({**identity, "seed": first_seed + seed, "ratio": ratio, "learning_rate": 0.01, "top1": top1,
-                         "top5": 1.0, "kept": None if ratio == DENSE else 20 - int(20 * ratio), "bank_size": 20,
-                         "best_epoch": 3, "last_top1": top1, "last_top5": 1.0, "select_top1": top1, "last_select_top1": top1,
-                         "loss": 0.1, "note": None, "hits": correct_of(top1)})
+            rows.append({
+                **identity, "seed": first_seed + seed, "ratio": ratio, "learning_rate": 0.01, "top1": top1, "top5": 1.0,
+                "kept": None if ratio == DENSE else 20 - int(20 * ratio), "bank_size": 20, "best_epoch": 3,
+                "last_top1": top1, "last_top5": 1.0, "select_top1": top1, "last_select_top1": top1, "loss": 0.1,
+                "note": None, "hits": correct_of(top1)})
     add_rows(folder / "results.jsonl", rows)
     return folder
 

@@ -212,14 +212,3 @@ def test_own_heads_are_torchvision_s_and_those_that_check_backbone_expects():
         config = (ROOT / "model_configs" / f"{line['model']}.yaml").read_text()
         assert f"published_top1: {line['value']:.2f}" in config and line["setting"] in config
         assert f"{100 - line['value']:.2f} %" in line["source"]
-
-
-@pytest.mark.parametrize(("method", "setting", "values"), [
-    ("LF-CBM", "elastic net", (86.37, 65.27, 74.59, 43.71, 71.98)),
-    ("LF-CBM", "NEC = 5", (84.05, 56.52, 53.51, 37.65, 60.30)),
-    ("random concepts", "NEC = 5", (67.55, 29.52, 68.91, 17.57, 41.49)),
-    ("VLG-CBM", "NEC = 5", (88.55, 65.73, 75.79, 41.92, 73.15))])
-def test_concept_bottlenecks_as_their_readmes_say(method, setting, values):
-    """The READMEs' columns: CIFAR-10, CIFAR-100, CUB-200, Places365, ImageNet."""
-    found = LINES[(LINES["method"] == method) & (LINES["setting"] == setting)].set_index("dataset")["value"]
-    assert found.to_dict() == dict(zip(("cifar10", "cifar100", "cub", "places365", "imagenet"), values, strict=True))

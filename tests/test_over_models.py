@@ -12,8 +12,8 @@ from iis.results import add_rows, read_ledger
 from iis.runtime import UserError
 from reproduction import along_pretraining, arr_curves, bank_table, iis_against_accuracy
 from reproduction.lib.figures import panels
-from reproduction.lib.points import groups, models_of, nets_of, plain, point, variant_of
-from reproduction.lib.runs import Source, epoch_of, find_runs
+from reproduction.lib.points import groups, models_of, plain, point, variant_of
+from reproduction.lib.runs import Source, find_runs
 
 SCRIPTS = {"iis_points": iis_against_accuracy, "along_pretraining": along_pretraining, "arr": arr_curves}
 
@@ -94,13 +94,14 @@ def test_other_ratios_are_another_setting(tmp_path):
     assert [row[9] for row in rows] == ["87.5 ± 0.9", "-"]  # s = 0.8 stands after 0, 0.1, 0.3, 0.5, 0.7
 
 
-def test_names_and_nets(tmp_path):
-    assert (epoch_of("net_epoch12"), epoch_of("net")) == (12, None)
-    for model in ("vit_b_16", "net_epoch1", "net_epoch2", "net"):
+def test_nets_of_models(tmp_path):
+    for model in ("vit_b_16", "net_epoch1", "net_epoch12", "net"):
         made_ledger(tmp_path / model, model, 0.8, 0.7)
     runs = runs_of(tmp_path)
-    assert nets_of(runs) == 2 and models_of(runs) == "4 models (2 independent nets)"
-    assert models_of(runs[:1]) == "1 model (1 independent net)"
+    assert {run.model: (run.epoch, run.net, run.family) for run in runs} == {
+        "vit_b_16": (None, "vit_b_16", "vit"), "net": (None, "net", "net"), "net_epoch1": (1, "net", "net"),
+        "net_epoch12": (12, "net", "net")}
+    assert models_of(runs) == "4 models (2 independent nets)" and models_of(runs[:1]) == "1 model (1 independent net)"
 
 
 # ---- figures ----
@@ -151,7 +152,7 @@ def test_twin_panels(tmp_path):
     made_sweep(tmp_path)
     made_ledger(tmp_path / "control", "net_c_epoch2", 0.4, 0.36, bank="Random", elements=None)
     runs = runs_of(*(tmp_path / name for name in ("net_c_epoch1", "net_c_epoch2", "net_c_epoch8", "control")))
-    figure = along_pretraining.twin("toy", {key[1:]: mine for key, mine in along_pretraining.paths(runs).items()})
+    figure = along_pretraining.twin("toy", {bank: mine for (_, bank), mine in groups(runs).items()})
     above, below = figure.axes
     dense, = above.containers  # once per net, though there are two banks
     assert dense.lines[0].get_xdata() == pytest.approx([1, 2, 8])
@@ -206,26 +207,20 @@ def test_two_models_give_no_correlation_and_two_data_sets_a_panel_each(tmp_path)
 
 
 def test_checkpoints_of_a_sweep_by_hand(tmp_path):
-    lines, (trend,), text = of_sweep(tmp_path, along_pretraining, "along_pretraining", "along_pretraining_trend")
+    lines, text = of_sweep(tmp_path, along_pretraining, "along_pretraining")
     assert [(line["net"], line["epoch"], line["marks"]) for line in lines] == [
         ("net_c", "1", "close to chance; saturated"), ("net_c", "2", "saturated"), ("net_c", "4", ""),
         ("net_c", "8", "")]
     # ARR 0.95 at dense 0.4 of 1000: one standard error is 0.95 · √(0.62 / 380 + 0.6 / 400) = 0.053.
-    # Epochs 2, 4, 8 have ARR 0.95, 0.84, 0.86: ranks 3 1 2, ρ = −½, τ = −⅓; dense top-1 only rises.
-    assert (trend["checkpoints"], trend["near_chance"]) == ("3", "1")
-    assert [float(trend[name]) for name in ("iis_rho", "iis_tau", "dense_rho")] == pytest.approx([-0.5, -1 / 3, 1])
     assert "4 checkpoints of 1 net, mean ± std over 2 seeds" in text and "not independent" in text
     assert all((tmp_path / "out" / f"along_pretraining_toy.{suffix}").stat().st_size for suffix in ("png", "pdf"))
 
 
-def test_epochs_are_sorted_as_numbers_and_two_give_no_trend(tmp_path):
+def test_epochs_are_sorted_as_numbers(tmp_path):
     for epoch, dense in ((10, 0.8), (9, 0.7)):
         made_ledger(tmp_path / f"net_{epoch}", f"net_epoch{epoch}", dense, 0.6)
     call(along_pretraining, "--model_root", tmp_path)
-    trend, = rows_of(tmp_path / "along_pretraining_trend.csv")
     assert [line["epoch"] for line in rows_of(tmp_path / "along_pretraining.csv")] == ["9", "10"]
-    assert trend["iis_rho"] == ""
-    assert "none: fewer than 3 checkpoints" in (tmp_path / "along_pretraining_trend.md").read_text()
     made_ledger(tmp_path / "other" / "net", "net", 0.8, 0.7)
     with pytest.raises(UserError, match="NAME_epochE"):
         call(along_pretraining, "--model_root", tmp_path / "other")

@@ -8,7 +8,7 @@ from scipy import stats
 
 from iis.runtime import UserError
 from reproduction import predictions_table as script
-from reproduction.lib import class_balance
+from reproduction.lib import run_files
 from reproduction.predictions_table import accuracy_difference, mcnemar_p
 
 
@@ -63,7 +63,7 @@ def test_a_sweep_by_hand(tmp_path):
 def test_balanced_accuracy_where_classes_are_uneven(tmp_path, monkeypatch):
     made_ledger(tmp_path / "run", "net", 0.9, 0.9, spread=0)
     labels_N = np.repeat([0, 2], [800, 200])  # class 1 has no image; the first 900 images are right
-    assert class_balance.balanced_accuracy(np.arange(1000) < 900, labels_N) == pytest.approx((1 + 0.5) / 2)
+    assert run_files.balanced_accuracy(np.arange(1000) < 900, labels_N) == pytest.approx((1 + 0.5) / 2)
     monkeypatch.setattr(script, "labels_of", lambda run: labels_N)
     lines, shown = table(tmp_path / "out", "--model_root", tmp_path / "run")
     assert lines[0]["uneven"] and (lines[0]["balanced"], lines[0]["dense_balanced"]) == pytest.approx((0.75, 0.75))

@@ -241,7 +241,16 @@ def run_cells(name: str, cells: Sequence[dict[str, Any]], same: Sequence[str], r
     started = time.monotonic()
     for number, entry in enumerate(todo, start=1):
         print(f"\n[{number} of {len(todo)}, {time.monotonic() - started:.0f} s] {entry['name']}", flush=True)
-        entry |= _attempt(run, entry)
+        begun = time.monotonic()
+        try:
+            folder = run(entry).resolve()
+            entry |= {"folder": str(folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder),
+                      "message": None, "seconds": round(time.monotonic() - begun, 1)}
+        except UserError as error:
+            entry["message"] = str(error)
+        except Exception as error:  # the other cells still run
+            traceback.print_exc()
+            entry["message"] = f"{type(error).__name__}: {error}"
         write_json(index, entries)
     write_json(index, entries)
     failed = [entry for entry in wanted if entry["message"]]
@@ -250,17 +259,3 @@ def run_cells(name: str, cells: Sequence[dict[str, Any]], same: Sequence[str], r
     if failed:
         raise UserError(f"{len(failed)} of {len(wanted)} cells failed; mend them and start the same command again:\n"
                         + "\n".join(f"  {entry['name']}: {entry['message']}" for entry in failed))
-
-
-def _attempt(run: Callable[[dict[str, Any]], Path], entry: dict[str, Any]) -> dict[str, Any]:
-    started = time.monotonic()
-    try:
-        folder = run(entry).resolve()
-    except UserError as error:
-        return {"message": str(error)}
-    except Exception as error:  # the other cells still run
-        traceback.print_exc()
-        return {"message": f"{type(error).__name__}: {error}"}
-    inside = folder.is_relative_to(ROOT)
-    return {"folder": str(folder.relative_to(ROOT) if inside else folder), "message": None,
-            "seconds": round(time.monotonic() - started, 1)}
