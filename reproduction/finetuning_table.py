@@ -10,7 +10,7 @@ accuracies along fine-tuning. Written as CSV, Markdown and LaTeX, PNG and PDF.
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,21 +84,21 @@ def write(folder: Path, name: str, column: str, groups: Mapping[Any, pd.DataFram
                 key = {"own_head": "dense_top1", "predictor": "ip_top1"}[measure]
                 known = control.set_index("seed")["log"].map(lambda log, key=key: 100 * log[0][key])
             mean, std = mean_std(known)
-            line |= {measure: mean, f"{measure}_std": std}
-            row[title] = plus_minus(mean, std, digits)
             if cells["objective"].iloc[0] == BEFORE and len(cells) == 1:  # all seeds began with this one
                 known = pd.Series(mean, base.index)
             both = pd.concat([known, base], axis=1, join="inner").sort_index().astype(float)
             found = paired_difference(*both.to_numpy().T) if cells is not control and len(both) > 1 else Difference()
-            line |= {f"{measure}_{'difference' if key == 'mean' else key}": value
-                     for key, value in asdict(found).items() if key != "std"}
+            line |= {measure: mean, f"{measure}_std": std, f"{measure}_difference": found.mean,
+                     **{f"{measure}_{key}": getattr(found, key)
+                        for key in ("low", "high", "t_p", "sign_flip_p", "pairs")}}
+            row[title] = plus_minus(mean, std, digits)
             if measure in compared:
+                t_p = "-" if found.t_p is None else f"{found.t_p:.2g}"
                 row[f"Δ {title}"] = "-" if found.mean is None else (
-                    f"{found.text(digits)}, p {'-' if found.t_p is None else f'{found.t_p:.2g}'} / "
-                    f"{found.sign_flip_p:.2g}")
-        marks = "; ".join(sorted(set(filter(None, cells["marks"]))))
-        lines.append({**line, "marks": marks})
-        people.append({**row, "marks": marks})
+                    f"{found.text(digits)}, p {t_p} / {found.sign_flip_p:.2g}")
+        marks = {"marks": "; ".join(sorted(set(filter(None, cells["marks"]))))}
+        lines.append(line | marks)
+        people.append(row | marks)
     first = control["results"].iloc[0]
     caption = (f"{first['model']} on {first['dataset']}, {first['n_train']} images, {first['epochs']} epochs. "
                f"Mean ± std over seeds. Δ: against {NAMES[CONTROL]}, same seeds, 95 % Student interval; p of the "

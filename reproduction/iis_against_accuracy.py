@@ -115,7 +115,7 @@ def scatter(found: dict[str, Sequence[Run]], title: str = "") -> Any:
             mine = [run for run in runs if run.family == family]
             _draw(one, [run for run in mine if run.epoch is None], style(place), family)
             _draw(one, [run for run in mine if run.epoch is not None], {
-                **style(place), "linestyle": "--", "markerfacecolor": "white"}, f"{family} along pre-training")
+                **style(place), "linestyle": "--", "markerfacecolor": "white", "markersize": 3.5}, f"{family} along pre-training")
         draw_marks(one, runs, lambda run: (100 * run.dense, run.iis))
         used = [run for run in runs if run.meaningful and run.epoch is None]
         for run in (run for run in runs if run.epoch is None):
@@ -136,8 +136,8 @@ def scatter(found: dict[str, Sequence[Run]], title: str = "") -> Any:
 def _draw(axes: Any, runs: Sequence[Run], look: dict[str, Any], label: str) -> None:
     if runs:
         axes.errorbar([100 * run.dense for run in runs], [run.iis for run in runs], label=label, elinewidth=0.8,
-                      xerr=[100 * (run.summary["dense"]["std"] or 0) for run in runs], markersize=4.5, linewidth=1,
-                      yerr=[run.summary["iis"]["std"] or 0 for run in runs], **look)
+                      xerr=[100 * (run.summary["dense"]["std"] or 0) for run in runs], linewidth=1,
+                      yerr=[run.summary["iis"]["std"] or 0 for run in runs], **{"markersize": 5, **look})
 
 
 if __name__ == "__main__":

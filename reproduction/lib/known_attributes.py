@@ -31,16 +31,13 @@ class Captions:
     """The true attributes of every image of a data set, from its captions.json (demo/paint_shapes.py)."""
 
     def __init__(self, file: Path) -> None:
-        """Raises `UserError` where the file is missing or holds something else."""
+        """Raises `UserError` where the file is missing."""
         if not file.is_file():
             raise UserError(f"there is no file {file} with the true attributes: run demo/paint_shapes.py, or name it "
                             "with --captions")
-        try:
-            groups, self._images = (dict(read_json(file)[key]) for key in ("attributes", "images"))
-        except (TypeError, KeyError, ValueError):
-            raise UserError(f"{file} does not hold the true attributes of images: name captions.json as "
-                            "demo/paint_shapes.py writes it") from None
-        self.words = [word for group in groups.values() for word in group]
+        data = read_json(file)
+        self.words = [word for group in data["attributes"].values() for word in group]
+        self._images = data["images"]
 
     def names(self, split: str) -> list[str]:
         """Every image of a split, as embedding files name it."""

@@ -11,9 +11,9 @@ alone: `division_null` says how much.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import permutations
 from math import factorial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -99,8 +99,7 @@ def _comparable(values: Sequence[float]) -> np.ndarray:
     return np.round(np.asarray(values, float), 12)
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """Differences of `pairs` pairs: mean, std (ddof 1), Student's 95 % interval [low, high], and the two-sided p of the
     paired t test and of exact sign flips (needs no normal distribution). None where one pair, or no spread, says
     nothing."""
