@@ -114,8 +114,9 @@ def scatter(found: dict[str, Sequence[Run]], title: str = "") -> Any:
         for place, family in enumerate(families):
             mine = [run for run in runs if run.family == family]
             _draw(one, [run for run in mine if run.epoch is None], style(place), family)
-            _draw(one, [run for run in mine if run.epoch is not None], {
-                **style(place), "linestyle": "--", "markerfacecolor": "white", "markersize": 3.5}, f"{family} along pre-training")
+            hollow = {"linestyle": "--", "markerfacecolor": "white", "markersize": 3.5}
+            _draw(one, [run for run in mine if run.epoch is not None], style(place) | hollow,
+                  f"{family} along pre-training")
         draw_marks(one, runs, lambda run: (100 * run.dense, run.iis))
         used = [run for run in runs if run.meaningful and run.epoch is None]
         for run in (run for run in runs if run.epoch is None):
