@@ -115,6 +115,7 @@ def scatter(found: dict[str, Sequence[Run]], title: str = "") -> Any:
             mine = [run for run in runs if run.family == family]
             _draw(one, [run for run in mine if run.epoch is None], style(place), family)
             hollow = {"linestyle": "--", "markerfacecolor": "white", "markersize": 3.5}
+            _draw(one, [run for run in mine if run.epoch is None], style(place), family)
             _draw(one, [run for run in mine if run.epoch is not None], style(place) | hollow,
                   f"{family} along pre-training")
         draw_marks(one, runs, lambda run: (100 * run.dense, run.iis))
