@@ -24,6 +24,7 @@ from reproduction.lib.statistics import associate, division_null
 
 MEASURES = {"iis": "ρ(IIS, acc)", "area": "ρ(∫acc ds, acc)", "corrected": "ρ(chance-corrected IIS, acc)"}
 ALL, FINISHED = "with checkpoints", "finished"
+HOLLOW = {"linestyle": "--", "markerfacecolor": "white", "markersize": 3.5}
 Settings = Source
 OF_POINTS = ("IIS and dense top-1 of {}; mean ± std over {}. The seeds share backbone and images, so ± is the spread "
              "of bank and heads, not of other backbones.")
@@ -114,9 +115,7 @@ def scatter(found: dict[str, Sequence[Run]], title: str = "") -> Any:
         for place, family in enumerate(families):
             mine = [run for run in runs if run.family == family]
             _draw(one, [run for run in mine if run.epoch is None], style(place), family)
-            hollow = {"linestyle": "--", "markerfacecolor": "white", "markersize": 3.5}
-            _draw(one, [run for run in mine if run.epoch is None], style(place), family)
-            _draw(one, [run for run in mine if run.epoch is not None], style(place) | hollow,
+            _draw(one, [run for run in mine if run.epoch is not None], style(place) | HOLLOW,
                   f"{family} along pre-training")
         draw_marks(one, runs, lambda run: (100 * run.dense, run.iis))
         used = [run for run in runs if run.meaningful and run.epoch is None]

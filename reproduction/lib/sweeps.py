@@ -51,8 +51,9 @@ def call_script(script: Any, settings: Mapping[str, Any]) -> Any:
     return script.main(from_mapping(script.Settings, settings, f"a call of {script.__name__}"))
 
 
-def _setting_names(*scripts: str) -> set[str]:
-    return {field.name for script in scripts for field in dataclasses.fields(import_module(script).Settings)}
+def setting_names(*scripts: Any) -> set[str]:
+    """The settings that any of these scripts knows."""
+    return {field.name for script in scripts for field in dataclasses.fields(script.Settings)}
 
 
 # ---- from the YAML to cells ----
@@ -141,9 +142,9 @@ def kind_of(cell: dict[str, Any]) -> tuple[str, str]:
 def check_settings(name: str, cells: Sequence[dict[str, Any]], stage1: dict[str, Any], stage2: dict[str, Any]) -> None:
     """Raise `UserError` for a setting that no script of its stage knows: a typo must not be dropped silently, also
     where the stage is done already."""
-    of_stage2, training = _setting_names(VISUAL, TEXTUAL), _setting_names(*(
-        f"IP_training.{one}" for one in SCRIPTS.values()))
-    given = [(stage1, _setting_names(*STAGE1.values()), "stage 1"), (stage2, of_stage2, "stage 2"),
+    of_stage1, of_stage2, training = (setting_names(*map(import_module, names)) for names in (
+        STAGE1.values(), (VISUAL, TEXTUAL), (f"IP_training.{one}" for one in SCRIPTS.values())))
+    given = [(stage1, of_stage1, "stage 1"), (stage2, of_stage2, "stage 2"),
              *((cell["flags"], training, "training") for cell in cells),
              *((cell["stage2"], of_stage2, "stage 2") for cell in cells)]
     for settings, names, stage in given:
@@ -178,14 +179,14 @@ class Steps:
             self._once(self._words, cell)
         if SCRIPTS[bank] == "IP_Bank_training":
             settings["kind"] = bank
-        return self._call(f"IP_training.{SCRIPTS[bank]}", cell["flags"],
+        return self._call(import_module(f"IP_training.{SCRIPTS[bank]}"), cell["flags"],
                           {"model_name": cell["model"], "dataset": cell["dataset"], **settings})
 
-    def _call(self, script: str, shared: dict[str, Any], own: dict[str, Any]) -> Any:
+    def _call(self, script: Any, shared: dict[str, Any], own: dict[str, Any]) -> Any:
         """A script with those of the `shared` settings that it knows, and all of its own."""
-        known = _setting_names(script)
-        return call_script(import_module(script), {
-            **{key: value for key, value in shared.items() if key in known}, **self.device, **own})
+        known = setting_names(script)
+        return call_script(script, {**{key: value for key, value in shared.items() if key in known}, **self.device,
+                                    **own})
 
     def _once(self, prepare: Callable[..., None], cell: dict[str, Any], *what: Any) -> None:
         """Run a preparation once per model in this process; one that failed fails every cell that needs it."""
@@ -208,7 +209,7 @@ class Steps:
     def _words(self, cell: dict[str, Any]) -> None:
         """Stage 2: CLIP's embeddings of words and images."""
         words = {key: value for key, value in cell["flags"].items() if key in OF_WORDS}
-        self._call(TEXTUAL, {**self.stage2, **cell["stage2"]}, {"dataset": cell["dataset"], **words})
+        self._call(import_module(TEXTUAL), {**self.stage2, **cell["stage2"]}, {"dataset": cell["dataset"], **words})
 
 
 # ---- all cells, one after another ----
