@@ -79,7 +79,8 @@ def test_painting_is_the_same_for_any_number_of_workers_and_resumes(painted, tmp
     again = partial(run_script, "demo/paint_shapes.py", "--root", tmp_path, "--train", 64, "--val", 24)
     assert "painted 88 of 88" in again("--workers", 2).stdout
     files = [file.relative_to(tmp_path) for file in tmp_path.rglob("*") if file.is_file()]
-    assert len(files) == 90 and all((tmp_path / file).read_bytes() == (painted / "shapes" / file).read_bytes() for file in files)
+    assert len(files) == 90
+    assert all((tmp_path / file).read_bytes() == (painted / "shapes" / file).read_bytes() for file in files)
     next((tmp_path / "train").rglob("*.png")).unlink()
     assert "painted 1 of 88" in again().stdout and "in place" in again().stdout
     assert again("--seed", 1).returncode == 2

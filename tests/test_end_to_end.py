@@ -106,8 +106,8 @@ def plain_iis(ledger):
 
 
 def test_the_three_scripts_from_images_to_the_iis(tree):
-    settings = {"DATASET": "shapes", "MODELS": "tiny", "SEEDS": "2", "EPOCHS": "2", "NUM_CONCEPTS": "16", "OUT": "ledgers",
-                "IMAGES_PER_CLASS": "2", "ELEMENTS": "segments patches", "DEVICE": "cpu", "HEAD_BATCH_SIZE": "32",
+    settings = {"DATASET": "shapes", "MODELS": "tiny", "SEEDS": "2", "EPOCHS": "2", "NUM_CONCEPTS": "16",
+                "OUT": "ledgers", "IMAGES_PER_CLASS": "2", "ELEMENTS": "segments patches", "DEVICE": "cpu", "HEAD_BATCH_SIZE": "32",
                 "LEARNING_RATES": "0.01,0.1", "HOLDOUT": "0.2", "RESULTS": "tables"}
     for name in ("concept_extract.sh", "emb_extractor.sh", "ip_train.sh"):
         done = bash(tree, name, **settings)
@@ -186,7 +186,8 @@ def test_scripts_help_from_anywhere(place, tmp_path):
     assert len(scripts()) >= 30 and len(by_folder) == 7
 
     def helps(script):
-        cwd, name = {"own": (script.parent, script.name), "root": (ROOT, script), "elsewhere": (tmp_path, script)}[place]
+        cwd = {"own": script.parent, "root": ROOT, "elsewhere": tmp_path}[place]
+        name = script.name if place == "own" else script
         done = subprocess.run([sys.executable, str(name), "--help"], cwd=cwd, text=True, capture_output=True)
         assert done.returncode == 0 and "usage:" in done.stdout, f"{script}: {done.stderr}"
 

@@ -59,7 +59,8 @@ def test_a_dry_run_is_handed_on(echo, words, variables):
 
 
 @pytest.mark.parametrize("script, variables, value", [
-    ("concept_extract.sh", {"ELEMENTS": "segment"}, "ELEMENTS=segment"), ("ip_train.sh", {"BANKS": "Clutser"}, "Clutser")])
+    ("concept_extract.sh", {"ELEMENTS": "segment"}, "ELEMENTS=segment"),
+    ("ip_train.sh", {"BANKS": "Clutser"}, "Clutser")])
 def test_unknown_settings(echo, script, variables, value):
     done = bash(ROOT, script, PYTHON=echo, **variables)
     assert done.returncode == 2 and value in done.stderr

@@ -7,7 +7,6 @@ from typing import Any
 
 import pandas as pd
 
-from iis.statistics import plus_minus  # noqa: F401  TRANSITION: import it from there
 
 Table = pd.DataFrame | Sequence[dict[str, Any]]
 
