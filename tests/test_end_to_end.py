@@ -107,8 +107,8 @@ def plain_iis(ledger):
 
 def test_the_three_scripts_from_images_to_the_iis(tree):
     settings = {"DATASET": "shapes", "MODELS": "tiny", "SEEDS": "2", "EPOCHS": "2", "NUM_CONCEPTS": "16",
-                "OUT": "ledgers", "IMAGES_PER_CLASS": "2", "ELEMENTS": "segments patches", "DEVICE": "cpu", "HEAD_BATCH_SIZE": "32",
-                "LEARNING_RATES": "0.01,0.1", "HOLDOUT": "0.2", "RESULTS": "tables"}
+                "OUT": "ledgers", "IMAGES_PER_CLASS": "2", "ELEMENTS": "segments patches", "DEVICE": "cpu",
+                "HEAD_BATCH_SIZE": "32", "LEARNING_RATES": "0.01,0.1", "HOLDOUT": "0.2", "RESULTS": "tables"}
     for name in ("concept_extract.sh", "emb_extractor.sh", "ip_train.sh"):
         done = bash(tree, name, **settings)
         assert done.returncode == 0, f"{name}: {done.stderr[-2000:]}"

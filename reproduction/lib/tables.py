@@ -7,7 +7,6 @@ from typing import Any
 
 import pandas as pd
 
-
 Table = pd.DataFrame | Sequence[dict[str, Any]]
 
 LATEX = str.maketrans({"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
