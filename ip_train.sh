@@ -4,16 +4,17 @@
 #   DATASET=shapes MODELS="shapes_small shapes_large" BANKS="Prototype Random" bash ip_train.sh
 #   bash ip_train.sh --dry-run   (or DRY_RUN=1): shapes, bytes and folders; nothing is made
 # Input:  stage 2's embeddings (for Text and Combined those of extractor/textual_emb_extractor.py too).
-# Output: $OUT/IP_BANK/MODEL/...: ledger, predictors, IIS table and plot; a few MB; a comparison in $RESULTS. The
-#         representations stay in memory: 11 GB for ResNet-50 on ImageNet. shapes: half a minute a backbone on 2 cores.
-# Expect: 8 ratios x 3 learning rates x SEEDS cells and dense heads, in one pass over the data per epoch; ARR near 1
-#         without sparsity, falling as fewer concepts stay; an IIS between 0 and 0.98.
+# Output: $OUT/IP_BANK/MODEL/...: ledger, predictors, IIS table and plot; a few MB; a comparison in $RESULTS. Memory:
+#         the representations, 11 GB for ResNet-50 on ImageNet, where half of what is free holds them; else they are read
+#         from their file. shapes: half a minute a backbone on 2 cores.
+# Expect: for each seed the dense heads, then 8 ratios x 3 learning rates together; ARR near 1 without sparsity, falling
+#         as fewer concepts stay; an IIS between 0 and 0.98.
 set -euo pipefail
 cd "$(dirname "$0")"
 . iis/stage.sh
 
 DATASET=${DATASET:-imagenet}
-MODELS=${MODELS:-resnet50}               # folders of extractor/embs/
+MODELS=${MODELS:-resnet50}               # folders of extractor/embs/, as stage 2 named them
 BANKS=${BANKS:-Prototype}                # of Prototype Cluster End2End Text Combined Random
 ELEMENTS=${ELEMENTS:-segments}           # and/or patches
 PROTOCOL=${PROTOCOL:-paper}              # or release

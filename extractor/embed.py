@@ -136,14 +136,14 @@ def is_done(file: Path, provenance: dict[str, Any], images: ImageSet | None = No
     if not file.exists():
         return False
     before = load_embeddings(file)
-    difference, remedy = differing(before.provenance, provenance, tuple(provenance)), "rename the concept list"
+    difference = differing(before.provenance, provenance, tuple(provenance))
+    remedy = "rename the concept list, choose another --activation_dir"
     if images is not None:
         remedy = "choose another --model_name or --save_root"
         if difference is None and before.record.get("pictures_hash") != _images_hash(images):
             difference = f"its images ({len(before)} then, {len(images)} now, or other names)"
     if difference:
-        raise UserError(f"{file} was made otherwise: it differs in {difference}; {remedy}, choose another folder "
-                        "with --activation_dir, or delete it")
+        raise UserError(f"{file} was made otherwise: it differs in {difference}; {remedy}, or delete it")
     return True
 
 

@@ -301,7 +301,7 @@ def read_stage1(folder: Path) -> dict[str, Any] | None:
     return read_json(Path(folder) / "manifest.json")
 
 
-def read_images(folder: Path) -> list[dict[str, Any]]:
+def read_log_rows(folder: Path) -> list[dict[str, Any]]:
     """The rows of a stage-1 folder: {"picture": name, "files": [...]} or {"picture": name, "unreadable": reason}.
 
     A damaged line, such as the half-written last one of a killed run, is left out: its image is cut again.
@@ -334,7 +334,7 @@ def _digest(names: list[str]) -> str:
 def _read_log(folder: Path, images: ImageSet, by_class: list[list[int]]) -> dict[int, dict[str, Any]]:
     """Finished images by their place, without those whose files are gone and the classes where none was readable: an
     image may have been mended since."""
-    rows = {row["picture"]: row for row in read_images(folder)
+    rows = {row["picture"]: row for row in read_log_rows(folder)
             if all((folder / file).is_file() for file in row.get("files", []))}
     log = {index: rows[name] for index, name in enumerate(images.names) if name in rows}
     forgotten = {index for indices in _unreadable_classes(by_class, log) for index in indices}

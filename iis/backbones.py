@@ -118,7 +118,7 @@ def _seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
 
 @dataclass
 class ModelBuilder:
-    """build: takes `num_classes` or nothing; published: the name of published weights; entry: torchvision's for them
+    """build: takes `num_classes` or nothing; published: the name of published weights; entry: torchvision's object for them
     (timm's `build` reads its own)."""
 
     build: Callable[..., nn.Module]

@@ -16,7 +16,8 @@ from torch import nn
 from iis.runtime import UserError, nearest, torch_rng
 
 HEAD_INPUT = "head_input"
-# What published commands call the head's input in one family or another; a layer of the model's own goes before.
+# What published commands call the head's input in one family or another. If the model has a layer of that name, the
+# layer is meant.
 ALIASES = (HEAD_INPUT, "penultimate", "fc", "head", "head.fc", "heads", "heads.head", "classifier", "classifier.2",
            "linear", "flatten", "avgpool", "layer4")
 CLASS_TOKENS = ("class_token", "cls_token", "class_embedding")

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from PIL import Image, ImageOps
 
-from extractor.image_walk import images_of, read_images, read_stage1
+from extractor.image_walk import images_of, read_log_rows, read_stage1
 from iis.cli import path, positive, run_script, setting
 from iis.runtime import UserError, write_whole
 from reproduction.lib.explained_images import spread
@@ -51,7 +51,7 @@ def main(settings: Settings) -> None:
                         "--save_root")
     images = images_of(settings.data_root, settings.dataset)
     index = {name: row for row, name in enumerate(images.names)}
-    cut = [row for row in read_images(settings.elements) if "files" in row]
+    cut = [row for row in read_log_rows(settings.elements) if "files" in row]
     missing = next((row["picture"] for row in cut if row["picture"] not in index), None)
     if missing:
         raise UserError(f"{settings.elements} was cut from another data set: {missing} is not in {images.root}")

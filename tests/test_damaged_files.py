@@ -11,7 +11,7 @@ from iis.runtime import UserError
 SCRIPTS = ("accuracy_at_nec", "along_pretraining", "arr_curves", "bank_truth", "compare", "controls_table",
          "faithfulness", "iis_against_accuracy", "predictions_table", "report")
 LEDGERS = {"not text": "is no ledger", "not rows": "is not a ledger row", "without correct": "says nothing of hits",
-           "correct damaged": "`correct` are damaged", "correct too few": "`correct` hold fewer",
+           "correct damaged": "`hits` of a ledger's row is damaged", "correct too few": "holds fewer than its",
            "without a number": "says nothing of top1", "without a ratio": "lacks the sparsity ratio(s) 0.5",
            "without dense": "has no dense head", "empty": "has no rows"}
 INDICES = {"[1]": "is no list of cells", '"text"': "is no list of cells", "{}": "is no list of cells",

@@ -15,7 +15,7 @@ from PIL import Image
 
 from extractor import patch_extractor, segment_extractor
 from extractor.elements import patches
-from extractor.image_walk import encoded, read_images, read_stage1, walk
+from extractor.image_walk import encoded, read_log_rows, read_stage1, walk
 from iis.cli import parse
 from iis.datasets import TorchvisionImageSet, folder_images
 from iis.runtime import ROOT, UserError
@@ -53,7 +53,7 @@ def test_first_readable_images_of_each_class_and_the_others_listed(root, tmp_pat
     paint(root / "cat" / "0.png", size=(3, 90))  # readable, but too narrow for patches
     (root / "dog" / "3.png").write_bytes(b"")  # never reached
     summary = walk(folder_images(root, "d", "train"), patches, tmp_path / "out", SETTINGS, image_per_class=2)
-    rows = read_images(tmp_path / "out")
+    rows = read_log_rows(tmp_path / "out")
     assert [row["picture"] for row in rows if "files" in row] == ["cat/2.png", "cat/3.png", "dog/0.png", "dog/1.png"]
     assert [row["picture"] for row in summary["unreadable"]] == ["cat/0.png", "cat/1.png"]
     assert "3 x 90 pixels are too few" in summary["unreadable"][0]["unreadable"]
@@ -83,7 +83,7 @@ def test_every_colour_mode_and_the_formats(tmp_path):
         paint(tmp_path / "data" / "c" / f"{mode}{suffix}.{suffix}", mode=mode)
     summary = walk(folder_images(tmp_path / "data", "d", "train"), patches, tmp_path / "out", SETTINGS, format="png")
     assert summary["pictures"] == 6 and not summary["unreadable"]
-    for row in read_images(tmp_path / "out"):
+    for row in read_log_rows(tmp_path / "out"):
         rgb = Image.open(tmp_path / "data" / row["picture"]).convert("RGB")
         first = Image.open(tmp_path / "out" / row["files"][0])
         assert first.mode == "RGB" and first.tobytes() == dict(patches(rgb, ""))["0_0"].tobytes()
@@ -98,7 +98,7 @@ def test_names_never_meet_and_keep_images_together(tmp_path):
         paint(tmp_path / "data" / "c" / name, seed=seed)
         paint(tmp_path / "data" / "plain" / f"{seed}.png", seed=seed)
     walk(folder_images(tmp_path / "data", "d", "train"), patches, tmp_path / "out", SETTINGS)
-    rows = read_images(tmp_path / "out")
+    rows = read_log_rows(tmp_path / "out")
     files = [file for row in rows for file in row["files"]]
     assert len(set(files)) == len(files) == 160 == sum(file.endswith(".jpg") for file in contents(tmp_path / "out"))
     assert "c/sub/a.png_3_3.jpg" in files and "plain/0_0_0.jpg" in files
@@ -123,7 +123,7 @@ def test_a_torchvision_set_is_cut_by_our_order_and_a_dead_worker_is_explained(tm
                                  [0, 2, 4, 1, 3, 5])
     walk(images, one_pixel, tmp_path / "out", SETTINGS, image_per_class=2, format="png", workers=2)
     reds = {row["picture"]: Image.open(tmp_path / "out" / row["files"][0]).getpixel((0, 0))[0]
-            for row in read_images(tmp_path / "out")}
+            for row in read_log_rows(tmp_path / "out")}
     assert reds == {"even/000000": 0, "even/000001": 2, "odd/000003": 1, "odd/000004": 3}
     with pytest.raises(UserError, match="fewer --workers"):
         walk(images, dies, tmp_path / "other", SETTINGS, workers=2)
@@ -140,7 +140,7 @@ def test_killed_at_any_moment_and_started_again(tmp_path):
     for share, stop in ((0, signal.SIGKILL), (20, signal.SIGINT)):
         with open(tmp_path / "said", "w") as said:
             process = subprocess.Popen([*command, str(out)], stdout=said, stderr=said, start_new_session=True)
-            while process.poll() is None and len(read_images(out)) <= share:
+            while process.poll() is None and len(read_log_rows(out)) <= share:
                 time.sleep(0.01)
             assert process.poll() is None, "it ended before it could be killed"
             (os.killpg if stop == signal.SIGINT else os.kill)(process.pid, stop)  # Ctrl-C reaches the workers too
