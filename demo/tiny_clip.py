@@ -58,8 +58,8 @@ class Texts:
             needed.append([caption[place] for place in places])
             texts.append(" ".join(needed[-1]))
         needed_TV = torch.tensor([[word in text for word in self.words] for text in needed])
-        missing_BT = needed_TV.float() @ (~self.said_NV[rows_B]).float().T  # (T, B)
-        return texts, (missing_BT.T == 0).float()
+        missing_TB = needed_TV.float() @ (~self.said_NV[rows_B]).float().T  # (T, B)
+        return texts, (missing_TB.T == 0).float()
 
 
 def pair_loss(images_Bd: torch.Tensor, texts_Td: torch.Tensor, true_BT: torch.Tensor, net: nn.Module) -> torch.Tensor:

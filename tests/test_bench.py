@@ -31,8 +31,7 @@ def test_runs_at_toy_size_and_in_the_table(tmp_path, name, monkeypatch, capsys):
     monkeypatch.setattr(timing.sys, "argv", [where, *flags.split()])
     out = script.main(parse(script.Settings, flags.split()))
     written, printed = json.loads(out.read_text()), capsys.readouterr().out
-    assert out == tmp_path / f"{name}.json" and written["command"] == f"python {where} {flags}"
-    assert len(written["results"]) == count
+    assert (out.name, written["command"], len(written["results"])) == (f"{name}.json", f"python {where} {flags}", count)
     assert all(result.get("ratio", result.get("seconds")) > 0 for result in written["results"].values())
     assert {"processor", "vectors", "threads", "load", "torch", "numpy"} <= set(written["machine"])
     table.main(parse(table.Settings, ["--results", str(tmp_path)]))

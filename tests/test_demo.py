@@ -100,8 +100,8 @@ def test_pretraining_keeps_checkpoints_and_is_done_once(painted, capfd):
     small, large = (json.loads((painted / f"one/shapes_{size}.json").read_text()) for size in ("small", "large"))
     assert list(small["checkpoints"]) == [f"shapes_small_epoch{epoch}.pth" for epoch in (1, 2, 3)]
     assert large["attributes"] and not small["attributes"]  # the large one is taught more than classes
-    first, again, early = (torch.load(painted / file, weights_only=True) for file in (
-        "one/shapes_small.pth", "two/shapes_small.pth", "one/shapes_small_epoch1.pth"))
+    first, again, early = (torch.load(painted / f"{file}.pth", weights_only=True) for file in (
+        "one/shapes_small", "two/shapes_small", "one/shapes_small_epoch1"))
     assert all(torch.equal(first[key], again[key]) for key in first)  # seeded
     assert not torch.equal(first["fc.weight"], early["fc.weight"])
     net = small_backbones.shapes_small()
