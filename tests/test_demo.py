@@ -37,11 +37,10 @@ def painted(tmp_path_factory):
     return folder
 
 
-def obeyed(attributes):
-    return [name for name, rule in RULES.items() if all(attributes[group] in values for group, values in rule.items())]
-
-
 def test_each_scene_obeys_its_rule_alone_and_classes_are_balanced():
+    def obeyed(attributes):
+        return [name for name, rule in RULES.items() if all(attributes[group] in rule[group] for group in rule)]
+
     for words in itertools.product(*ATTRIBUTES.values()):
         assert len(obeyed(dict(zip(ATTRIBUTES, words, strict=True)))) <= 1
     assert all(obeyed(of.attributes) == [of.class_name] for of in SCENES)
@@ -99,7 +98,7 @@ def test_pretraining_keeps_checkpoints_and_is_done_once(painted, capfd):
     assert [getattr(small_backbones, name)().fc.in_features for name in pretrain_backbones.EPOCHS] == [32, 64, 128]
     small, large = (json.loads((painted / f"one/shapes_{size}.json").read_text()) for size in ("small", "large"))
     assert list(small["checkpoints"]) == [f"shapes_small_epoch{epoch}.pth" for epoch in (1, 2, 3)]
-    assert large["attributes"] and not small["attributes"]  # the large one is taught more than classes
+    assert (small["attributes"], large["attributes"]) == (False, True)  # the large one is taught more than classes
     first, again, early = (torch.load(painted / f"{file}.pth", weights_only=True) for file in (
         "one/shapes_small", "two/shapes_small", "one/shapes_small_epoch1"))
     assert all(torch.equal(first[key], again[key]) for key in first)  # seeded
@@ -150,8 +149,8 @@ def test_the_tiny_clip_is_seeded_done_once_and_a_clip_like_any_other(painted, ca
     clip, again, other = (load_clip(str(painted / out / "tiny_clip.json")) for out in ("clip", "again", "other"))
     assert clip.weights_hash == again.weights_hash != other.weights_hash and clip.label == "tiny_clip"
     assert clip.preprocessing["crop"] == 64 and clip.encode_words(["red", "star"]).shape == (2, clip.width) == (2, 64)
-    aurocs = json.loads((painted / "clip/tiny_clip_auroc.json").read_text())["words"].values()
-    assert len(aurocs) == 22 and all(0 <= value <= 1 for value in aurocs)
+    aurocs = json.loads((painted / "clip/tiny_clip_auroc.json").read_text())["words"]
+    assert len(aurocs) == 22 and all(0 <= value <= 1 for value in aurocs.values())
     train(painted / "again")
     assert "done before" in capsys.readouterr().out
     with pytest.raises(UserError, match="trained with epochs = 1, and this run has epochs = 2"):
@@ -161,8 +160,8 @@ def test_the_tiny_clip_is_seeded_done_once_and_a_clip_like_any_other(painted, ca
     run(textual_emb_extractor, "--dataset", painted / "toy.yaml", "--concept_set", painted / "words.txt", "--backbone",
         "resnet20", "--weights", "none", "--device", "cpu", "-j", 0, "--clip_name", painted / "clip/tiny_clip.json",
         "--activation_dir", painted / "embs", "--save_root", painted / "root")
-    for name, rows in (("toy_val_clip_tiny_clip", 24), ("words_tiny_clip", 2)):
-        assert load_embeddings(painted / "embs" / f"{name}.pt").features_ND.shape == (rows, 64)
+    files = [load_embeddings(painted / "embs" / f"{name}.pt") for name in ("toy_val_clip_tiny_clip", "words_tiny_clip")]
+    assert [file.features_ND.shape for file in files] == [(24, 64), (2, 64)]
 
 
 def test_refusals(tmp_path):
