@@ -48,6 +48,13 @@ def path(text: str) -> Path:
     return Path(os.path.abspath(os.path.expanduser(text)))
 
 
+def given_path(text: str) -> Path:
+    """`path` of a setting: "" (a shell variable that is not set) would be the caller's folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("an empty path: name a file or folder, or leave the setting out")
+    return path(text)
+
+
 def numbers(text: str) -> tuple[float, ...]:
     """A comma-separated list of numbers, e.g. `0,0.1,0.3`."""
     try:
@@ -89,7 +96,7 @@ def part(text: str) -> float:
     return value
 
 
-CONVERTERS = {Path: path, tuple[float, ...]: numbers, tuple[str, ...]: words}
+CONVERTERS = {Path: given_path, tuple[float, ...]: numbers, tuple[str, ...]: words}
 
 
 # ---- from a dataclass to a parser, and back ----
@@ -164,9 +171,7 @@ def parse(settings: type, argv: Sequence[str] | None = None, description: str = 
     if "config_yaml" in _actions(parser):
         first = _Parser(add_help=False, allow_abbrev=False)
         first.add_argument("--config_yaml")
-        if config := first.parse_known_args(argv)[0].config_yaml:
-            file = find_config(config, "model_configs")
-            _set_defaults(parser, read_yaml(file), str(file))
+        _take_config(parser, first.parse_known_args(argv)[0].config_yaml)
     values, unknown = parser.parse_known_args(argv)
     if unknown:
         known = [option for action in parser._actions for option in action.option_strings]
@@ -175,10 +180,24 @@ def parse(settings: type, argv: Sequence[str] | None = None, description: str = 
 
 
 def from_mapping(settings: type, given: Mapping[str, Any], where: str = "the settings") -> Any:
-    """An instance from keys and values, read as a YAML file's. None leaves a setting at its default."""
+    """An instance from keys and values, read as a YAML file's: defaults <- the YAML that the key config_yaml names, if
+    any <- the others. None leaves a setting at its default."""
     parser = parser_of(settings)
+    if "config_yaml" in _actions(parser):
+        _take_config(parser, given.get("config_yaml"))
     _set_defaults(parser, given, where)
     return settings(**vars(parser.parse_args([])))
+
+
+def _take_config(parser: argparse.ArgumentParser, name: str | None) -> None:
+    """Let the values of this YAML, if any, be the defaults."""
+    if name is None:
+        return
+    file = find_config(name, "model_configs")
+    given = read_yaml(file)
+    if given.get("config_yaml") is not None:
+        raise UserError(f"{file} names another configuration, {given['config_yaml']!r}: write all settings into one file")
+    _set_defaults(parser, given, str(file))
 
 
 def _actions(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
@@ -209,7 +228,11 @@ def _converted(action: argparse.Action, value: Any, where: str) -> Any:
         return [one for entry in value for one in _converted(action, entry, where)]
     text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     try:
-        converted = (ROOT / text).resolve() if action.type is path else action.type(text) if action.type else text
+        if isinstance(value, dict):
+            raise ValueError
+        converted = action.type(text) if action.type else text
+        if action.type in (path, given_path):
+            converted = (ROOT / Path(text).expanduser()).resolve()
     except (ValueError, argparse.ArgumentTypeError):
         raise UserError(f"{where}: {action.dest} = {value!r} is not a valid value") from None
     if action.choices is not None and converted not in action.choices:
@@ -229,7 +252,10 @@ def _underscored(word: str) -> str:
 
 def read_yaml(file: Path) -> dict[str, Any]:
     """A YAML mapping with `${NAME}` replaced by environment variables; an unset one is a `UserError`."""
-    text = Path(file).read_text(encoding="utf-8")
+    try:
+        text = Path(file).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{file} is not UTF-8 text: save it as UTF-8") from None
 
     def variable(match: re.Match[str]) -> str:
         if match[1] not in os.environ:

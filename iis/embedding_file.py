@@ -107,7 +107,11 @@ def as_embeddings(features: Any, labels: Any = None, class_names: list[str] | No
     """
     if isinstance(features, Embeddings):
         return features
-    features_ND = torch.as_tensor(features).detach().cpu()
+    try:  # a data frame, an object array or a view backwards are no tensors yet
+        features = features if torch.is_tensor(features) else np.ascontiguousarray(features)
+        features_ND = torch.as_tensor(features).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{where} is no matrix of numbers ({error}): a floating-point matrix N x D is needed") from None
     if features_ND.ndim != 2 or not features_ND.is_floating_point():
         raise UserError(f"{where} has shape {tuple(features_ND.shape)} and type {features_ND.dtype}: a floating-point "
                         "matrix N x D is needed")

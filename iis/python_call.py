@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from IP_training.banks import Bank, MakeBank
 
 Array = np.ndarray | torch.Tensor
+RULES = ("mask", "strict", "shrink")
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,12 @@ def score(x_train: Array, y_train: Array | Sequence, x_val: Array, y_val: Array 
 
     if missing := sorted(set(RATIOS) - set(ratios)):
         raise UserError(f"ratios lacks {missing}: the IIS is the area over {RATIOS}; more ratios may be added")
+    if sparsifier not in RULES:  # anything else would be taken for "mask"
+        raise UserError(f"sparsifier = {sparsifier!r}: use {', '.join(RULES)}")
+    for name, value in (("num_concepts", num_concepts), ("seeds", seeds), ("epochs", epochs),
+                        ("batch_size", batch_size), ("draws", draws)):
+        if not isinstance(value, int | np.integer) or value < (2 if name == "draws" else 1):
+            raise UserError(f"{name} = {value!r}: give a whole number, at least {2 if name == 'draws' else 1}")
     train, val = _labelled(x_train, y_train, x_val, y_val)
     for name, embeddings in (("train", train), ("val", val)):
         check_features(name, embeddings, f"x_{name}")
@@ -90,6 +97,9 @@ def score(x_train: Array, y_train: Array | Sequence, x_val: Array, y_val: Array 
     for number in settings.seed_numbers:
         seed = seed_of_run(settings, number, len(train))
         made = make_bank(seed)
+        if made.vectors_MD.shape[1] != train.width:
+            raise UserError(f"the bank has D = {made.vectors_MD.shape[1]}, and x_train D = {train.width}: make it of "
+                            "elements embedded as x_train was")
         identity = identity_of(settings, made.kind, len(made), inputs, {})
         dense = [Cell(number, DENSE, rate) for rate in settings.learning_rates]
         cells = [Cell(number, ratio, rate) for ratio in settings.ratios for rate in settings.learning_rates]

@@ -54,6 +54,8 @@ def choose_device(name: str | None = None, silent: bool = False) -> torch.device
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"--device {name} is not a device: use cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):  # mps, meta, xpu …
+        raise UserError(f"--device {name} is not supported: use cpu, cuda or cuda:N")
     if device.type == "cuda":
         count = torch.cuda.device_count()
         if not torch.cuda.is_available() or (device.index or 0) >= count:

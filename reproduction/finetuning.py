@@ -15,7 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from iis.cli import read_yaml, run_script, setting
+from iis.cli import from_mapping, read_yaml, run_script, setting
 from iis.results import LEDGER
 from iis.runtime import UserError, claim_folder, make_output_folder, nearest
 from reproduction.lib.finetuned import BEFORE, FOLDER, INDEX, NAMES
@@ -60,6 +60,17 @@ def read_plan(file: Path) -> dict[str, Any]:
     for name, value in {"objectives": plan["objectives"], **plan["ablations"]}.items():
         if name != "seeds" and (not isinstance(value, list) or not value):
             raise UserError(f"{file}: {name} should be a list, and is {value!r}")
+    for name, value in (("seeds", plan["seeds"]), ("ablations: seeds", plan["ablations"].get("seeds", 3))):
+        if type(value) is not int or value < 1:
+            raise UserError(f"{file}: {name} should be a whole number above 0, and is {value!r}")
+    from IP_training import IP_Finetuning, IP_Prototype_training
+
+    ablated = [{name: value} for name in ("num_concepts", "sparsity") for value in plan["ablations"].get(name, [])]
+    for own in ({}, *ablated):  # what every cell would fail on, before the first one runs
+        if None in own.values():
+            raise UserError(f"{file}: ablations hold an empty value")
+        from_mapping(IP_Finetuning.Settings, {**plan["recipe"], **own}, f"{file}: recipe")
+    from_mapping(IP_Prototype_training.Settings, plan["measure"], f"{file}: measure")
     for objective in plan["objectives"]:
         if objective not in OBJECTIVES:
             raise UserError(f"{file}: the objective {objective} is not known{nearest(objective, OBJECTIVES)}")

@@ -214,3 +214,24 @@ def test_progress_in_a_file_is_lines_30_seconds_apart(capsys, monkeypatch):
     assert "\r" not in err and 4 <= len(lines) <= 6  # at 0, about 30, 60, 90, and the end
     assert all(line.startswith("reading: ") for line in lines) and "100/100" in lines[-1]
     assert all(line.count("a note") == 6 for line in lines[1:-1])  # nothing is cut off
+
+
+def test_a_mapping_may_name_a_configuration(tmp_path):
+    """As a sweep does: the YAML's values, then the mapping's own."""
+    from extractor import visual_element_emb_extractor as script
+
+    found = cli.from_mapping(script.Settings, {"config_yaml": "shapes_small", "batch_size": 7, "dataset": "shapes"})
+    assert (found.model, found.batch_size, found.feature_layer) == ("demo/small_backbones.py:shapes_small", 7, "fc")
+    (tmp_path / "second.yaml").write_text("config_yaml: shapes_small\n")
+    with pytest.raises(UserError, match="shapes_small"):
+        cli.from_mapping(script.Settings, {"config_yaml": str(tmp_path / "second.yaml")})
+
+
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_empty_path_is_no_folder(value):
+    from IP_training import IP_Prototype_training as script
+
+    with pytest.raises(UserError, match="empty path"):
+        cli.parse(script.Settings, ["--save_dir", value])
+    with pytest.raises(UserError, match="save_dir"):
+        cli.from_mapping(script.Settings, {"save_dir": value})

@@ -71,7 +71,7 @@ NAN[3, 2] = torch.nan
     ({"y_val": np.array(["class 0"] * 199 + ["zebra"]), "y_train": ["class 0"] * 300}, "y_train lacks: .'zebra'"),
     ({"x_val": VAL.features_ND.view(200, 3, 4)}, r"x_val has shape \(200, 3, 4\)"), ({"ratios": (0,)}, "lacks .0.1"),
     ({"x_val": VAL.features_ND.long()}, "torch.int64"), ({"x_val": VAL.features_ND[:, 1:]}, "D = 12 and x_val D = 11"),
-    ({"y_train": LABELS[0][:299]}, r"x_train: 300 rows .* shape \(299,\)"), ({"epochs": 0}, "n_epoch 0")])
+    ({"y_train": LABELS[0][:299]}, r"x_train: 300 rows .* shape \(299,\)"), ({"epochs": 0}, "epochs = 0")])
 def test_what_cannot_be_scored_is_named(changes, sentence):
     with pytest.raises(UserError, match=sentence):
         score(**changes)

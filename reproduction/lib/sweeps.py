@@ -153,6 +153,12 @@ def check_settings(name: str, cells: Sequence[dict[str, Any]], stage1: dict[str,
                 raise UserError(f"the sweep {name} sets {key!r}, which no {stage} script knows{nearest(key, names)}")
     for kind in {kind_of(cell)[0] for cell in cells} - set(STAGE1):
         raise UserError(f"the sweep {name} has the element_kind {kind!r}{nearest(str(kind), STAGE1)}")
+    for cell in cells:  # values too, before hours of stages 1 and 2
+        script = import_module(f"IP_training.{SCRIPTS[cell['bank']]}")
+        known = setting_names(script)
+        own = {"kind": cell["bank"]} if SCRIPTS[cell["bank"]] == "IP_Bank_training" else {}
+        from_mapping(script.Settings, {**{key: value for key, value in cell["flags"].items() if key in known}, **own},
+                     f"the sweep {name}, {cell['name']}")
 
 
 # ---- what a cell runs ----
