@@ -67,7 +67,7 @@ def train_groups(settings: TrainingSettings, kind: str, inputs: Inputs, make_gro
         for number in settings.seed_numbers:
             seed = seed_of_run(settings, number, len(inputs.train))
             dense_rows, fresh = train_dense(settings, inputs, seed, device)
-            trained += fresh + _train_seed(settings, inputs, seed, make_groups, dense_rows, folder, identity, device)
+            trained += fresh + _train_seed(settings, inputs, seed, make_groups, dense_rows, folder / LEDGER, identity)
     rows = read_ledger(folder / LEDGER)
     for line in remarks_on_rows(rows):
         print(line)
@@ -81,49 +81,52 @@ def train_dense(settings: TrainingSettings, inputs: Inputs, seed: Seed,
                 device: torch.device) -> tuple[list[dict[str, Any]], int]:
     """The ledger rows of a seed's dense heads, found where all banks keep them or else trained, and how many were
     trained now."""
-    folder = settings.dense_folder(inputs.train.content_hash, inputs.val.content_hash)
+    ledger = settings.dense_folder(inputs.train.content_hash, inputs.val.content_hash) / DENSE_LEDGER
     cells = [Cell(seed.number, DENSE, rate) for rate in settings.learning_rates]
-    known = {cell_of(row): row for row in read_ledger(folder / DENSE_LEDGER)}
+    known = {cell_of(row): row for row in read_ledger(ledger)}
     missing = [cell for cell in cells if cell not in known]
     if missing:
-        started = time.monotonic()
-        resume_file = folder / f"resume_seed{seed.number}.pt"
-        heads = fit_grid(dense_groups(inputs, seed, missing, device), inputs.train.labels_N.to(device),
-                         inputs.val.labels_N.to(device), recipe_of(settings), seed.number, seed.selection, resume_file,
-                         what="dense heads")
-        seconds = (time.monotonic() - started) / len(heads)
-        rows = [row_of(head, None, settings.sparsifier, seconds) for head in heads]
-        save_predictors(folder, heads, [(None, None)] * len(heads), merged(known.values(), rows), inputs.class_labels,
-                        {"model": settings.model_name, "dataset": settings.dataset})
-        known |= {cell_of(row): row for row in add_rows(folder / DENSE_LEDGER, rows)}
-        resume_file.unlink(missing_ok=True)
+        groups = dense_groups(inputs, seed, missing, device)
+        rows = _train_and_keep(settings, inputs, seed, groups, lambda head: (None, None), ledger, "dense heads",
+                               {"model": settings.model_name, "dataset": settings.dataset})
+        known = {cell_of(row): row for row in rows}
     return [known[cell] for cell in cells], len(missing)
 
 
 def _train_seed(settings: TrainingSettings, inputs: Inputs, seed: Seed, make_groups: MakeGroups,
-                dense_rows: list[dict[str, Any]], folder: Path, identity: dict[str, Any], device: torch.device) -> int:
+                dense_rows: list[dict[str, Any]], ledger: Path, identity: dict[str, Any]) -> int:
     """Train the predictors of one seed that the ledger lacks; how many they were."""
-    ledger, resume_file, trained = folder / LEDGER, folder / f"resume_seed{seed.number}.pt", 0
     done = {cell_of(row) for row in read_ledger(ledger)}
     cells = [Cell(seed.number, ratio, rate) for ratio in settings.ratios for rate in settings.learning_rates]
     cells = [cell for cell in cells if cell not in done]
     copied = [{**identity, **row} for row in dense_rows if cell_of(row) not in done]
     for groups, bank_of in make_groups(seed, cells) if cells else ():
-        started = time.monotonic()
-        heads = fit_grid(groups, inputs.train.labels_N.to(device), inputs.val.labels_N.to(device), recipe_of(settings),
-                         seed.number, seed.selection, resume_file, what=f"{identity['bank']} predictors")
-        banks = [bank_of(head) for head in heads]
-        seconds = (time.monotonic() - started) / len(heads)
-        rows = [*copied, *({**identity, **row_of(head, bank, settings.sparsifier, seconds)}
-                           for head, (bank, _) in zip(heads, banks, strict=True))]
-        # The ledger last: what it names as done has its predictors, whenever a run is killed.
-        save_predictors(folder, heads, banks, merged(read_ledger(ledger), rows), inputs.class_labels, identity)
-        add_rows(ledger, rows)
-        resume_file.unlink(missing_ok=True)
-        trained, copied = trained + len(heads), []
+        _train_and_keep(settings, inputs, seed, groups, bank_of, ledger, f"{identity['bank']} predictors", identity,
+                        copied)
+        copied = []
     if copied:  # only dense heads were missing
         add_rows(ledger, copied)
-    return trained
+    return len(cells)
+
+
+def _train_and_keep(settings: TrainingSettings, inputs: Inputs, seed: Seed, groups: Sequence[HeadGroup],
+                    bank_of: Callable[[Trained], tuple[Bank | None, Normaliser | None]], ledger: Path, what: str,
+                    identity: dict[str, Any], more_rows: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+    """Train heads and write their predictors and rows, with `more_rows`; all rows of the ledger. Rows of dense heads
+    go without the identity: they belong to no bank."""
+    started, resume_file = time.monotonic(), ledger.with_name(f"resume_seed{seed.number}.pt")
+    device = next(groups[0].heads.parameters()).device
+    heads = fit_grid(groups, inputs.train.labels_N.to(device), inputs.val.labels_N.to(device), recipe_of(settings),
+                     seed.number, seed.selection, resume_file, what=what)
+    banks = [bank_of(head) for head in heads]
+    seconds = (time.monotonic() - started) / len(heads)
+    rows = [*more_rows, *({**(identity if bank else {}), **row_of(head, bank, settings.sparsifier, seconds)}
+                          for head, (bank, _) in zip(heads, banks, strict=True))]
+    # The ledger last: what it names as done has its predictors, whenever a run is killed.
+    save_predictors(ledger.parent, heads, banks, merged(read_ledger(ledger), rows), inputs.class_labels, identity)
+    rows = add_rows(ledger, rows)
+    resume_file.unlink(missing_ok=True)
+    return rows
 
 
 # ---- groups of heads ----
@@ -203,15 +206,14 @@ def row_of(head: Trained, bank: Bank | None, sparsifier: str, seconds: float) ->
     """
     cell, best = head.cell, head.best_epoch
     kept = None if bank is None else kept_count(len(bank), cell.ratio) - (sparsifier == "strict")
-    row = {"seed": cell.seed, "ratio": cell.ratio, "learning_rate": cell.learning_rate, "kept": kept,
-           "bank_size": len(bank) if bank else None, "empty_concepts": bank.empty if bank else None,
-           "top1": head.top1[best], "top5": head.top5[best], "best_epoch": best + 1,
-           "last_top1": head.top1[-1], "last_top5": head.top5[-1], "select_top1": head.select_top1[best],
-           "last_select_top1": head.select_top1[-1], "loss": head.loss[-1], "top1_by_epoch": head.top1,
-           "loss_by_epoch": head.loss, "note": "nothing is kept: a constant prediction" if kept == 0 else None,
-           "hits": pack_correct(head.correct.numpy())}
-    return {**row, "seconds": round(seconds, 3), "date": datetime.datetime.now().isoformat(timespec="seconds"),
-            "host": platform.node()}
+    return {"seed": cell.seed, "ratio": cell.ratio, "learning_rate": cell.learning_rate, "kept": kept,
+            "bank_size": len(bank) if bank else None, "empty_concepts": bank.empty if bank else None,
+            "top1": head.top1[best], "top5": head.top5[best], "best_epoch": best + 1,
+            "last_top1": head.top1[-1], "last_top5": head.top5[-1], "select_top1": head.select_top1[best],
+            "last_select_top1": head.select_top1[-1], "loss": head.loss[-1], "top1_by_epoch": head.top1,
+            "loss_by_epoch": head.loss, "note": "nothing is kept: a constant prediction" if kept == 0 else None,
+            "hits": pack_correct(head.correct.numpy()), "seconds": round(seconds, 3),
+            "date": datetime.datetime.now().isoformat(timespec="seconds"), "host": platform.node()}
 
 
 @contextmanager
@@ -233,8 +235,7 @@ def claimed(folder: Path, identity: dict[str, Any], results: str) -> Iterator[No
 def tf32_products(on: bool) -> Iterator[None]:
     """Let CUDA's matrix products use TF32, and put the setting back afterwards."""
     matmul = torch.backends.cuda.matmul
-    before = matmul.allow_tf32
-    matmul.allow_tf32 = before or on
+    before, matmul.allow_tf32 = matmul.allow_tf32, matmul.allow_tf32 or on
     try:
         yield
     finally:
