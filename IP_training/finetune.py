@@ -72,12 +72,12 @@ class FineTuning:
     """One run: a backbone, its predictor, their optimizers and the log of finished epochs."""
 
     def __init__(self, backbone: Backbone, train: Feed, val: Feed, elements: torch.Tensor, recipe: Settings,
-                 device: torch.device, num_classes: int) -> None:
+                 device: torch.device) -> None:
         self.recipe, self.train, self.val, self.elements, self.device = recipe, train, val, elements, device
         self.settings, self.node = backbone.preprocessing, Node(HEAD_INPUT, backbone.head)
         # Channels last is a quarter faster for convolutions on a CPU, and what a GPU's tensor cores want.
         self.module = backbone.module.requires_grad_(True).to(memory_format=torch.channels_last)
-        self.predictor = InterpretationHeads([recipe.sparsity], len(elements), num_classes,
+        self.predictor = InterpretationHeads([recipe.sparsity], len(elements), backbone.num_classes,
                                              torch_rng(recipe.seed, "fine-tuning head")).to(device)
         decay = recipe.weight_decay if recipe.objective == "weight_decay" else 0.0
         weights = self.module.parameters()
@@ -107,6 +107,7 @@ class FineTuning:
 
     def _epoch(self, epoch: int, bar: Any) -> dict[str, float]:
         recipe, bank_MD = self.recipe, self.bank()
+        through = recipe.objective == "interpretability"
         rows, seed = self.train.rows, (recipe.seed, "fine-tuning", epoch)
         order = rows[torch.randperm(len(rows), generator=torch_rng(*seed, "batch order"))]
         generator = torch_rng(*seed, "augmentation")
@@ -117,8 +118,7 @@ class FineTuning:
             for step, (batch, pixels) in enumerate(self.train.batches(order, recipe.batch_size)):
                 self._set_rates((epoch * self.steps + step) / (recipe.epochs * self.steps))
                 x = self._input(augmented(pixels, recipe.mirror, recipe.shift, generator))
-                dense, ip, *correct = self._losses(x, self.train.labels_N[batch], bank_MD,
-                                                   recipe.objective == "interpretability")
+                dense, ip, *correct = self._losses(x, self.train.labels_N[batch], bank_MD, through)
                 loss = dense + recipe.interpretability_weight * ip
                 if not torch.isfinite(loss):
                     raise UserError(f"the loss is {loss.item()} in epoch {epoch + 1}, step {step + 1}: choose another "
@@ -133,7 +133,7 @@ class FineTuning:
                 bar.update()
         return means.named("train_")
 
-    def _losses(self, x: torch.Tensor, y_B: torch.Tensor, bank_MD: torch.Tensor, through: bool) -> Sequence[torch.Tensor]:
+    def _losses(self, x: torch.Tensor, y_B: torch.Tensor, bank_MD: torch.Tensor, through: bool) -> tuple:
         return losses(self.module, self.node, self.predictor, bank_MD, x, y_B.to(self.device), through)
 
     def _set_rates(self, progress: float) -> None:
@@ -227,24 +227,23 @@ def chosen_elements(elements: ImageSet, settings: dict[str, Any], count: int,
 
 
 class _Decoded(Dataset):
-    """(row, uint8 (3, H, W)), or (row, None) for an image that cannot be read."""
+    """Batch i: its rows and uint8 (B, 3, H, W), without the images that cannot be read; None where none can."""
 
-    def __init__(self, images: ImageSet, settings: dict[str, Any]) -> None:
-        self.images, self.settings = images, settings
+    def __init__(self, images: ImageSet, settings: dict[str, Any], batches: Sequence[torch.Tensor]) -> None:
+        self.images, self.settings, self.batches = images, settings, batches
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.batches)
 
-    def __getitem__(self, row: int) -> tuple[int, torch.Tensor | None]:
-        try:
-            return row, to_uint8(self.images.open(row), self.settings)
-        except UnreadableImage:
-            return row, None
-
-
-def _readable(items: Sequence[tuple[int, torch.Tensor | None]]) -> tuple[list[int], torch.Tensor | None]:
-    kept = [(row, pixels) for row, pixels in items if pixels is not None]
-    return [row for row, _ in kept], torch.stack([pixels for _, pixels in kept]) if kept else None
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        rows, pixels = [], []
+        for row in self.batches[i].tolist():
+            try:
+                pixels.append(to_uint8(self.images.open(row), self.settings))
+                rows.append(row)
+            except UnreadableImage:
+                continue
+        return (torch.tensor(rows), torch.stack(pixels)) if rows else None
 
 
 class Feed:
@@ -254,7 +253,7 @@ class Feed:
     """
 
     def __init__(self, images: ImageSet, settings: dict[str, Any], workers: int = 0, cache_gb: float = 4.0) -> None:
-        self.decoded, self.labels_N = _Decoded(images, settings), torch.tensor(images.labels)
+        self.images, self.settings, self.labels_N = images, settings, torch.tensor(images.labels)
         self.workers = min(workers, os.cpu_count() or 1)
         self.rows, self.cache = torch.arange(len(images)), None
         side = settings["crop"]
@@ -277,11 +276,8 @@ class Feed:
         if self.cache is not None:
             yield from ((rows, self.cache[rows]) for rows in parts)
             return
-        loader = DataLoader(self.decoded, batch_sampler=[rows.tolist() for rows in parts], num_workers=self.workers,
-                            collate_fn=_readable)
-        for rows, pixels in loader:
-            if rows:
-                yield torch.tensor(rows), pixels
+        decoded = _Decoded(self.images, self.settings, parts)
+        yield from filter(None, DataLoader(decoded, batch_size=None, num_workers=self.workers))
 
 
 def augmented(pixels: torch.Tensor, mirror: float, shift: int, generator: torch.Generator) -> torch.Tensor:

@@ -143,14 +143,20 @@ def dense_groups(inputs: Inputs, seed: Seed, cells: Sequence[Cell], device: torc
 def predictor_groups(inputs: Inputs, bank: Bank, seed: Seed, cells: Sequence[Cell], device: torch.device,
                      sparsifier: str) -> tuple[list[HeadGroup], BankOf]:
     """Predictors on a bank that stays as it is: activations are computed once for all heads."""
-    bank_MD = bank.vectors_MD.to(device)
-    normaliser = fit_normaliser(bank.blocks, inputs.train.features_ND, bank_MD, seed.train_rows)
-    z_train, z_val = (interpret(split.features_ND, bank_MD, normaliser) for split in (inputs.train, inputs.val))
+    normaliser, z_train, z_val = activations(inputs, bank, seed, device)
     groups = [HeadGroup(InterpretationHeads([cell.ratio for cell in same_rate], len(bank), inputs.num_classes,
                                             torch_rng(seed.number, "head"), sparsifier,
                                             normaliser.learned_M).to(device), same_rate, z_train, z_val)
               for same_rate in by_learning_rate(cells)]
     return groups, lambda head: (bank, normaliser)
+
+
+def activations(inputs: Inputs, bank: Bank, seed: Seed,
+                device: torch.device) -> tuple[Normaliser, torch.Tensor, torch.Tensor]:
+    """The bank's normaliser, fitted to the rows that are trained on, and the activations of train (N, M) and val."""
+    bank_MD = bank.vectors_MD.to(device)
+    normaliser = fit_normaliser(bank.blocks, inputs.train.features_ND, bank_MD, seed.train_rows)
+    return normaliser, *(interpret(split.features_ND, bank_MD, normaliser) for split in (inputs.train, inputs.val))
 
 
 def recipe_of(settings: TrainingSettings) -> Recipe:
@@ -175,8 +181,8 @@ def selection_of(holdout: float, count: int, seed: int) -> tuple[torch.Tensor, t
     if not 0 < held < count:
         raise UserError(f"--holdout {holdout:g} leaves {held} of {count} training rows to select on and {count - held} "
                         "to train on; choose a fraction that leaves both some")
-    order = torch.randperm(count, generator=torch_rng(seed, "holdout"))
-    return order[held:].sort().values, order[:held].sort().values
+    selected, trained = torch.randperm(count, generator=torch_rng(seed, "holdout")).tensor_split([held])
+    return trained.sort().values, selected.sort().values
 
 
 # ---- the ledger ----
@@ -227,7 +233,7 @@ def claimed(folder: Path, identity: dict[str, Any], results: str) -> Iterator[No
         yield
     except UserError:
         if new and not (folder / results).exists():
-            manifest.unlink(missing_ok=True)
+            manifest.unlink()
         raise
 
 

@@ -226,7 +226,7 @@ def test_chosen_images_are_balanced_and_seeded(world):
     ({"interpretability_weight": -1}, "--interpretability_weight -1 must be 0 or more"),
     ({"data_path": "nowhere"}, "there are no visual elements at"),
     ({"model_config": "nonet"}, "there is no configuration nonet"),
-    ({"mirror": 2}, "--mirror 2 must lie between 0 and 1"), ({"lambda": 1}, "unknown argument --lambda")])
+    ({"mirror": 2}, "--mirror 2 must be a probability, from 0 to 1"), ({"lambda": 1}, "unknown argument --lambda")])
 def test_bad_input_is_one_sentence(world, changes, words):
     said = refusal(world, **changes)
     assert words in said and "\n" not in said
