@@ -11,6 +11,7 @@ such arrays per cell.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -29,24 +30,11 @@ TEMPERATURE = 0.1  # what the normalised q is divided by (release); τ of the so
 FLOATS_PER_ENTRY = 8  # of q: itself, two Adam moments, normalised, logits, soft assignment and two gradients
 
 
-class GumbelNoise:
-    """Gumbel noise (E, M), a function of (seed, what, step) alone: the same for every cell, drawn once a step.
-
-    Share one between the head groups of a seed. Drawn on the device, so devices differ in it.
-    """
-
-    def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
-        self.seed, self.device = seed, torch.device(device)
-        self._last: tuple[tuple, torch.Tensor] | None = None
-
-    def at(self, what: str, step: int, shape: tuple[int, int]) -> torch.Tensor:
-        """The noise of this step; the last one drawn is remembered."""
-        key = (what, step, shape)
-        if self._last is None or self._last[0] != key:
-            generator = torch.Generator(self.device).manual_seed(seed_of(self.seed, "gumbel", what, step))
-            drawn = torch.empty(shape, device=self.device).exponential_(generator=generator)
-            self._last = key, drawn.log_().neg_()
-        return self._last[1]
+@functools.lru_cache(maxsize=1)  # the head groups of a seed take the same step one after the other
+def gumbel_noise(seed: int, what: str, step: int, shape: tuple[int, int], device: torch.device) -> torch.Tensor:
+    """Gumbel noise (E, M) of a step, the same for every cell. Drawn on the device, so devices differ in it."""
+    generator = torch.Generator(device).manual_seed(seed_of(seed, "gumbel", what, step))
+    return torch.empty(shape, device=device).exponential_(generator=generator).log_().neg_()
 
 
 class SlotSums(torch.autograd.Function):
@@ -96,14 +84,14 @@ class End2EndHeads(InterpretationHeads):
     elements_ED: rows of length 1, on the device the module will live on. All cells start from one q and one head,
     that of `InterpretationHeads` for the same generator. test_assignment: which slot an element joins in eval mode,
     the "argmax" of its logits, or "gumbel", with noise as in training (release). The bank of eval mode is computed
-    once between two calls of `eval()`.
+    once between two calls of `eval()`. seed: of q, and of the noise unless `noise_seed` says another (--bank_seed).
     """
 
     def __init__(self, ratios: Sequence[float], elements_ED: torch.Tensor, num_concepts: int, num_classes: int,
                  seed: int, generator: torch.Generator, rule: str = "mask", test_assignment: str = "argmax",
-                 noise: GumbelNoise | None = None) -> None:
+                 noise_seed: int | None = None) -> None:
         super().__init__(ratios, num_concepts, num_classes, generator, rule)
-        self.test_assignment, self.noise = test_assignment, noise or GumbelNoise(seed, elements_ED.device)
+        self.test_assignment, self.noise_seed = test_assignment, seed if noise_seed is None else noise_seed
         self.register_buffer("elements_ED", elements_ED, persistent=False)
         self.num_concepts, self.steps, self._banks = num_concepts, 0, None
         q = nn.init.trunc_normal_(torch.empty(len(elements_ED), num_concepts), std=0.02,
@@ -162,7 +150,8 @@ class End2EndHeads(InterpretationHeads):
         self.steps = int(state)
 
     def _noise(self, what: str) -> torch.Tensor:
-        return self.noise.at(what, self.steps, tuple(self.q_GEM.shape[1:])).to(self.q_GEM.dtype)
+        shape, device = (len(self.elements_ED), self.num_concepts), self.elements_ED.device
+        return gumbel_noise(self.noise_seed, what, self.steps, shape, device).to(self.q_GEM.dtype)
 
 
 def assigned(slots_E: torch.Tensor, num_concepts: int) -> list[list[int]]:
@@ -200,7 +189,6 @@ def learned_groups(inputs: Inputs, num_concepts: int, seed: Seed, cells: list[Ce
     rows = chosen_elements(inputs.elements, seed.bank, choice)
     elements_ED = unit_rows(inputs.elements.features_ND[rows]).to(device)
     h_train, h_val = inputs.resident(device)
-    noise = GumbelNoise(seed.number, device)
 
     def bank_of(head: Trained) -> tuple[Bank, Normaliser]:
         bank = learned_bank(inputs.elements, rows, head.state)
@@ -212,6 +200,6 @@ def learned_groups(inputs: Inputs, num_concepts: int, seed: Seed, cells: list[Ce
         groups = []
         for same_rate in by_learning_rate(cells[start:start + most]):
             heads = End2EndHeads([cell.ratio for cell in same_rate], elements_ED, num_concepts, inputs.num_classes,
-                                 seed.bank, torch_rng(seed.number, "head"), sparsifier, test_assignment, noise)
+                                 seed.bank, torch_rng(seed.number, "head"), sparsifier, test_assignment, seed.number)
             groups.append(HeadGroup(heads.to(device), same_rate, h_train, h_val))
         yield groups, bank_of

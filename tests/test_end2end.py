@@ -14,8 +14,8 @@ from IP_training import end2end as module
 from IP_training.banks import Seed, unit_rows
 from IP_training.end2end import (
     End2EndHeads,
-    GumbelNoise,
     assigned,
+    gumbel_noise,
     learned_bank,
     learned_groups,
     slot_sums,
@@ -33,6 +33,10 @@ RATIOS = (0.0, 0.5, 0.9)
 
 def heads_of(ratios=RATIOS, **settings):
     return End2EndHeads(ratios, UNIT_ED, 10, 4, 0, torch_rng(0, "head"), **settings)
+
+
+def noise_at(what, step, seed=0, shape=(40, 10)):
+    return gumbel_noise(seed, what, step, shape, torch.device("cpu"))
 
 
 def fit(groups, epochs):
@@ -58,7 +62,7 @@ def test_logits_and_every_gradient_equal_autograd_through_the_plain_form():
         nn.functional.cross_entropy(ours_GCB, y_GB).backward()
         gradients = {name: parameter.grad.clone() for name, parameter in heads.named_parameters()}
         heads.zero_grad()
-        noise, logits = GumbelNoise(0).at("train", step, (40, 10)).double(), []
+        noise, logits = noise_at("train", step).double(), []
         for g, ratio in enumerate((0.0, 0.5)):
             q = nn.functional.layer_norm(heads.q_GEM[g], (10,), heads.q_scale_GM[g], heads.q_shift_GM[g])
             soft = (q / 0.1 + noise).softmax(-1)
@@ -76,11 +80,11 @@ def test_logits_and_every_gradient_equal_autograd_through_the_plain_form():
 
 
 def test_noise_is_gumbel_and_depends_on_seed_and_step_alone():
-    noise = GumbelNoise(0)
-    first = noise.at("train", 0, (500, 40))
-    assert noise.at("train", 0, (500, 40)) is first and torch.equal(GumbelNoise(0).at("train", 0, (500, 40)), first)
-    assert not torch.equal(noise.at("train", 1, (500, 40)), first)
-    assert not torch.equal(GumbelNoise(1).at("train", 0, (500, 40)), first)
+    first = noise_at("train", 0, shape=(500, 40))
+    assert noise_at("train", 0, shape=(500, 40)) is first  # groups share it
+    for what, step, seed in (("train", 1, 0), ("train", 0, 1), ("test", 0, 0)):
+        assert not torch.equal(noise_at(what, step, seed, (500, 40)), first)
+    assert torch.equal(noise_at("train", 0, shape=(500, 40)), first)  # drawn anew
     # A standard Gumbel has mean 0.5772 and standard deviation π/√6; 20,000 draws are within 5 errors of 0.009.
     assert float(first.mean()) == pytest.approx(0.5772, abs=0.045)
     assert float(first.std()) == pytest.approx(math.pi / 6 ** 0.5, abs=0.06)
@@ -107,7 +111,7 @@ def test_test_time_is_argmax_or_noisy_and_computed_once():
     plain = nn.functional.layer_norm(heads.q_GEM.detach(), (10,), eps=1e-5).argmax(-1)
     assert torch.equal(heads.assignment(), plain)
     noisy.steps = 7
-    assert torch.equal(noisy.assignment(), noisy.logits(GumbelNoise(0).at("test", 7, (40, 10))).argmax(-1))
+    assert torch.equal(noisy.assignment(), noisy.logits(noise_at("test", 7)).argmax(-1))
     assert not torch.equal(noisy.assignment(), plain)
     first = heads.eval().banks()
     assert heads.banks() is first and heads.steps == 0
