@@ -46,10 +46,8 @@ class Settings(TextSettings, ElementSettings):
             self.kind = "Own"
         if self.kind == "Own" and self.bank is None:
             raise UserError("--kind Own needs --bank FILE")
-        if self.kind == "Combined":
-            self._check_parts()
-
-    def _check_parts(self) -> None:
+        if self.kind != "Combined":
+            return
         text = ",".join(self.parts)
         for part in self.parts:
             if part not in PARTS:

@@ -27,8 +27,7 @@ def main(settings: Settings) -> Path:
     from IP_training.inputs import concepts_wanted, load_inputs
     from IP_training.run import train_bank
 
-    inputs = load_inputs(settings)
-    num_concepts = concepts_wanted(settings)
+    inputs, num_concepts = load_inputs(settings), concepts_wanted(settings)
     make_bank = banks.clusters(inputs.elements, num_concepts, settings.element_choice)
     return train_bank(settings, "Cluster", inputs, make_bank, num_concepts, {"element_choice": settings.element_choice})
 

@@ -35,15 +35,14 @@ def main(settings: Settings) -> Path:
     from IP_training.inputs import concepts_wanted, load_inputs
     from IP_training.run import train_groups
 
-    inputs = load_inputs(settings)
-    num_concepts, device = concepts_wanted(settings), choose_device(settings.device, silent=True)
+    inputs, num_concepts = load_inputs(settings), concepts_wanted(settings)
     check_enough(inputs.elements, num_concepts)
+    choices = settings.element_choice, settings.test_assignment
+    device = choose_device(settings.device, silent=True)
     return train_groups(settings, "End2End", inputs,
                         lambda seed, cells: learned_groups(inputs, num_concepts, seed, cells, device,
-                                                           settings.sparsifier, settings.element_choice,
-                                                           settings.test_assignment),
-                        num_concepts, {"element_choice": settings.element_choice,
-                                       "test_assignment": settings.test_assignment})
+                                                           settings.sparsifier, *choices),
+                        num_concepts, dict(zip(("element_choice", "test_assignment"), choices, strict=True)))
 
 
 if __name__ == "__main__":

@@ -67,14 +67,14 @@ class Settings(Run):
     def __post_init__(self) -> None:
         """Raise `UserError` for settings that make no sense, before anything is read."""
         check_ratios([self.sparsity])
-        for name in ("learning_rate", "ip_learning_rate"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"--{name} {getattr(self, name):g} must be above 0")
-        for name in ("interpretability_weight", "weight_decay", "cache_gb"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"--{name} {getattr(self, name):g} must be 0 or more")
-        if not 0 <= self.mirror <= 1:
-            raise UserError(f"--mirror {self.mirror:g} must lie between 0 and 1: it is a probability")
+        for name, fits, rule in (("learning_rate", self.learning_rate > 0, "above 0"),
+                                 ("ip_learning_rate", self.ip_learning_rate > 0, "above 0"),
+                                 ("interpretability_weight", self.interpretability_weight >= 0, "0 or more"),
+                                 ("weight_decay", self.weight_decay >= 0, "0 or more"),
+                                 ("cache_gb", self.cache_gb >= 0, "0 or more"),
+                                 ("mirror", 0 <= self.mirror <= 1, "a probability, from 0 to 1")):
+            if not fits:
+                raise UserError(f"--{name} {getattr(self, name):g} must be {rule}")
 
 
 def main(settings: Settings) -> Path:
@@ -115,7 +115,7 @@ def main(settings: Settings) -> Path:
     write_settings(settings, folder / "settings.yaml")
     started = time.monotonic()
     feeds = [Feed(part, backbone.preprocessing, settings.workers, settings.cache_gb) for part in (train, val)]
-    run = FineTuning(backbone, *feeds, pixels, settings, device, len(train.class_names))
+    run = FineTuning(backbone, *feeds, pixels, settings, device)
     run.run(folder / STATE, lambda log: write_json(folder / EPOCHS, log))
     weights = {name: value.detach().cpu().contiguous() for name, value in run.module.state_dict().items()}
     write_whole(folder / CHECKPOINT, lambda temporary: torch.save(weights, temporary))
@@ -139,11 +139,10 @@ def outcome(results: dict[str, Any]) -> str:
 def default_folder(settings: Settings, dataset: str, num_concepts: int) -> Path:
     """IP_training/IP_Finetuning/MODEL/… with what tells the usual settings apart; claim_folder refuses the rest."""
     parts = [dataset, settings.element_kind, settings.objective, f"M{num_concepts}", f"s{settings.sparsity:g}",
-             f"lambda{settings.interpretability_weight:g}",
-             *([f"n{settings.num_pictures}"] if settings.num_pictures else []), f"epochs{settings.epochs}",
-             f"seed{settings.seed}"]
+             f"lambda{settings.interpretability_weight:g}", settings.num_pictures and f"n{settings.num_pictures}",
+             f"epochs{settings.epochs}", f"seed{settings.seed}"]
     name = Path(settings.model_config).name.removesuffix(".yaml")
-    return ROOT / "IP_training" / "IP_Finetuning" / slug(name) / slug("_".join(parts))
+    return ROOT / "IP_training" / "IP_Finetuning" / slug(name) / slug("_".join(filter(None, parts)))
 
 
 if __name__ == "__main__":

@@ -34,8 +34,7 @@ def main(settings: Settings) -> Path:
     from IP_training.inputs import concepts_wanted, load_inputs
     from IP_training.run import train_bank
 
-    inputs = load_inputs(settings)
-    num_concepts = concepts_wanted(settings)
+    inputs, num_concepts = load_inputs(settings), concepts_wanted(settings)
     make_bank = banks.prototypes(inputs.elements, num_concepts, settings.prototypes)
     return train_bank(settings, "Prototype", inputs, make_bank, num_concepts, {"prototypes": settings.prototypes})
 

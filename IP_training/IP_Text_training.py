@@ -18,10 +18,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from iis.cli import disk, print_plan, run_script, setting, write_settings
+from iis.embedding_file import save_tensors
 from iis.runtime import UserError, choose_device, write_json
+from IP_training import elastic_net
 from IP_training.banks import MakeBank
 from IP_training.inputs import Inputs, load_inputs
-from IP_training.run import claimed, identity_of, seed_of_run, tf32_products, train_bank
+from IP_training.run import activations, claimed, identity_of, seed_of_run, tf32_products, train_bank
 from IP_training.text_bank import TextSettings, identity_of_text, load_text_inputs, words
 
 
@@ -61,10 +63,6 @@ def train_elastic_net(settings: Settings, inputs: Inputs, make_bank: MakeBank, b
 
     Activations are standardised by the moments of train, because one lam treats all concepts alike.
     """
-    from iis.embedding_file import save_tensors
-    from IP_training.elastic_net import fit_elastic_net
-    from IP_training.predictor import fit_normaliser, interpret
-
     identity = {**identity_of(settings, "Text", settings.num_concepts, inputs, bank_settings),
                 "final_layer": "elastic net", "lam": settings.lam, "n_iters": settings.n_iters}
     usual = settings.default_folder(identity)
@@ -81,12 +79,10 @@ def train_elastic_net(settings: Settings, inputs: Inputs, make_bank: MakeBank, b
         for number in settings.seed_numbers:
             started, seed = time.monotonic(), seed_of_run(settings, number, len(inputs.train))
             bank = make_bank(seed)
-            bank_MD = bank.vectors_MD.to(device)
-            normaliser = fit_normaliser([("standard", len(bank))], inputs.train.features_ND, bank_MD, seed.train_rows)
-            x_train, x_val = (interpret(split.features_ND, bank_MD, normaliser) for split in (inputs.train, inputs.val))
+            normaliser, x_train, x_val = activations(inputs, bank, seed, device)
             rows = slice(None) if seed.train_rows is None else seed.train_rows
-            fit = fit_elastic_net(x_train[rows], inputs.train.labels_N[rows].to(device), inputs.num_classes,
-                                  settings.lam, n_iters=settings.n_iters)
+            fit = elastic_net.fit_elastic_net(x_train[rows], inputs.train.labels_N[rows].to(device),
+                                              inputs.num_classes, settings.lam, n_iters=settings.n_iters)
             correct = (x_val @ fit.W_CM.T + fit.b_C).argmax(1) == inputs.val.labels_N.to(device)
             nonzero = int((fit.W_CM != 0).sum())
             results.append({"seed": number, "top1": float(correct.double().mean()), "bank_size": len(bank),

@@ -94,13 +94,14 @@ def balanced_choice(labels: Sequence[int] | torch.Tensor, count: int, *seed_part
     return chosen
 
 
-def check_enough(elements: Embeddings, num_concepts: int) -> None:
-    """Raise `UserError` where a bank asks for more concepts than there are elements, or for none."""
+def check_enough(elements: Embeddings, num_concepts: int) -> Embeddings:
+    """The elements; `UserError` where a bank asks for more concepts than there are elements, or for none."""
     if num_concepts < 1:
         raise UserError(f"--num_concepts {num_concepts}: a bank needs at least 1 concept")
     if num_concepts > len(elements):
         raise UserError(f"--num_concepts {num_concepts} is more than the {len(elements)} visual elements there are; "
                         "ask for fewer, or extract more with --image_per_class")
+    return elements
 
 
 # ---- Prototype ----
@@ -109,8 +110,7 @@ def check_enough(elements: Embeddings, num_concepts: int) -> None:
 def prototypes(elements: Embeddings, num_concepts: int, choice: str = "balanced") -> MakeBank:
     """M of the E element embeddings (paper, section 3). choice: "balanced" over classes and seeded, or the "first" M
     rows (release)."""
-    elements = as_embeddings(elements)
-    check_enough(elements, num_concepts)
+    elements = check_enough(as_embeddings(elements), num_concepts)
 
     def make(seed: Seed) -> Bank:
         rows = (list(range(num_concepts)) if choice == "first"
@@ -126,8 +126,7 @@ def prototypes(elements: Embeddings, num_concepts: int, choice: str = "balanced"
 def clusters(elements: Embeddings, num_concepts: int, choice: str = "balanced") -> MakeBank:
     """M k-means centres of up to 20,000 normalised element embeddings (paper, section 3); the evidence of a centre is
     the images of its nearest elements. choice: see `chosen_elements`."""
-    elements = as_embeddings(elements)
-    check_enough(elements, num_concepts)
+    elements = check_enough(as_embeddings(elements), num_concepts)
 
     def make(seed: Seed) -> Bank:
         rows = chosen_elements(elements, seed.bank, choice)
@@ -214,11 +213,9 @@ def from_matrix(matrix: torch.Tensor, width: int, names: Sequence[str] | None = 
 
 def from_file(file: Path, width: int, names: Path | None = None) -> Bank:
     """`from_matrix` of a .npy, .pt or .safetensors file; names: a text file with a name a line."""
-    lines = None
-    if names is not None:
-        if not names.is_file():
-            raise UserError(f"there is no file {names} with the concepts' names")
-        lines = [line.strip() for line in names.read_text(encoding="utf-8").split("\n") if line.strip()]
+    if names is not None and not names.is_file():
+        raise UserError(f"there is no file {names} with the concepts' names")
+    lines = names and [line.strip() for line in names.read_text(encoding="utf-8").split("\n") if line.strip()]
     return from_matrix(load_tensors(file), width, lines, f"--bank {file}")
 
 

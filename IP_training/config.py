@@ -100,24 +100,23 @@ class TrainingSettings(Grid):
     def dense_folder(self, train_hash: str, val_hash: str) -> Path:
         """Where the dense heads of these features lie: the name holds all they depend on but seed and rate."""
         parts = [self.model_name, self.dataset, train_hash[:8], val_hash[:8], f"e{self.n_epoch}", f"b{self.batch_size}",
-                 *([f"holdout{self.holdout:g}"] if self.holdout else []), *(["tf32"] if self.tf32 else [])]
+                 f"holdout{self.holdout:g}" if self.holdout else None, "tf32" if self.tf32 else None]
         root = self.dense_heads_dir or os.environ.get("IIS_DENSE_HEADS") or ROOT / "IP_training" / "dense_heads"
-        return Path(root) / slug("_".join(parts))
+        return Path(root) / slug("_".join(filter(None, parts)))
 
     def default_folder(self, identity: dict) -> Path:
         """IP_BANK/MODEL/… below --save_root, with what tells this setting from others (identity: `run.identity_of`)."""
-        concept_set = identity.get("concept_set")  # named where it is not the data set's own list
-        parts = [self.dataset, *([self.element_kind] if identity["elements_hash"] else []),
-                 *identity.get("parts", []), *([identity["bank_name"]] if "bank_name" in identity else []),
-                 *([concept_set] if concept_set not in (None, f"{self.dataset}_filtered") else []),
-                 f"M{identity['num_concepts'] or 'all'}", *([self.protocol] if self.protocol != "paper" else [])]
-        parts += [str(getattr(self, name)) for name, value in PROTOCOLS[self.protocol].items()
-                  if getattr(self, name, value) != value]
-        parts += [f"holdout{self.holdout:g}"] if self.holdout else []
-        parts += [f"epochs{self.n_epoch}"] if self.n_epoch != 30 else []
-        parts += [f"bank{self.bank_seed}"] if self.bank_seed is not None else []
-        parts += ["tf32"] if self.tf32 else []
-        return self.save_root / f"IP_{identity['bank']}" / slug(self.model_name) / slug("_".join(parts))
+        bank, concept_set = identity["bank"], identity.get("concept_set")
+        parts = [self.dataset, self.element_kind if identity["elements_hash"] else None, *identity.get("parts", []),
+                 identity.get("bank_name"),
+                 concept_set if concept_set != f"{self.dataset}_filtered" else None,  # not the data set's own list
+                 f"M{identity['num_concepts'] or 'all'}", self.protocol if self.protocol != "paper" else None,
+                 *(str(getattr(self, name)) for name, value in PROTOCOLS[self.protocol].items()
+                   if getattr(self, name, value) != value),
+                 f"holdout{self.holdout:g}" if self.holdout else None,
+                 f"epochs{self.n_epoch}" if self.n_epoch != 30 else None,
+                 f"bank{self.bank_seed}" if self.bank_seed is not None else None, "tf32" if self.tf32 else None]
+        return self.save_root / f"IP_{bank}" / slug(self.model_name) / slug("_".join(filter(None, parts)))
 
 
 @dataclass(kw_only=True)

@@ -89,10 +89,10 @@ def _solve(x_NM: torch.Tensor, y_N: torch.Tensor, W_KC: np.ndarray, curvature: n
             return ahead_KC, passes, True
         value = loss + lam * _penalty(ahead_KC[:-1], alpha)
         if value > best and momentum > 1:  # carried past the minimum: a step without momentum from the best point
-            ahead_KC = W_KC = best_KC
-            momentum = 1.0
+            ahead_KC, W_KC, momentum = best_KC, best_KC, 1.0
             continue
-        best, best_KC = min((best, 0, best_KC), (value, 1, ahead_KC), key=lambda one: one[:2])[::2]
+        if value < best:
+            best, best_KC = value, ahead_KC
         new_KC = minimise_model(curvature, ahead_KC, gradient_KC, lam, alpha, 0.1 * limit)
         if ((ahead_KC - new_KC) * (curvature @ (new_KC - W_KC))).sum() > 0:  # the momentum points uphill
             momentum = 1.0

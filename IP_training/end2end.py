@@ -6,15 +6,14 @@
 then as every predictor: a = h · bankᵀ → LayerNorm → sparsify → Linear. An empty slot is a zero row.
 
 Every cell has a bank of its own, so q is the cost: 20,000 x 200 floats are 16 MB, and training holds about eight
-such arrays per cell; `chunk_cells` says how many cells fit. One step of 8 cells with E = 1,200, M = 64, D = 128 and
-1,024 samples took 45 to 64 ms on one core of a busy machine.
+such arrays per cell.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -22,34 +21,20 @@ from torch import nn
 from iis.embedding_file import Embeddings
 from iis.grid import Cell
 from iis.runtime import available_bytes, seed_of, torch_rng
-from IP_training.banks import Bank, Seed, check_enough, chosen_elements, unit_rows
+from IP_training.banks import Bank, Seed, chosen_elements, unit_rows
 from IP_training.inputs import Inputs
 from IP_training.predictor import EPSILON, DenseHeads, InterpretationHeads, Normaliser, fit_normaliser
-from IP_training.sparsify import sparsify
 from IP_training.train_heads import HeadGroup, Trained, by_learning_rate
 
 TEMPERATURE = 0.1  # what the normalised q is divided by (release); τ of the softmax is 1
 FLOATS_PER_ENTRY = 8  # of q: itself, two Adam moments, normalised, logits, soft assignment and two gradients
 
 
-class GumbelNoise:
-    """Gumbel noise (E, M), a function of (seed, what, step) alone: the same for every cell, drawn once a step.
-
-    Share one between the head groups of a seed. Drawn on the device, so devices differ in it.
-    """
-
-    def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
-        self.seed, self.device = seed, torch.device(device)
-        self._last: tuple[tuple, torch.Tensor] | None = None
-
-    def at(self, what: str, step: int, shape: tuple[int, int]) -> torch.Tensor:
-        """The noise of this step; the last one drawn is remembered."""
-        key = (what, step, shape)
-        if self._last is None or self._last[0] != key:
-            generator = torch.Generator(self.device).manual_seed(seed_of(self.seed, "gumbel", what, step))
-            drawn = torch.empty(shape, device=self.device).exponential_(generator=generator)
-            self._last = key, drawn.log_().neg_()
-        return self._last[1]
+@functools.lru_cache(maxsize=1)  # the head groups of a seed take the same step one after the other
+def gumbel_noise(seed: int, what: str, step: int, shape: tuple[int, int], device: torch.device) -> torch.Tensor:
+    """Gumbel noise (E, M) of a step, the same for every cell. Drawn on the device, so devices differ in it."""
+    generator = torch.Generator(device).manual_seed(seed_of(seed, "gumbel", what, step))
+    return torch.empty(shape, device=device).exponential_(generator=generator).log_().neg_()
 
 
 class SlotSums(torch.autograd.Function):
@@ -71,26 +56,20 @@ class SlotSums(torch.autograd.Function):
 
 
 def slot_sums(slots_GE: torch.Tensor, elements_ED: torch.Tensor, num_concepts: int,
-              by_product: bool | None = None) -> torch.Tensor:
+              by_product: bool = False) -> torch.Tensor:
     """Sum of the elements in each slot, (G, M, D); slots_GE names every element's slot.
 
-    by_product: by a product with the one-hot matrix and not by additions; by default on CUDA, where additions come in
-    an order that changes from run to run.
+    by_product: by a product with the one-hot matrix and not by additions; always on CUDA, where additions come in an
+    order that changes from run to run.
     """
     sums_GMD = elements_ED.new_zeros(len(slots_GE), num_concepts, elements_ED.shape[1])
-    if by_product is None:
-        by_product = elements_ED.device.type != "cpu"
     for sums_MD, slots_E in zip(sums_GMD, slots_GE, strict=True):  # a cell at a time: no G x E x D copy of the elements
-        if by_product:
-            torch.mm(one_hot(slots_E, num_concepts, elements_ED).T, elements_ED, out=sums_MD)
+        if by_product or elements_ED.is_cuda:  # nn.functional.one_hot would wait for the device to check the range
+            one_hot_EM = elements_ED.new_zeros(len(slots_E), num_concepts).scatter_(1, slots_E[:, None], 1.0)
+            torch.mm(one_hot_EM.T, elements_ED, out=sums_MD)
         else:
             sums_MD.index_add_(0, slots_E, elements_ED)
     return sums_GMD
-
-
-def one_hot(slots_E: torch.Tensor, num_concepts: int, like: torch.Tensor) -> torch.Tensor:
-    """(E, M) of ones and zeros. `nn.functional.one_hot` would wait for the device to check the range."""
-    return like.new_zeros(len(slots_E), num_concepts).scatter_(1, slots_E[:, None], 1.0)
 
 
 def unit_slots(sums_GMD: torch.Tensor) -> torch.Tensor:
@@ -105,26 +84,21 @@ class End2EndHeads(InterpretationHeads):
     elements_ED: rows of length 1, on the device the module will live on. All cells start from one q and one head,
     that of `InterpretationHeads` for the same generator. test_assignment: which slot an element joins in eval mode,
     the "argmax" of its logits, or "gumbel", with noise as in training (release). The bank of eval mode is computed
-    once between two calls of `eval()`.
+    once between two calls of `eval()`. seed: of q, and of the noise unless `noise_seed` says another (--bank_seed).
     """
 
     def __init__(self, ratios: Sequence[float], elements_ED: torch.Tensor, num_concepts: int, num_classes: int,
                  seed: int, generator: torch.Generator, rule: str = "mask", test_assignment: str = "argmax",
-                 noise: GumbelNoise | None = None) -> None:
+                 noise_seed: int | None = None) -> None:
         super().__init__(ratios, num_concepts, num_classes, generator, rule)
-        self.test_assignment, self.noise = test_assignment, noise or GumbelNoise(seed, elements_ED.device)
+        self.test_assignment, self.noise_seed = test_assignment, seed if noise_seed is None else noise_seed
         self.register_buffer("elements_ED", elements_ED, persistent=False)
-        self.steps, self._banks = 0, None
+        self.num_concepts, self.steps, self._banks = num_concepts, 0, None
         q = nn.init.trunc_normal_(torch.empty(len(elements_ED), num_concepts), std=0.02,
                                   generator=torch_rng(seed, "q"))
         self.q_GEM = nn.Parameter(q.repeat(len(self.ratios), 1, 1))
         self.q_scale_GM = nn.Parameter(torch.ones(len(self.ratios), num_concepts))  # of q's LayerNorm
         self.q_shift_GM = nn.Parameter(torch.zeros(len(self.ratios), num_concepts))
-
-    @property
-    def num_concepts(self) -> int:
-        """M."""
-        return self.q_GEM.shape[-1]
 
     def logits(self, noise_EM: torch.Tensor | float = 0.0, cells: slice = slice(None)) -> torch.Tensor:
         """Assignment logits (G, E, M) of some cells, with noise."""
@@ -152,8 +126,7 @@ class End2EndHeads(InterpretationHeads):
         banks_GMD = self.banks()
         h_GBD = h_BD.to(banks_GMD.dtype).expand(len(banks_GMD), -1, -1)
         z_GBM = nn.functional.layer_norm(torch.bmm(h_GBD, banks_GMD.mT), (self.num_concepts,), eps=EPSILON)
-        a_GBM = torch.addcmul(self.shift[:, None], z_GBM, self.scale[:, None])  # (G, B, M)
-        return sparsify(a_GBM, self.ratios, self.rule)
+        return super().interpretations(z_GBM)
 
     def forward(self, h_BD: torch.Tensor) -> torch.Tensor:
         return DenseHeads.forward(self, self.interpretations(h_BD))  # (G, C, B)
@@ -177,7 +150,8 @@ class End2EndHeads(InterpretationHeads):
         self.steps = int(state)
 
     def _noise(self, what: str) -> torch.Tensor:
-        return self.noise.at(what, self.steps, tuple(self.q_GEM.shape[1:])).to(self.q_GEM.dtype)
+        shape, device = (len(self.elements_ED), self.num_concepts), self.elements_ED.device
+        return gumbel_noise(self.noise_seed, what, self.steps, shape, device).to(self.q_GEM.dtype)
 
 
 def assigned(slots_E: torch.Tensor, num_concepts: int) -> list[list[int]]:
@@ -203,43 +177,29 @@ def learned_bank(elements: Embeddings, rows: Sequence[int], state: dict[str, tor
     return Bank("End2End", bank_MD, evidence)
 
 
-def chunk_cells(num_elements: int, num_concepts: int, available_bytes: int) -> int:
-    """How many cells can train together in this many bytes; at least one."""
-    return max(1, available_bytes // (4 * FLOATS_PER_ENTRY * num_elements * num_concepts))
-
-
 def learned_groups(inputs: Inputs, num_concepts: int, seed: Seed, cells: list[Cell], device: torch.device,
-                   sparsifier: str, choice: str = "balanced",
-                   test_assignment: str = "argmax") -> Iterator[tuple[list[HeadGroup], LearnedBank]]:
+                   sparsifier: str, choice: str = "balanced", test_assignment: str = "argmax",
+                   ) -> Iterator[tuple[list[HeadGroup], Callable[[Trained], tuple[Bank, Normaliser]]]]:
     """Head groups that learn a bank per cell, as many cells at a time as half of the free memory holds, and the bank of
     each trained head.
 
     choice: which elements, "balanced" over classes or the "first". Under --bank_seed the elements and the first q are
     the bank's; noise and batches stay the seed's own.
     """
-    check_enough(inputs.elements, num_concepts)
     rows = chosen_elements(inputs.elements, seed.bank, choice)
     elements_ED = unit_rows(inputs.elements.features_ND[rows]).to(device)
     h_train, h_val = inputs.resident(device)
-    noise = GumbelNoise(seed.number, device)
-    most = chunk_cells(len(rows), num_concepts, available_bytes(device) // 2)
+
+    def bank_of(head: Trained) -> tuple[Bank, Normaliser]:
+        bank = learned_bank(inputs.elements, rows, head.state)
+        return bank, fit_normaliser(bank.blocks, inputs.train.features_ND, bank.vectors_MD)
+
+    most = max(1, available_bytes(device) // 2 // (4 * FLOATS_PER_ENTRY * len(rows) * num_concepts))
     cells = sorted(cells, key=lambda cell: (cell.learning_rate, cell.ratio))
     for start in range(0, len(cells), most):
         groups = []
         for same_rate in by_learning_rate(cells[start:start + most]):
             heads = End2EndHeads([cell.ratio for cell in same_rate], elements_ED, num_concepts, inputs.num_classes,
-                                 seed.bank, torch_rng(seed.number, "head"), sparsifier, test_assignment, noise)
+                                 seed.bank, torch_rng(seed.number, "head"), sparsifier, test_assignment, seed.number)
             groups.append(HeadGroup(heads.to(device), same_rate, h_train, h_val))
-        yield groups, LearnedBank(inputs, rows)
-
-
-@dataclass
-class LearnedBank:
-    """The bank and normaliser of a trained head. rows: of the elements it was made of."""
-
-    inputs: Inputs
-    rows: list[int]
-
-    def __call__(self, head: Trained) -> tuple[Bank, Normaliser]:
-        bank = learned_bank(self.inputs.elements, self.rows, head.state)
-        return bank, fit_normaliser(bank.blocks, self.inputs.train.features_ND, bank.vectors_MD)
+        yield groups, bank_of

@@ -51,22 +51,33 @@ def losses(module: nn.Module, node: Node, predictor: InterpretationHeads, bank_M
             ip_BC.argmax(1) == y_B)
 
 
-def _sums(dense: torch.Tensor, ip: torch.Tensor, dense_correct: torch.Tensor, ip_correct: torch.Tensor) -> torch.Tensor:
-    """What `losses` gave for a batch, summed over its images: (4,) float64."""
-    count = len(dense_correct)
-    return torch.stack([count * dense.detach(), count * ip.detach(), dense_correct.sum(), ip_correct.sum()]).double()
+class _Means:
+    """Means of the `losses` of batches, over their images; summed on the device, so that no batch waits for it."""
+
+    def __init__(self) -> None:
+        self.sums, self.seen = 0.0, 0
+
+    def add(self, dense: torch.Tensor, ip: torch.Tensor, dense_correct: torch.Tensor, ip_correct: torch.Tensor) -> None:
+        count = len(dense_correct)
+        self.seen += count
+        self.sums += torch.stack([count * dense.detach(), count * ip.detach(), dense_correct.sum(),
+                                  ip_correct.sum()]).double()
+
+    def named(self, prefix: str = "") -> dict[str, float]:
+        names = (f"{prefix}{name}" for name in ("dense_loss", "ip_loss", "dense_top1", "ip_top1"))
+        return dict(zip(names, (self.sums / self.seen).tolist(), strict=True))
 
 
 class FineTuning:
     """One run: a backbone, its predictor, their optimizers and the log of finished epochs."""
 
     def __init__(self, backbone: Backbone, train: Feed, val: Feed, elements: torch.Tensor, recipe: Settings,
-                 device: torch.device, num_classes: int) -> None:
+                 device: torch.device) -> None:
         self.recipe, self.train, self.val, self.elements, self.device = recipe, train, val, elements, device
         self.settings, self.node = backbone.preprocessing, Node(HEAD_INPUT, backbone.head)
         # Channels last is a quarter faster for convolutions on a CPU, and what a GPU's tensor cores want.
         self.module = backbone.module.requires_grad_(True).to(memory_format=torch.channels_last)
-        self.predictor = InterpretationHeads([recipe.sparsity], len(elements), num_classes,
+        self.predictor = InterpretationHeads([recipe.sparsity], len(elements), backbone.num_classes,
                                              torch_rng(recipe.seed, "fine-tuning head")).to(device)
         decay = recipe.weight_decay if recipe.objective == "weight_decay" else 0.0
         weights = self.module.parameters()
@@ -87,29 +98,27 @@ class FineTuning:
             self._fit_predictor()
             self._end_epoch({}, state_file, finished)
         done = len(self.log) - 1
-        bar = progress(total=self.steps * self.recipe.epochs, initial=self.steps * done, unit="step",
-                   desc=f"{self.recipe.objective}, seed {self.recipe.seed}")
-        for epoch in range(done, self.recipe.epochs):
-            measured = self._epoch(epoch, bar)
-            self._end_epoch(measured, state_file, finished)
-            bar.set_postfix_str(f"val original head {self.log[-1]['dense_top1']:.4f} IP {self.log[-1]['ip_top1']:.4f}")
-        bar.close()
+        with progress(total=self.steps * self.recipe.epochs, initial=self.steps * done, unit="step",
+                      desc=f"{self.recipe.objective}, seed {self.recipe.seed}") as bar:  # closed before a message
+            for epoch in range(done, self.recipe.epochs):
+                self._end_epoch(self._epoch(epoch, bar), state_file, finished)
+                last = self.log[-1]
+                bar.set_postfix_str(f"val original head {last['dense_top1']:.4f} IP {last['ip_top1']:.4f}")
 
     def _epoch(self, epoch: int, bar: Any) -> dict[str, float]:
         recipe, bank_MD = self.recipe, self.bank()
+        through = recipe.objective == "interpretability"
         rows, seed = self.train.rows, (recipe.seed, "fine-tuning", epoch)
         order = rows[torch.randperm(len(rows), generator=torch_rng(*seed, "batch order"))]
         generator = torch_rng(*seed, "augmentation")
-        sums, seen = 0.0, 0
+        means = _Means()
         self.module.train()  # batch norm learns on; what a layer draws (drop path) follows from seed and epoch
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed_of(*seed, "layers"))
             for step, (batch, pixels) in enumerate(self.train.batches(order, recipe.batch_size)):
                 self._set_rates((epoch * self.steps + step) / (recipe.epochs * self.steps))
                 x = self._input(augmented(pixels, recipe.mirror, recipe.shift, generator))
-                dense, ip, *correct = losses(self.module, self.node, self.predictor, bank_MD, x,
-                                          self.train.labels_N[batch].to(self.device),
-                                          recipe.objective == "interpretability")
+                dense, ip, *correct = self._losses(x, self.train.labels_N[batch], bank_MD, through)
                 loss = dense + recipe.interpretability_weight * ip
                 if not torch.isfinite(loss):
                     raise UserError(f"the loss is {loss.item()} in epoch {epoch + 1}, step {step + 1}: choose another "
@@ -120,17 +129,18 @@ class FineTuning:
                 loss.backward()
                 for optimizer in self.optimizers:
                     optimizer.step()
-                sums += _sums(dense, ip, *correct)
-                seen += len(batch)
+                means.add(dense, ip, *correct)
                 bar.update()
-        return dict(zip(("train_dense_loss", "train_ip_loss", "train_dense_top1", "train_ip_top1"),
-                        (sums / seen).tolist(), strict=True))
+        return means.named("train_")
+
+    def _losses(self, x: torch.Tensor, y_B: torch.Tensor, bank_MD: torch.Tensor, through: bool) -> tuple:
+        return losses(self.module, self.node, self.predictor, bank_MD, x, y_B.to(self.device), through)
 
     def _set_rates(self, progress: float) -> None:
         """Half a cosine from the first learning rate (progress 0) to 0 (1): a function of the step, so that a resumed
         run needs no schedule's state."""
-        for optimizer, rate in zip(self.optimizers, (self.recipe.learning_rate, self.recipe.ip_learning_rate),
-                                   strict=True):
+        first = self.recipe.learning_rate, self.recipe.ip_learning_rate
+        for optimizer, rate in zip(self.optimizers, first, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * (1 + math.cos(math.pi * progress)) / 2
 
@@ -148,12 +158,10 @@ class FineTuning:
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Top-1 and mean cross-entropy of both heads on the validation images, with the bank as it is now."""
-        bank_MD, sums, seen = self.bank(), 0.0, 0
+        bank_MD, means = self.bank(), _Means()
         for rows, pixels in self.val.batches(self.val.rows, EVAL_BATCH):
-            sums += _sums(*losses(self.module, self.node, self.predictor, bank_MD, self._input(pixels),
-                                  self.val.labels_N[rows].to(self.device), False))
-            seen += len(rows)
-        return dict(zip(("dense_loss", "ip_loss", "dense_top1", "ip_top1"), (sums / seen).tolist(), strict=True))
+            means.add(*self._losses(self._input(pixels), self.val.labels_N[rows], bank_MD, False))
+        return means.named()
 
     def _fit_predictor(self) -> None:
         """Fit the predictor to the frozen backbone by stage 3's recipe: from random weights its first gradients would
@@ -219,24 +227,23 @@ def chosen_elements(elements: ImageSet, settings: dict[str, Any], count: int,
 
 
 class _Decoded(Dataset):
-    """(row, uint8 (3, H, W)), or (row, None) for an image that cannot be read."""
+    """Batch i: its rows and uint8 (B, 3, H, W), without the images that cannot be read; None where none can."""
 
-    def __init__(self, images: ImageSet, settings: dict[str, Any]) -> None:
-        self.images, self.settings = images, settings
+    def __init__(self, images: ImageSet, settings: dict[str, Any], batches: Sequence[torch.Tensor]) -> None:
+        self.images, self.settings, self.batches = images, settings, batches
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.batches)
 
-    def __getitem__(self, row: int) -> tuple[int, torch.Tensor | None]:
-        try:
-            return row, to_uint8(self.images.open(row), self.settings)
-        except UnreadableImage:
-            return row, None
-
-
-def _readable(items: Sequence[tuple[int, torch.Tensor | None]]) -> tuple[list[int], torch.Tensor | None]:
-    kept = [(row, pixels) for row, pixels in items if pixels is not None]
-    return [row for row, _ in kept], torch.stack([pixels for _, pixels in kept]) if kept else None
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        rows, pixels = [], []
+        for row in self.batches[i].tolist():
+            try:
+                pixels.append(to_uint8(self.images.open(row), self.settings))
+                rows.append(row)
+            except UnreadableImage:
+                continue
+        return (torch.tensor(rows), torch.stack(pixels)) if rows else None
 
 
 class Feed:
@@ -246,20 +253,18 @@ class Feed:
     """
 
     def __init__(self, images: ImageSet, settings: dict[str, Any], workers: int = 0, cache_gb: float = 4.0) -> None:
-        self.decoded, self.labels_N = _Decoded(images, settings), torch.tensor(images.labels)
+        self.images, self.settings, self.labels_N = images, settings, torch.tensor(images.labels)
         self.workers = min(workers, os.cpu_count() or 1)
         self.rows, self.cache = torch.arange(len(images)), None
         side = settings["crop"]
         if len(images) * 3 * side * side <= cache_gb * 1e9:
             cache, read = torch.empty(len(images), 3, side, side, dtype=torch.uint8), []
-            everything = progress(self.batches(self.rows, 256), desc=f"reading {images.split}", unit="batch",
-                              total=-(-len(images) // 256), leave=False)
-            for rows, pixels in everything:
+            for rows, pixels in progress(self.batches(self.rows, 256), desc=f"reading {images.split}", unit="batch",
+                                         total=-(-len(images) // 256), leave=False):
                 cache[rows] = pixels
                 read.append(rows)
             if not read:
-                raise UserError(f"none of the {len(images)} {images.split} images of {images.dataset} can be "
-                                "read")
+                raise UserError(f"none of the {len(images)} {images.split} images of {images.dataset} can be read")
             self.rows, self.cache = torch.cat(read).sort().values, cache
             if len(self.rows) < len(images):
                 print(f"{len(images) - len(self.rows)} {images.split} images cannot be read and are left out")
@@ -271,11 +276,8 @@ class Feed:
         if self.cache is not None:
             yield from ((rows, self.cache[rows]) for rows in parts)
             return
-        loader = DataLoader(self.decoded, batch_sampler=[rows.tolist() for rows in parts], num_workers=self.workers,
-                            collate_fn=_readable)
-        for rows, pixels in loader:
-            if rows:
-                yield torch.tensor(rows), pixels
+        decoded = _Decoded(self.images, self.settings, parts)
+        yield from filter(None, DataLoader(decoded, batch_size=None, num_workers=self.workers))
 
 
 def augmented(pixels: torch.Tensor, mirror: float, shift: int, generator: torch.Generator) -> torch.Tensor:

@@ -77,19 +77,22 @@ def _load(settings: TrainingSettings, with_elements: bool) -> Inputs:
                 raise UserError(f"bare matrices do not say what they are of: name it with --{name}, under which the "
                                 "results are filed")
             setattr(settings, name, published)
-    train, val = (load_embeddings(file, labels) for file, labels in representation_files(settings))
-    train_file, val_file = (file for file, _ in representation_files(settings))
+    where = settings.model_name, settings.dataset
+    own = settings.feature_layer, getattr(settings, "activation_dir", None)
+    train_file = settings.train_pt or representations_of(*where, "train", *own)
+    val_file = settings.val_pt or representations_of(*where, "val", *own)
+    train, val = load_embeddings(train_file, settings.train_labels), load_embeddings(val_file, settings.val_labels)
     same_classes(train.class_names, val.class_names)
     difference = differing(train.provenance, val.provenance, TRAIN_AND_VAL)
     if difference:
         raise UserError(f"{train_file} and {val_file} differ in {difference}; embed both splits the same way")
     if train.width != val.width:
         raise UserError(f"train has D = {train.width} and val D = {val.width}; embed both with the same layer")
-    if settings.in_channels not in (None, train.width):
-        raise UserError(f"--in_channels {settings.in_channels}, but {train_file} holds D = {train.width}; leave it out")
-    if settings.num_classes not in (None, len(train.class_names)):
-        raise UserError(f"--num_classes {settings.num_classes}, but {train_file} has {len(train.class_names)} classes; "
-                        "leave it out")
+    for flag, holds, what in (("in_channels", train.width, f"D = {train.width}"),
+                              ("num_classes", len(train.class_names), f"{len(train.class_names)} classes")):
+        given = getattr(settings, flag)
+        if given not in (None, holds):
+            raise UserError(f"--{flag} {given}, but {train_file} has {what}; leave it out")
     check_features("train", train, train_file)
     check_features("val", val, val_file)
     elements = _elements(settings, train) if with_elements else None
@@ -97,17 +100,11 @@ def _load(settings: TrainingSettings, with_elements: bool) -> Inputs:
                   settings.feature_memory)
 
 
-def representation_files(settings: TrainingSettings) -> list[tuple[Path, Path | None]]:
-    """(file, file of its labels if it is bare) of train and val."""
-    where = settings.model_name, settings.dataset
-    own = settings.feature_layer, getattr(settings, "activation_dir", None)
-    return [(settings.train_pt or representations_of(*where, "train", *own), settings.train_labels),
-            (settings.val_pt or representations_of(*where, "val", *own), settings.val_labels)]
-
-
 def check_features(name: str, embeddings: Embeddings, file: Path, rows: int = 65536) -> None:
     """Raise `UserError` for NaN, infinite or constant features, or labels that name no class."""
-    lowest = highest = None
+    if not len(embeddings):
+        raise UserError(f"{file} holds no images")
+    lowest = highest = embeddings.features_ND[0].float()
     for start in range(0, len(embeddings), rows):
         block = embeddings.features_ND[start:start + rows].float()
         bad = ~torch.isfinite(block).all(dim=1)
@@ -115,26 +112,24 @@ def check_features(name: str, embeddings: Embeddings, file: Path, rows: int = 65
             row = start + int(bad.nonzero()[0])
             raise UserError(f"{file}: the features of row {row} ({embeddings.image_paths[row]}) are not finite; "
                             "check the weights and the image, delete the file and embed again")
-        low, high = block.amin(0), block.amax(0)
-        lowest = low if lowest is None else torch.minimum(lowest, low)
-        highest = high if highest is None else torch.maximum(highest, high)
-    if lowest is None or torch.equal(lowest, highest):
+        lowest, highest = torch.minimum(lowest, block.amin(0)), torch.maximum(highest, block.amax(0))
+    if torch.equal(lowest, highest):
         raise UserError(f"{file}: all {len(embeddings)} {name} features are the same; a constant representation has "
                         "nothing to interpret, check the weights and the layer")
-    if int(embeddings.labels_N.min()) < 0 or int(embeddings.labels_N.max()) >= len(embeddings.class_names):
-        raise UserError(f"{file}: labels run from {int(embeddings.labels_N.min())} to {int(embeddings.labels_N.max())} "
-                        f"for {len(embeddings.class_names)} classes; labels count from 0")
+    first, last = int(embeddings.labels_N.min()), int(embeddings.labels_N.max())
+    if first < 0 or last >= len(embeddings.class_names):
+        raise UserError(f"{file}: labels run from {first} to {last} for {len(embeddings.class_names)} classes; labels "
+                        "count from 0")
 
 
 def _elements(settings: TrainingSettings, train: Embeddings) -> Embeddings:
-    protocol = settings.protocol
-    file = settings.concept_path or elements_file(settings.model_name, settings.dataset, settings.element_kind,
-                                                  protocol)
-    if not Path(file).is_file() and settings.concept_path is None and protocol != "paper":
+    where, protocol = (settings.model_name, settings.dataset, settings.element_kind), settings.protocol
+    file = Path(settings.concept_path or elements_file(*where, protocol))
+    if not file.is_file() and settings.concept_path is None and protocol != "paper":
         raise UserError(f"there are no elements of the {protocol} protocol at {file}: run stages 1 and 2 with "
                         f"PROTOCOL={protocol}, or name other elements with --concept_path")
     elements = load_embeddings(file)
-    check_features("element", elements, Path(file))
+    check_features("element", elements, file)
     check_same_space(elements, train, f"{file} and the training representations")
     if settings.other_dataset or elements.provenance.get("dataset") == UNNAMED:
         return elements  # images from a bare --data_root carry no name to compare

@@ -9,7 +9,7 @@ classes is then ten times as fast.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,24 +56,24 @@ def fit_normaliser(blocks: Sequence[tuple[str, int]], train_features_ND: torch.T
     """
     if sum(columns for _, columns in blocks) != len(bank_MD) or not {kind for kind, _ in blocks} <= set(KINDS):
         raise ValueError(f"{blocks} does not describe the {len(bank_MD)} columns of the bank")
-    standard_M = torch.tensor([kind == "standard" for kind, columns in blocks for _ in range(columns)],
-                              device=bank_MD.device)
     mean_M, std_M = bank_MD.new_zeros(len(bank_MD)), bank_MD.new_ones(len(bank_MD))
+    normaliser = Normaliser(tuple(blocks), mean_M, std_M)
+    standard_M = ~normaliser.learned_M.to(bank_MD.device)
     if standard_M.any():
         rows = torch.arange(len(train_features_ND)) if train_rows is None else train_rows
-        directions = bank_MD[standard_M]
+        directions, mean, squares = bank_MD[standard_M], 0.0, 0.0
 
-        def activations(some: torch.Tensor) -> torch.Tensor:
-            return (train_features_ND[some].to(bank_MD.device, torch.float32) @ directions.T).double()
+        def activations() -> Iterator[torch.Tensor]:
+            for some in rows.split(chunk):
+                yield (train_features_ND[some].to(bank_MD.device, torch.float32) @ directions.T).double()
 
-        mean, squares = 0.0, 0.0
-        for some in rows.split(chunk):
-            mean = mean + activations(some).sum(0) / len(rows)
-        for some in rows.split(chunk):
-            squares = squares + (activations(some) - mean).square().sum(0)
+        for a in activations():
+            mean = mean + a.sum(0) / len(rows)
+        for a in activations():
+            squares = squares + (a - mean).square().sum(0)
         std = (squares / max(len(rows) - 1, 1)).sqrt()
         mean_M[standard_M], std_M[standard_M] = mean.float(), torch.where(std > 0, std, 1.0).float()
-    return Normaliser(tuple(blocks), mean_M, std_M)
+    return normaliser
 
 
 def interpret(features_ND: torch.Tensor, bank_MD: torch.Tensor, normaliser: Normaliser | None = None,

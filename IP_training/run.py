@@ -67,7 +67,7 @@ def train_groups(settings: TrainingSettings, kind: str, inputs: Inputs, make_gro
         for number in settings.seed_numbers:
             seed = seed_of_run(settings, number, len(inputs.train))
             dense_rows, fresh = train_dense(settings, inputs, seed, device)
-            trained += fresh + _train_seed(settings, inputs, seed, make_groups, dense_rows, folder, identity, device)
+            trained += fresh + _train_seed(settings, inputs, seed, make_groups, dense_rows, folder / LEDGER, identity)
     rows = read_ledger(folder / LEDGER)
     for line in remarks_on_rows(rows):
         print(line)
@@ -81,49 +81,52 @@ def train_dense(settings: TrainingSettings, inputs: Inputs, seed: Seed,
                 device: torch.device) -> tuple[list[dict[str, Any]], int]:
     """The ledger rows of a seed's dense heads, found where all banks keep them or else trained, and how many were
     trained now."""
-    folder = settings.dense_folder(inputs.train.content_hash, inputs.val.content_hash)
+    ledger = settings.dense_folder(inputs.train.content_hash, inputs.val.content_hash) / DENSE_LEDGER
     cells = [Cell(seed.number, DENSE, rate) for rate in settings.learning_rates]
-    known = {cell_of(row): row for row in read_ledger(folder / DENSE_LEDGER)}
+    known = {cell_of(row): row for row in read_ledger(ledger)}
     missing = [cell for cell in cells if cell not in known]
     if missing:
-        started = time.monotonic()
-        resume_file = folder / f"resume_seed{seed.number}.pt"
-        heads = fit_grid(dense_groups(inputs, seed, missing, device), inputs.train.labels_N.to(device),
-                         inputs.val.labels_N.to(device), recipe_of(settings), seed.number, seed.selection, resume_file,
-                         what="dense heads")
-        seconds = (time.monotonic() - started) / len(heads)
-        rows = [row_of(head, None, settings.sparsifier, seconds) for head in heads]
-        save_predictors(folder, heads, [(None, None)] * len(heads), merged(known.values(), rows), inputs.class_labels,
-                        {"model": settings.model_name, "dataset": settings.dataset})
-        known |= {cell_of(row): row for row in add_rows(folder / DENSE_LEDGER, rows)}
-        resume_file.unlink(missing_ok=True)
+        groups = dense_groups(inputs, seed, missing, device)
+        rows = _train_and_keep(settings, inputs, seed, groups, lambda head: (None, None), ledger, "dense heads",
+                               {"model": settings.model_name, "dataset": settings.dataset})
+        known = {cell_of(row): row for row in rows}
     return [known[cell] for cell in cells], len(missing)
 
 
 def _train_seed(settings: TrainingSettings, inputs: Inputs, seed: Seed, make_groups: MakeGroups,
-                dense_rows: list[dict[str, Any]], folder: Path, identity: dict[str, Any], device: torch.device) -> int:
+                dense_rows: list[dict[str, Any]], ledger: Path, identity: dict[str, Any]) -> int:
     """Train the predictors of one seed that the ledger lacks; how many they were."""
-    ledger, resume_file, trained = folder / LEDGER, folder / f"resume_seed{seed.number}.pt", 0
     done = {cell_of(row) for row in read_ledger(ledger)}
     cells = [Cell(seed.number, ratio, rate) for ratio in settings.ratios for rate in settings.learning_rates]
     cells = [cell for cell in cells if cell not in done]
     copied = [{**identity, **row} for row in dense_rows if cell_of(row) not in done]
     for groups, bank_of in make_groups(seed, cells) if cells else ():
-        started = time.monotonic()
-        heads = fit_grid(groups, inputs.train.labels_N.to(device), inputs.val.labels_N.to(device), recipe_of(settings),
-                         seed.number, seed.selection, resume_file, what=f"{identity['bank']} predictors")
-        banks = [bank_of(head) for head in heads]
-        seconds = (time.monotonic() - started) / len(heads)
-        rows = [*copied, *({**identity, **row_of(head, bank, settings.sparsifier, seconds)}
-                           for head, (bank, _) in zip(heads, banks, strict=True))]
-        # The ledger last: what it names as done has its predictors, whenever a run is killed.
-        save_predictors(folder, heads, banks, merged(read_ledger(ledger), rows), inputs.class_labels, identity)
-        add_rows(ledger, rows)
-        resume_file.unlink(missing_ok=True)
-        trained, copied = trained + len(heads), []
+        _train_and_keep(settings, inputs, seed, groups, bank_of, ledger, f"{identity['bank']} predictors", identity,
+                        copied)
+        copied = []
     if copied:  # only dense heads were missing
         add_rows(ledger, copied)
-    return trained
+    return len(cells)
+
+
+def _train_and_keep(settings: TrainingSettings, inputs: Inputs, seed: Seed, groups: Sequence[HeadGroup],
+                    bank_of: Callable[[Trained], tuple[Bank | None, Normaliser | None]], ledger: Path, what: str,
+                    identity: dict[str, Any], more_rows: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+    """Train heads and write their predictors and rows, with `more_rows`; all rows of the ledger. Rows of dense heads
+    go without the identity: they belong to no bank."""
+    started, resume_file = time.monotonic(), ledger.with_name(f"resume_seed{seed.number}.pt")
+    device = next(groups[0].heads.parameters()).device
+    heads = fit_grid(groups, inputs.train.labels_N.to(device), inputs.val.labels_N.to(device), recipe_of(settings),
+                     seed.number, seed.selection, resume_file, what=what)
+    banks = [bank_of(head) for head in heads]
+    seconds = (time.monotonic() - started) / len(heads)
+    rows = [*more_rows, *({**(identity if bank else {}), **row_of(head, bank, settings.sparsifier, seconds)}
+                          for head, (bank, _) in zip(heads, banks, strict=True))]
+    # The ledger last: what it names as done has its predictors, whenever a run is killed.
+    save_predictors(ledger.parent, heads, banks, merged(read_ledger(ledger), rows), inputs.class_labels, identity)
+    rows = add_rows(ledger, rows)
+    resume_file.unlink(missing_ok=True)
+    return rows
 
 
 # ---- groups of heads ----
@@ -140,14 +143,20 @@ def dense_groups(inputs: Inputs, seed: Seed, cells: Sequence[Cell], device: torc
 def predictor_groups(inputs: Inputs, bank: Bank, seed: Seed, cells: Sequence[Cell], device: torch.device,
                      sparsifier: str) -> tuple[list[HeadGroup], BankOf]:
     """Predictors on a bank that stays as it is: activations are computed once for all heads."""
-    bank_MD = bank.vectors_MD.to(device)
-    normaliser = fit_normaliser(bank.blocks, inputs.train.features_ND, bank_MD, seed.train_rows)
-    z_train, z_val = (interpret(split.features_ND, bank_MD, normaliser) for split in (inputs.train, inputs.val))
+    normaliser, z_train, z_val = activations(inputs, bank, seed, device)
     groups = [HeadGroup(InterpretationHeads([cell.ratio for cell in same_rate], len(bank), inputs.num_classes,
                                             torch_rng(seed.number, "head"), sparsifier,
                                             normaliser.learned_M).to(device), same_rate, z_train, z_val)
               for same_rate in by_learning_rate(cells)]
     return groups, lambda head: (bank, normaliser)
+
+
+def activations(inputs: Inputs, bank: Bank, seed: Seed,
+                device: torch.device) -> tuple[Normaliser, torch.Tensor, torch.Tensor]:
+    """The bank's normaliser, fitted to the rows that are trained on, and the activations of train (N, M) and val."""
+    bank_MD = bank.vectors_MD.to(device)
+    normaliser = fit_normaliser(bank.blocks, inputs.train.features_ND, bank_MD, seed.train_rows)
+    return normaliser, *(interpret(split.features_ND, bank_MD, normaliser) for split in (inputs.train, inputs.val))
 
 
 def recipe_of(settings: TrainingSettings) -> Recipe:
@@ -172,8 +181,8 @@ def selection_of(holdout: float, count: int, seed: int) -> tuple[torch.Tensor, t
     if not 0 < held < count:
         raise UserError(f"--holdout {holdout:g} leaves {held} of {count} training rows to select on and {count - held} "
                         "to train on; choose a fraction that leaves both some")
-    order = torch.randperm(count, generator=torch_rng(seed, "holdout"))
-    return order[held:].sort().values, order[:held].sort().values
+    selected, trained = torch.randperm(count, generator=torch_rng(seed, "holdout")).tensor_split([held])
+    return trained.sort().values, selected.sort().values
 
 
 # ---- the ledger ----
@@ -203,15 +212,14 @@ def row_of(head: Trained, bank: Bank | None, sparsifier: str, seconds: float) ->
     """
     cell, best = head.cell, head.best_epoch
     kept = None if bank is None else kept_count(len(bank), cell.ratio) - (sparsifier == "strict")
-    row = {"seed": cell.seed, "ratio": cell.ratio, "learning_rate": cell.learning_rate, "kept": kept,
-           "bank_size": len(bank) if bank else None, "empty_concepts": bank.empty if bank else None,
-           "top1": head.top1[best], "top5": head.top5[best], "best_epoch": best + 1,
-           "last_top1": head.top1[-1], "last_top5": head.top5[-1], "select_top1": head.select_top1[best],
-           "last_select_top1": head.select_top1[-1], "loss": head.loss[-1], "top1_by_epoch": head.top1,
-           "loss_by_epoch": head.loss, "note": "nothing is kept: a constant prediction" if kept == 0 else None,
-           "hits": pack_correct(head.correct.numpy())}
-    return {**row, "seconds": round(seconds, 3), "date": datetime.datetime.now().isoformat(timespec="seconds"),
-            "host": platform.node()}
+    return {"seed": cell.seed, "ratio": cell.ratio, "learning_rate": cell.learning_rate, "kept": kept,
+            "bank_size": len(bank) if bank else None, "empty_concepts": bank.empty if bank else None,
+            "top1": head.top1[best], "top5": head.top5[best], "best_epoch": best + 1,
+            "last_top1": head.top1[-1], "last_top5": head.top5[-1], "select_top1": head.select_top1[best],
+            "last_select_top1": head.select_top1[-1], "loss": head.loss[-1], "top1_by_epoch": head.top1,
+            "loss_by_epoch": head.loss, "note": "nothing is kept: a constant prediction" if kept == 0 else None,
+            "hits": pack_correct(head.correct.numpy()), "seconds": round(seconds, 3),
+            "date": datetime.datetime.now().isoformat(timespec="seconds"), "host": platform.node()}
 
 
 @contextmanager
@@ -225,7 +233,7 @@ def claimed(folder: Path, identity: dict[str, Any], results: str) -> Iterator[No
         yield
     except UserError:
         if new and not (folder / results).exists():
-            manifest.unlink(missing_ok=True)
+            manifest.unlink()
         raise
 
 
@@ -233,8 +241,7 @@ def claimed(folder: Path, identity: dict[str, Any], results: str) -> Iterator[No
 def tf32_products(on: bool) -> Iterator[None]:
     """Let CUDA's matrix products use TF32, and put the setting back afterwards."""
     matmul = torch.backends.cuda.matmul
-    before = matmul.allow_tf32
-    matmul.allow_tf32 = before or on
+    before, matmul.allow_tf32 = matmul.allow_tf32, matmul.allow_tf32 or on
     try:
         yield
     finally:

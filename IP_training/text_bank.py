@@ -7,10 +7,11 @@ rows are the concept directions. P is never held: a batch's rows are computed fr
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -25,6 +26,8 @@ from IP_training.inputs import Inputs, check_features
 
 VALIDATE_EVERY = 50  # steps (release)
 LEARNING_RATE = 1e-3  # of Adam (release)
+CUTOFFS = {"clip_cutoff": "mean top-5 similarity to the images",
+           "interpretability_cutoff": "similarity on the validation images"}
 BLOCK = 512  # concepts at a time: rows of W are independent, so a batch needs B x 512 floats and not B x M
 
 
@@ -42,156 +45,116 @@ def cos_cubed(a_BM: torch.Tensor, b_BM: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass
-class Similarity:
-    """P without holding it. images_Nd (N, d) and texts_Md (M, d) are one CLIP's embeddings, of any length."""
+class Split:
+    """Images as the backbone sees them, features_ND (N, D), and as CLIP does, images_Nd (N, d), row for row.
 
+    rows: which of them are used; all unless said (`--holdout`).
+    """
+
+    features_ND: torch.Tensor
     images_Nd: torch.Tensor
-    texts_Md: torch.Tensor
+    rows: torch.Tensor | None = None
 
-    def __len__(self) -> int:
-        return len(self.images_Nd)
+    def __post_init__(self) -> None:
+        self.rows = torch.arange(len(self.images_Nd)) if self.rows is None else self.rows
 
-    def rows(self, rows: torch.Tensor | slice, device: torch.device | str = "cpu") -> torch.Tensor:
-        """P[rows], (B, M) float32 in [-1, 1]."""
-        return self.images(rows, device) @ self.texts(device).T
+    def features(self, rows: torch.Tensor, device: torch.device | str = "cpu") -> torch.Tensor:
+        """h of some rows, (B, D) float32."""
+        return self.features_ND[rows].to(device, torch.float32)
 
-    def images(self, rows: torch.Tensor | slice, device: torch.device | str = "cpu") -> torch.Tensor:
-        """Image embeddings of length 1, (B, d)."""
-        return nn.functional.normalize(self.images_Nd[rows].to(device, torch.float32), dim=1)
-
-    def texts(self, device: torch.device | str = "cpu") -> torch.Tensor:
-        """Text embeddings of length 1, (M, d)."""
-        return nn.functional.normalize(self.texts_Md.to(device, torch.float32), dim=1)
-
-    def of(self, concepts: torch.Tensor) -> Similarity:
-        """The same images against some of the concepts."""
-        return Similarity(self.images_Nd, self.texts_Md[concepts])
+    def cosines(self, texts_Md: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """P of some rows, (B, M) in [-1, 1], on the device of texts_Md, which has rows of length 1."""
+        return unit(self.images_Nd[rows], texts_Md.device) @ texts_Md.T
 
 
-def mean_top5(similarity: Similarity, device: torch.device | str = "cpu", image_rows: torch.Tensor | None = None,
-              chunk: int = 16384) -> torch.Tensor:
-    """Mean of every concept's five largest similarities over the images (all, or `image_rows`), (M,) on the CPU."""
-    best_5M = None
-    for rows in _all(image_rows, len(similarity)).split(chunk):
-        block = similarity.rows(rows, device)  # (B, M)
-        block = block if best_5M is None else torch.cat([best_5M, block])
+def unit(vectors: torch.Tensor, device: torch.device | str = "cpu") -> torch.Tensor:
+    """CLIP's embeddings as float32 rows of length 1 on a device."""
+    return nn.functional.normalize(vectors.to(device, torch.float32), dim=1)
+
+
+def mean_top5(split: Split, texts_Md: torch.Tensor, chunk: int = 16384) -> torch.Tensor:
+    """Mean of every concept's five largest similarities over the images, (M,) on the CPU."""
+    best_5M = texts_Md.new_empty(0, len(texts_Md))
+    for rows in split.rows.split(chunk):
+        block = torch.cat([best_5M, split.cosines(texts_Md, rows)])
         best_5M = block.topk(min(5, len(block)), dim=0).values  # (5, M)
     return best_5M.mean(0).cpu()
 
 
-def apply_clip_cutoff(top5_M: torch.Tensor, cutoff: float) -> torch.Tensor:
-    """Indices of the concepts whose mean top-5 similarity is above `cutoff`, ascending. `UserError` for none."""
-    kept = (top5_M > cutoff).nonzero().flatten()
+def above(similarity_M: torch.Tensor, cutoff: float, setting: str) -> torch.Tensor:
+    """Indices of the concepts whose similarity is above the cut-off, ascending. `UserError` for none."""
+    kept = (similarity_M > cutoff).nonzero().flatten()
     if not len(kept):
-        raise UserError(f"--clip_cutoff {cutoff:g} drops all {len(top5_M)} concepts: the largest mean top-5 similarity "
-                        f"to the images is {float(top5_M.max()):.4f}; set --clip_cutoff below that, or bring words "
-                        "that fit the images")
+        raise UserError(f"--{setting} {cutoff:g} drops all {len(similarity_M)} concepts: the largest "
+                        f"{CUTOFFS[setting]} is {float(similarity_M.max()):.4f}; set --{setting} below that, or bring "
+                        "words that fit the images")
     return kept
 
 
-def apply_interpretability_cutoff(similarity_M: torch.Tensor, cutoff: float,
-                                  num_concepts: int | None = None) -> torch.Tensor:
-    """Indices of the concepts with validation similarity above `cutoff`, ascending; of these the `num_concepts` best.
-
-    Raises `UserError` where none is left, or fewer than `num_concepts`.
-    """
-    kept = (similarity_M > cutoff).nonzero().flatten()
-    if not len(kept):
-        raise UserError(f"--interpretability_cutoff {cutoff:g} drops all {len(similarity_M)} concepts: the largest "
-                        f"similarity on the validation images is {float(similarity_M.max()):.4f}; set "
-                        "--interpretability_cutoff below that")
-    if num_concepts is None:
-        return kept
-    if num_concepts > len(kept):
-        raise UserError(f"--num_concepts {num_concepts}, but only {len(kept)} of {len(similarity_M)} concepts pass "
-                        f"--interpretability_cutoff {cutoff:g}; ask for fewer, lower the cut-offs or bring more words")
-    order = similarity_M[kept].argsort(descending=True, stable=True)
-    return kept[order[:num_concepts]].sort().values
-
-
-@dataclass
-class Projection:
-    """W_MD (M, D) and val_similarity_M (M,) of the best validation, both on the CPU; steps taken, step of the best.
-
-    curve: [(step, mean validation similarity)].
-    """
+class Projection(NamedTuple):
+    """W_MD (M, D) and val_similarity_M (M,) of the best validation, both on the CPU; curve: [(step, mean validation
+    similarity)] up to the last step."""
 
     W_MD: torch.Tensor
     val_similarity_M: torch.Tensor
-    steps: int
-    best_step: int
     curve: list[tuple[int, float]]
 
 
-def learn_projection(train_features_ND: torch.Tensor, train_similarity: Similarity, val_features_VD: torch.Tensor,
-                     val_similarity: Similarity, *, steps: int = 1000, batch_size: int = 50_000, seed: int = 0,
-                     device: torch.device | str = "cpu", train_rows: torch.Tensor | None = None,
-                     val_rows: torch.Tensor | None = None) -> Projection:
-    """Learn W by maximising the mean over concepts of `cos_cubed(h·Wᵀ, P)`.
+def learn_projection(train: Split, val: Split, texts_Md: torch.Tensor, *, steps: int = 1000, batch_size: int = 50_000,
+                     seed: int = 0) -> Projection:
+    """Learn W by maximising the mean over concepts of `cos_cubed(h·Wᵀ, P)`, on the device of texts_Md (M, d).
 
-    Row n of features and similarity is one image; train_rows, val_rows: which of them to use (`--holdout`), else
-    all. Validated before the first step, every 50 steps and after the last; stops where the validation similarity
-    no longer rises, and keeps the best W. Depends on `seed` through the first W and the batches.
+    Validated before the first step, every 50 steps and after the last; stops where the validation similarity no longer
+    rises, and keeps the best W. Depends on `seed` through the first W and the batches.
     """
-    train_rows = _all(train_rows, len(train_similarity))
-    val_rows = _all(val_rows, len(val_similarity))
-    width, concepts = train_features_ND.shape[1], len(train_similarity.texts_Md)
+    device, width, concepts = texts_Md.device, train.features_ND.shape[1], len(texts_Md)
     bound = width ** -0.5  # nn.Linear's first weights
     W_MD = torch.empty(concepts, width).uniform_(-bound, bound, generator=torch_rng(seed, "projection")).to(device)
     W_MD.requires_grad_()
     optimizer = torch.optim.Adam([W_MD], lr=LEARNING_RATE)
-    val_h = val_features_VD[val_rows].to(device, torch.float32)
-    val_images, val_texts = val_similarity.images(val_rows, device), val_similarity.texts(device)
-    generator, whole = torch_rng(seed, "projection batches"), len(train_rows) <= batch_size
-    batch = _batch(train_features_ND, train_similarity, train_rows, device) if whole else None
-    best, curve = None, []
+    val_h, val_images = val.features(val.rows, device), unit(val.images_Nd[val.rows], device)
+    generator, whole = torch_rng(seed, "projection batches"), len(train.rows) <= batch_size
+    batch = _batch(train, train.rows, texts_Md) if whole else None
+    best, best_M, curve = None, None, []
     for step in range(steps + 1):
         if step % VALIDATE_EVERY == 0 or step == steps:
-            similarity_M = _validate(W_MD, val_h, val_images, val_texts)
+            similarity_M = _validate(W_MD, val_h, val_images, texts_Md)
             curve.append((step, float(similarity_M.mean())))
-            if best is not None and not curve[-1][1] > float(best[1].mean()):
+            if step and not curve[-1][1] > curve[-2][1]:
                 break
-            best = (W_MD.detach().clone(), similarity_M, step)
+            best, best_M = W_MD.detach().clone(), similarity_M
         if step == steps:
             break
         if not whole:
-            chosen = train_rows[torch.randperm(len(train_rows), generator=generator)[:batch_size]]
-            batch = _batch(train_features_ND, train_similarity, chosen, device)
+            chosen = torch.randperm(len(train.rows), generator=generator)[:batch_size]
+            batch = _batch(train, train.rows[chosen], texts_Md)
         optimizer.zero_grad(set_to_none=True)
         _backward(W_MD, *batch)
         optimizer.step()
-    return Projection(best[0].cpu(), best[1].cpu(), step, best[2], curve)
+    return Projection(best.cpu(), best_M.cpu(), curve)
 
 
-def _all(rows: torch.Tensor | None, count: int) -> torch.Tensor:
-    return torch.arange(count) if rows is None else rows
-
-
-def _batch(features_ND: torch.Tensor, similarity: Similarity, rows: torch.Tensor,
-           device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
+def _batch(split: Split, rows: torch.Tensor, texts_Md: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """h (B, D) and the sharpened P (B, M) of a batch; the latter takes P's place in memory."""
-    target = similarity.rows(rows, device)
-    for start in range(0, target.shape[1], BLOCK):
-        target[:, start:start + BLOCK] = sharpened(target[:, start:start + BLOCK])
-    return features_ND[rows].to(device, torch.float32), target
+    target = split.cosines(texts_Md, rows)
+    for block in target.split(BLOCK, dim=1):
+        block.copy_(sharpened(block))
+    return split.features(rows, texts_Md.device), target
 
 
 def _backward(W_MD: torch.Tensor, h_BD: torch.Tensor, target_BM: torch.Tensor) -> None:
     """Add the gradient of −mean(cos_cubed) to W, a block of concepts at a time."""
-    for start in range(0, len(W_MD), BLOCK):
-        block = slice(start, start + BLOCK)
-        loss = -(sharpened(h_BD @ W_MD[block].T) * target_BM[:, block]).sum() / len(W_MD)
-        loss.backward()
+    for W, target in zip(W_MD.split(BLOCK), target_BM.split(BLOCK, dim=1), strict=True):
+        (-(sharpened(h_BD @ W.T) * target).sum() / len(W_MD)).backward()
 
 
 @torch.no_grad()
 def _validate(W_MD: torch.Tensor, h_VD: torch.Tensor, images_Vd: torch.Tensor, texts_Md: torch.Tensor) -> torch.Tensor:
-    blocks = [slice(start, start + BLOCK) for start in range(0, len(W_MD), BLOCK)]
-    return torch.cat([cos_cubed(h_VD @ W_MD[block].T, images_Vd @ texts_Md[block].T) for block in blocks])
+    return torch.cat([cos_cubed(h_VD @ W.T, images_Vd @ texts.T)
+                      for W, texts in zip(W_MD.split(BLOCK), texts_Md.split(BLOCK), strict=True)])
 
 
-@dataclass
-class Dropped:
+class Dropped(NamedTuple):
     """A word that is not in the bank: which setting dropped it, and its value there."""
 
     word: str
@@ -199,26 +162,34 @@ class Dropped:
     value: float
 
 
-def text_bank(words: Sequence[str], train_features_ND: torch.Tensor, train_similarity: Similarity,
-              val_features_VD: torch.Tensor, val_similarity: Similarity, *, num_concepts: int | None = None,
-              clip_cutoff: float = 0.25, interpretability_cutoff: float = 0.45, device: torch.device | str = "cpu",
-              train_rows: torch.Tensor | None = None, **learning: Any) -> tuple[Bank, list[Dropped], Projection]:
+def text_bank(words: Sequence[str], texts_Md: torch.Tensor, train: Split, val: Split, *,
+              num_concepts: int | None = None, clip_cutoff: float = 0.25, interpretability_cutoff: float = 0.45,
+              device: torch.device | str = "cpu", **learning: Any) -> tuple[Bank, list[Dropped], Projection]:
     """The Text bank: both cut-offs and the projection. Evidence of a row is its word.
 
-    words[m] is concept m of both similarities; `learning` goes to `learn_projection`. The projection returned
-    is that of the words which passed `clip_cutoff`, in their order.
+    words[m] is concept m of texts_Md (M, d), CLIP's embeddings; num_concepts: keep the M best on validation, in their
+    order; `learning` goes to `learn_projection`. The projection returned is that of the words which passed
+    `clip_cutoff`. Raises `UserError` where no concept is left, or fewer than `num_concepts`.
     """
-    top5_M = mean_top5(train_similarity, device, train_rows)
-    seen = apply_clip_cutoff(top5_M, clip_cutoff)
-    projection = learn_projection(train_features_ND, train_similarity.of(seen), val_features_VD,
-                                  val_similarity.of(seen), device=device, train_rows=train_rows, **learning)
+    texts_Md = unit(texts_Md, device)
+    top5_M = mean_top5(train, texts_Md)
+    seen = above(top5_M, clip_cutoff, "clip_cutoff")
+    projection = learn_projection(train, val, texts_Md[seen.to(device)], **learning)
     similarity_M = projection.val_similarity_M
-    kept = apply_interpretability_cutoff(similarity_M, interpretability_cutoff, num_concepts)
-    names, stays = [words[m] for m in seen.tolist()], set(kept.tolist())
-    unseen = sorted(set(range(len(words))) - set(seen.tolist()))
-    dropped = [Dropped(words[m], "clip_cutoff", float(top5_M[m])) for m in unseen]
-    dropped += [Dropped(names[m], "num_concepts" if similarity > interpretability_cutoff else "interpretability_cutoff",
-                        similarity) for m, similarity in enumerate(similarity_M.tolist()) if m not in stays]
+    passed = kept = above(similarity_M, interpretability_cutoff, "interpretability_cutoff")
+    if num_concepts is not None:
+        if num_concepts > len(passed):
+            raise UserError(f"--num_concepts {num_concepts}, but only {len(passed)} of {len(seen)} concepts pass "
+                            f"--interpretability_cutoff {interpretability_cutoff:g}; ask for fewer, lower the cut-offs "
+                            "or bring more words")
+        best = similarity_M[passed].argsort(descending=True, stable=True)[:num_concepts]
+        kept = passed[best].sort().values
+    names = [words[m] for m in seen.tolist()]
+    reason = ["interpretability_cutoff"] * len(names)
+    for m in passed.tolist():
+        reason[m] = "num_concepts"
+    dropped = [Dropped(word, "clip_cutoff", float(top5_M[m])) for m, word in enumerate(words) if m not in seen]
+    dropped += [Dropped(word, reason[m], float(similarity_M[m])) for m, word in enumerate(names) if m not in kept]
     bank = Bank("Text", unit_rows(projection.W_MD[kept]), [[names[m]] for m in kept.tolist()],
                 (("standard", len(kept)),))
     return bank, dropped, projection
@@ -259,54 +230,52 @@ def load_text_inputs(settings: TextSettings, inputs: Inputs) -> TextInputs:
     folder = settings.activation_dir or EMBEDDINGS / settings.model_name
     concept_set = settings.concept_set or ROOT / "concept_library" / "textual" / f"{settings.dataset}_filtered.txt"
     label = clip_label(settings.clip_name, settings.clip_weights)
-    files = [clip_words_file(folder, concept_set, label),
-             *(clip_images_file(folder, settings.dataset, split, label) for split in ("train", "val"))]
-    for file in files:
+    files = {"words": clip_words_file(folder, concept_set, label),
+             **{split: clip_images_file(folder, settings.dataset, split, label) for split in ("train", "val")}}
+    for file in files.values():
         if not file.is_file():
             raise UserError(f"there are no CLIP embeddings {file}; run extractor/textual_emb_extractor.py first, with "
                             f"--dataset {settings.dataset} --concept_set {concept_set} --backbone "
                             f"{settings.model_name} --clip_name {settings.clip_name}")
-    found = TextInputs(*map(load_embeddings, files))
-    for split, clip, file in (("train", found.train, files[1]), ("val", found.val, files[2])):
-        difference = differing(found.words.provenance, clip.provenance, ("model", "weights_hash"))
+    text = TextInputs(**{name: load_embeddings(file) for name, file in files.items()})
+    for split in ("train", "val"):
+        clip, ours = getattr(text, split), getattr(inputs, split)
+        difference = differing(text.words.provenance, clip.provenance, ("model", "weights_hash"))
         if difference:
             raise UserError(f"words and {split} images were embedded by different CLIPs: they differ in {difference}")
-        ours = getattr(inputs, split)
         if len(clip) != len(ours) or (ours.provenance and clip.image_paths != ours.image_paths):
             raise UserError(f"CLIP's {split} embeddings ({len(clip)} images) and the representations ({len(ours)}) "
                             "are not of the same images; embed both again from one data set")
-        check_features(f"CLIP {split}", clip, file)
-    return found
+        check_features(f"CLIP {split}", clip, files[split])
+    return text
 
 
 def identity_of_text(settings: TextSettings, text: TextInputs) -> dict[str, object]:
     """What identifies a Text bank in the ledger, beside the representations."""
-    return {"clip": text.words.provenance.get("model"), "clip_weights_hash": text.words.provenance.get("weights_hash"),
-            "concept_set": text.words.provenance.get("concept_set"), "words_hash": text.words.content_hash,
-            "clip_cutoff": settings.clip_cutoff, "interpretability_cutoff": settings.interpretability_cutoff,
-            "proj_steps": settings.proj_steps, "proj_batch_size": settings.proj_batch_size}
+    clip = text.words.provenance
+    return {"clip": clip.get("model"), "clip_weights_hash": clip.get("weights_hash"),
+            "concept_set": clip.get("concept_set"), "words_hash": text.words.content_hash,
+            **{name: getattr(settings, name) for name in (*CUTOFFS, "proj_steps", "proj_batch_size")}}
 
 
 def words(settings: TextSettings, inputs: Inputs, text: TextInputs, num_concepts: int | None = None) -> MakeBank:
     """The Text bank of each seed. Under --holdout every cut-off and the early stop use the slice of train instead of
     validation."""
     device = choose_device(settings.device, silent=True)
-    in_train = Similarity(text.train.features_ND, text.words.features_ND)
-    in_val = Similarity(text.val.features_ND, text.words.features_ND)
 
     def make(seed: Seed) -> Bank:
-        check, similarity, rows = ((inputs.train, in_train, seed.selection[1]) if seed.selection
-                                   else (inputs.val, in_val, None))
+        train = Split(inputs.train.features_ND, text.train.features_ND, seed.train_rows)
+        val = (Split(train.features_ND, train.images_Nd, seed.selection[1]) if seed.selection
+               else Split(inputs.val.features_ND, text.val.features_ND))
         bank, dropped, projection = text_bank(
-            text.words.image_paths, inputs.train.features_ND, in_train, check.features_ND, similarity,
-            num_concepts=num_concepts, clip_cutoff=settings.clip_cutoff, device=device, seed=seed.bank,
-            interpretability_cutoff=settings.interpretability_cutoff, train_rows=seed.train_rows, val_rows=rows,
-            steps=settings.proj_steps, batch_size=settings.proj_batch_size)
-        counts = {name: sum(word.setting == name for word in dropped)
-                  for name in ("clip_cutoff", "interpretability_cutoff", "num_concepts")}
+            text.words.image_paths, text.words.features_ND, train, val, num_concepts=num_concepts, device=device,
+            clip_cutoff=settings.clip_cutoff, interpretability_cutoff=settings.interpretability_cutoff,
+            seed=seed.bank, steps=settings.proj_steps, batch_size=settings.proj_batch_size)
+        counts = Counter(word.setting for word in dropped)
+        best = max(projection.curve, key=lambda point: point[1])
         print(f"text bank, seed {seed.bank}: {len(bank)} of {len(text.words)} concepts; dropped by "
-              + ", ".join(f"{name} {number}" for name, number in counts.items())
-              + f"; projection stopped after {projection.steps} steps, best at {projection.best_step}")
+              + ", ".join(f"{name} {counts[name]}" for name in (*CUTOFFS, "num_concepts"))
+              + f"; projection stopped after {projection.curve[-1][0]} steps, best at {best[0]}")
         for word in dropped if settings.print else ():
             print(f"  dropped by {word.setting}: {word.word} ({word.value:.4f})")
         return bank

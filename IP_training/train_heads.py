@@ -116,8 +116,8 @@ def fit_grid(groups: Sequence[HeadGroup], y_N: torch.Tensor, y_V: torch.Tensor, 
                                   for group in groups], fused=True)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, recipe.decay)
     trained = [[Trained(cell) for cell in group.cells] for group in groups]
-    state = _Resume(resume_file, groups, optimizer, schedule, trained)
-    first = state.restore()
+    resuming = resume_file is not None and resume_file.exists()
+    first, saved = _restore(resume_file, groups, optimizer, trained) if resuming else 0, time.monotonic()
     with progress(total=recipe.epochs, initial=first, desc=f"seed {seed}, {what}", unit="epoch",
                   disable=not show) as bar:  # closed before a message about a stop
         for epoch, losses in train_heads(groups, y_N, rows, recipe, seed, optimizer, schedule, first):
@@ -129,8 +129,9 @@ def fit_grid(groups: Sequence[HeadGroup], y_N: torch.Tensor, y_V: torch.Tensor, 
             bar.set_postfix_str("best " + " ".join(f"{heads[0].cell.learning_rate:g}:{max(heads[0].top1):.3f}"
                                                    for heads in trained), refresh=False)
             bar.update()
-            if epoch + 1 < recipe.epochs:
-                state.save(epoch + 1)
+            if resume_file and epoch + 1 < recipe.epochs and time.monotonic() - saved > SAVE_EVERY_S:
+                _save(resume_file, epoch + 1, groups, optimizer, trained)
+                saved = time.monotonic()
     return [head for heads in trained for head in heads]
 
 
@@ -163,47 +164,31 @@ def classes_ahead(logits_GCB: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
     return num_classes - behind.sum(1)
 
 
-@dataclass
-class _Resume:
-    """The state of a run between epochs, in one file; nothing without a file."""
+def _cells(groups: Sequence[HeadGroup]) -> list[list[float]]:
+    return [[cell.seed, cell.ratio, cell.learning_rate] for group in groups for cell in group.cells]
 
-    file: Path | None
-    groups: Sequence[HeadGroup]
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
-    trained: list[list[Trained]]
-    saved: float = field(default_factory=time.monotonic)
 
-    @property
-    def cells(self) -> list[list[float]]:
-        return [[cell.seed, cell.ratio, cell.learning_rate] for group in self.groups for cell in group.cells]
+def _save(file: Path, epoch: int, groups: Sequence[HeadGroup], optimizer: torch.optim.Optimizer,
+          trained: Sequence[Sequence[Trained]]) -> None:
+    """Keep the state before `epoch`. The schedule needs none: it multiplies the optimizer's rates."""
+    state = {"epoch": epoch, "cells": _cells(groups), "heads": [group.heads.state_dict() for group in groups],
+             "optimizer": optimizer.state_dict(),
+             "trained": [[{**vars(head), "cell": None} for head in heads] for heads in trained]}
+    write_whole(file, lambda temporary: torch.save(state, temporary))
 
-    def save(self, epoch: int) -> None:
-        """Keep the state before `epoch`, if the last time is long enough ago."""
-        if self.file is None or time.monotonic() - self.saved <= SAVE_EVERY_S:
-            return
-        state = {"epoch": epoch, "cells": self.cells, "heads": [group.heads.state_dict() for group in self.groups],
-                 "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(),
-                 "trained": [[{**vars(head), "cell": None} for head in heads] for heads in self.trained]}
-        write_whole(self.file, lambda temporary: torch.save(state, temporary))
-        self.saved = time.monotonic()
 
-    def restore(self) -> int:
-        """Take up the state of a killed run; the epoch to go on with, 0 where there is nothing to take up."""
-        if self.file is None or not self.file.exists():
-            return 0
-        device = next(self.groups[0].heads.parameters()).device
-        try:
-            state = torch.load(self.file, map_location=device, weights_only=True)
-        except Exception:
-            raise UserError(f"{self.file} cannot be read; delete it and start again") from None
-        if state["cells"] != self.cells:
-            return 0  # another part of the grid was under way
-        for group, heads in zip(self.groups, state["heads"], strict=True):
-            group.heads.load_state_dict(heads)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        for heads, kept in zip(self.trained, state["trained"], strict=True):
-            for head, values in zip(heads, kept, strict=True):
-                vars(head).update({**values, "cell": head.cell, "correct": values["correct"].cpu()})
-        return state["epoch"]
+def _restore(file: Path, groups: Sequence[HeadGroup], optimizer: torch.optim.Optimizer,
+             trained: Sequence[Sequence[Trained]]) -> int:
+    """Take up the state of a killed run; the epoch to go on with, 0 where the file is of other heads."""
+    try:
+        state = torch.load(file, map_location=next(groups[0].heads.parameters()).device, weights_only=True)
+    except Exception:
+        raise UserError(f"{file} cannot be read; delete it and start again") from None
+    if state["cells"] != _cells(groups):
+        return 0
+    optimizer.load_state_dict(state["optimizer"])
+    for group, heads, kept, found in zip(groups, state["heads"], state["trained"], trained, strict=True):
+        group.heads.load_state_dict(heads)
+        for head, values in zip(found, kept, strict=True):
+            vars(head).update({**values, "cell": head.cell, "correct": values["correct"].cpu()})
+    return state["epoch"]

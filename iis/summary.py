@@ -1,4 +1,4 @@
-"""From a ledger to the IIS: the curve of every seed, mean ± std, a bootstrap, and what to know before using the number.
+"""From a ledger to the IIS: the curve of every seed, mean ± std, a bootstrap, and what to know before using it.
 
 A folder of checkpoints named as the authors' release names them is read too (`release_summary`).
 """

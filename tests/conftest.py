@@ -22,7 +22,6 @@ CACHES = tempfile.TemporaryDirectory(prefix="iis_tests_")
 os.environ["IIS_DENSE_HEADS"] = f"{CACHES.name}/dense_heads"
 
 
-
 @pytest.fixture(autouse=True)
 def own_dense_heads(monkeypatch, tmp_path):
     """A test keeps its dense heads to itself."""

@@ -61,16 +61,23 @@ def test_both_spellings_and_other_names_of_a_flag():
     assert settings_of("--save-dir=a-b").save_dir.name == "a-b"  # only the flag's own name
 
 
-@pytest.mark.parametrize("flags, words", [
+@pytest.mark.parametrize("given, words", [
     (["--kind", "sfot"], "invalid choice: 'sfot'"), (["--choice", "c"], "invalid choice: 'c'"),
     (["--epochs", "0"], "0 is not a whole number above 0"), (["--ratios", "0,a"], "'0,a' is not a comma-separated"),
     (["--ratios", ","], "an empty list"), (["--limit", "low"], "invalid float value: 'low'"),
     (["--epoch", "3"], "unknown argument --epoch; did you mean --epochs"), (["--limit", "13"], "bad luck"),
-    (["stray"], "unknown argument stray")])
-def test_a_bad_flag_is_one_sentence(flags, words):
+    (["stray"], "unknown argument stray"),
+    ("epoch: 3", "unknown key 'epoch'; did you mean epochs"), ("kind: sfot", "kind = 'sfot' is not one of soft, hard"),
+    ("epochs: many", "epochs = 'many' is not a valid value"), ("ratios: [0, a]", "ratios = [0, 'a'] is not a valid"),
+    ("dry_run: perhaps", "dry_run = 'perhaps' is a switch"), ("- a", "should hold `key: value` lines"),
+    ("a: [", "is not valid YAML"), ("data_path: ${IIS_NOWHERE}", "uses ${IIS_NOWHERE}, which is not set")])
+def test_a_bad_flag_or_yaml_is_one_sentence_that_names_the_file(tmp_path, given, words):
+    yaml_line = isinstance(given, str)
+    if yaml_line:
+        (tmp_path / "run.yaml").write_text(given + "\n")
     with pytest.raises(UserError) as error:
-        settings_of(*flags)
-    assert words in str(error.value) and "\n" not in str(error.value)
+        settings_of(*(["--config_yaml", tmp_path / "run.yaml"] if yaml_line else given))
+    assert words in str(error.value) and ("run.yaml" in str(error.value)) == yaml_line and "\n" not in str(error.value)
 
 
 def test_yaml_is_under_the_command_line(tmp_path):
@@ -88,18 +95,6 @@ def test_yaml_is_under_the_command_line(tmp_path):
             cli.from_mapping(Settings, given, "the sweep")
     file.write_text("epochs:\nratios:\n")  # no value: the default
     assert settings_of("--config_yaml", file).epochs == 30 and settings_of("--config_yaml", file).ratios == (0.0, 0.5)
-
-
-@pytest.mark.parametrize("line, words", [
-    ("epoch: 3", "unknown key 'epoch'; did you mean epochs"), ("kind: sfot", "kind = 'sfot' is not one of soft, hard"),
-    ("epochs: many", "epochs = 'many' is not a valid value"), ("ratios: [0, a]", "ratios = [0, 'a'] is not a valid"),
-    ("dry_run: perhaps", "dry_run = 'perhaps' is a switch"), ("- a", "should hold `key: value` lines"),
-    ("a: [", "is not valid YAML"), ("data_path: ${IIS_NOWHERE}", "uses ${IIS_NOWHERE}, which is not set")])
-def test_a_bad_yaml_is_one_sentence_that_names_the_file(tmp_path, line, words):
-    (tmp_path / "run.yaml").write_text(line + "\n")
-    with pytest.raises(UserError) as error:
-        settings_of("--config_yaml", tmp_path / "run.yaml")
-    assert words in str(error.value) and "run.yaml" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_written_settings_are_a_yaml_that_gives_them_again(tmp_path):

@@ -16,7 +16,7 @@ from iis.datasets import folder_images
 from iis.layers import HEAD_INPUT, Node
 from iis.preprocessing import normalise
 from iis.runtime import UserError, torch_rng
-from IP_training import IP_Finetuning
+from IP_training import IP_Finetuning, finetune
 from IP_training.finetune import augmented, chosen_images, losses
 from IP_training.predictor import InterpretationHeads
 
@@ -140,6 +140,14 @@ def test_the_controls_are_a_plain_loop(world, objective, decay):
     assert log[-1]["dense_top1"] == pytest.approx(float(correct.float().mean()))
 
 
+def test_the_progress_bar_is_closed_before_a_message(world, monkeypatch):
+    bars, progress = [], finetune.progress
+    monkeypatch.setattr(finetune, "progress", lambda *args, **more: bars.append(progress(*args, **more)) or bars[-1])
+    said = refusal(world, learning_rate=1e30, ip_learning_rate=1e30)
+    assert "choose another --save_dir and a smaller --learning_rate" in said and "\n" not in said
+    assert bars[-1].unit == "step" and bars[-1].disable  # what tqdm is once closed
+
+
 def test_objectives_share_all_but_the_gradient(world):
     (plain, plain_state), (told, told_state) = run(world, "a", objective="dense"), run(world, "b")
     assert plain[0] == told[0]  # the same backbone and the same fitted predictor
@@ -216,10 +224,9 @@ def test_chosen_images_are_balanced_and_seeded(world):
     ({"sparsity": 1}, "sparsity ratio 1 is outside"), ({"learning_rate": 0}, "--learning_rate 0 must be above 0"),
     ({"objective": "iis"}, "invalid choice: 'iis'"), ({"epochs": 0}, "0 is not a whole number above 0"),
     ({"interpretability_weight": -1}, "--interpretability_weight -1 must be 0 or more"),
-    ({"learning_rate": 1e30, "ip_learning_rate": 1e30}, "choose another --save_dir and a smaller --learning_rate"),
     ({"data_path": "nowhere"}, "there are no visual elements at"),
     ({"model_config": "nonet"}, "there is no configuration nonet"),
-    ({"mirror": 2}, "--mirror 2 must lie between 0 and 1"), ({"lambda": 1}, "unknown argument --lambda")])
+    ({"mirror": 2}, "--mirror 2 must be a probability, from 0 to 1"), ({"lambda": 1}, "unknown argument --lambda")])
 def test_bad_input_is_one_sentence(world, changes, words):
     said = refusal(world, **changes)
     assert words in said and "\n" not in said

@@ -36,7 +36,10 @@ def attributes(count=400, width=10, seed=0):
     has = (randn(count, 5, seed=seed) > 0.6).float()
     images = torch.cat([has[:, :4], randn(count, 2, seed=seed + 50).abs()], 1) + 0.05
     features = has @ randn(5, width, seed=90) + 0.1 * randn(count, width, seed=seed + 60)
-    return has, features, module.Similarity(3 * images, 2 * (torch.eye(6)[:5] + 0.1))  # lengths must not matter
+    return has, module.Split(features, 3 * images)  # lengths must not matter
+
+
+TEXTS = 2 * (torch.eye(6)[:5] + 0.1)
 
 
 def test_cos_cubed_by_hand_and_against_a_plain_loop():
@@ -68,25 +71,19 @@ def test_gradient_blocks_and_a_constant_column(monkeypatch):
 
 @pytest.mark.parametrize("count", [3, 40])
 def test_mean_top5_in_chunks_equals_the_whole(count):
-    similarity, some = module.Similarity(randn(count, 6), randn(8, 6, seed=1)), torch.arange(0, count, 2)
-    images, texts = (x / x.norm(dim=1, keepdim=True) for x in (similarity.images_Nd, similarity.texts_Md))
-    for rows, chunk in ((None, 7), (some, 4)):
-        chosen = images if rows is None else images[rows]
+    images, texts = randn(count, 6), module.unit(randn(8, 6, seed=1))
+    for rows, chunk in ((None, 7), (torch.arange(0, count, 2), 4)):
+        chosen = (images / images.norm(dim=1, keepdim=True))[slice(None) if rows is None else rows]
         expected = (chosen @ texts.T).sort(0, descending=True).values[:5].mean(0)
-        torch.testing.assert_close(module.mean_top5(similarity, image_rows=rows, chunk=chunk), expected)
+        torch.testing.assert_close(module.mean_top5(module.Split(images, images, rows), texts, chunk), expected)
 
 
 def test_cutoffs_keep_what_is_strictly_above_and_name_themselves():
     values = torch.tensor([0.2, 0.25, 0.5, 0.3, 0.4])
-    assert module.apply_clip_cutoff(values, 0.25).tolist() == [2, 3, 4]
-    assert module.apply_interpretability_cutoff(values, 0.25).tolist() == [2, 3, 4]
-    assert module.apply_interpretability_cutoff(values, 0.25, 2).tolist() == [2, 4]
-    with pytest.raises(UserError, match=r"--clip_cutoff 0.6 drops all 5 .* 0.5000"):
-        module.apply_clip_cutoff(values, 0.6)
-    with pytest.raises(UserError, match=r"--interpretability_cutoff 0.6 drops all 5 .* 0.5000"):
-        module.apply_interpretability_cutoff(values, 0.6)
-    with pytest.raises(UserError, match=r"--num_concepts 4, but only 3 of 5"):
-        module.apply_interpretability_cutoff(values, 0.25, 4)
+    for setting in ("clip_cutoff", "interpretability_cutoff"):
+        assert module.above(values, 0.25, setting).tolist() == [2, 3, 4]
+        with pytest.raises(UserError, match=f"--{setting} 0.6 drops all 5 .* 0.5000"):
+            module.above(values, 0.6, setting)
 
 
 # ---- the projection ----
@@ -94,42 +91,42 @@ def test_cutoffs_keep_what_is_strictly_above_and_name_themselves():
 
 @pytest.mark.parametrize("batch_size", [50_000, 128])
 def test_directions_are_aligned_with_the_words_and_not_against_them(batch_size):
-    _, features, similarity = attributes()
-    val_has, val_features, val_similarity = attributes(300, seed=1)
-    found, again = (module.learn_projection(features, similarity, val_features, val_similarity, steps=400,
-                                     batch_size=batch_size) for _ in range(2))
+    (_, train), (val_has, val) = attributes(), attributes(300, seed=1)
+    found, again = (module.learn_projection(train, val, module.unit(TEXTS), steps=400, batch_size=batch_size)
+                    for _ in range(2))
     assert torch.equal(found.W_MD, again.W_MD)
-    activations = val_features @ found.W_MD.T
+    activations = val.features_ND @ found.W_MD.T
     for word in range(4):
         has = val_has[:, word] > 0
         assert activations[has, word].mean() > activations[~has, word].mean() + activations[:, word].std()
     assert found.val_similarity_M[:4].min() > 0.5
-    expected = plain_cos_cubed(activations.double().numpy(), val_similarity.rows(slice(None)).double().numpy())
+    images, texts = (x.double().numpy() for x in (val.images_Nd, TEXTS))
+    cosines = images @ texts.T / np.linalg.norm(images, axis=1)[:, None] / np.linalg.norm(texts, axis=1)
+    expected = plain_cos_cubed(activations.double().numpy(), cosines)
     np.testing.assert_allclose(found.val_similarity_M.numpy(), expected, atol=1e-4)
 
 
 def test_stops_at_the_first_fall_and_keeps_the_best():
     """Images of train and val that have nothing in common: validation soon falls."""
-    train, val = (module.Similarity(randn(count, 5, seed=count), randn(6, 5, seed=2)) for count in (40, 200))
-    found = module.learn_projection(randn(40, 30), train, randn(200, 30, seed=3), val, steps=1000)
-    values = [value for _, value in found.curve]
-    assert found.steps < 1000 and found.steps == found.curve[-1][0] and found.best_step == found.steps - 50
-    assert values[-1] <= values[-2] and values[:-1] == sorted(values[:-1])
+    found = module.learn_projection(module.Split(randn(40, 30), randn(40, 5, seed=40)),
+                                    module.Split(randn(200, 30, seed=3), randn(200, 5, seed=200)),
+                                    module.unit(randn(6, 5, seed=2)), steps=1000)
+    steps, values = zip(*found.curve, strict=True)
+    assert steps == tuple(range(0, steps[-1] + 1, 50)) and steps[-1] < 1000
+    assert values[-1] <= values[-2] and list(values[:-1]) == sorted(values[:-1])
     assert float(found.val_similarity_M.mean()) == pytest.approx(values[-2])
 
 
 def test_the_bank_says_which_word_went_and_why():
-    _, features, similarity = attributes()
-    _, val_features, val_similarity = attributes(300, seed=1)
-    texts = torch.cat([similarity.texts_Md, -torch.ones(1, 6)])  # a word unlike every image
-    words = ["red", "round", "striped", "small", "noise", "alien"]
+    (_, train), (_, val) = attributes(), attributes(300, seed=1)
+    words = ["red", "round", "striped", "small", "noise", "alien"]  # the last is unlike every image
     bank, dropped, projection = module.text_bank(
-        words, features, module.Similarity(similarity.images_Nd, texts), val_features,
-        module.Similarity(val_similarity.images_Nd, texts), num_concepts=3, clip_cutoff=0.1,
+        words, torch.cat([TEXTS, -torch.ones(1, 6)]), train, val, num_concepts=3, clip_cutoff=0.1,
         interpretability_cutoff=0.4, steps=400)
     reasons = {item.word: item.setting for item in dropped}
     assert reasons["alien"] == "clip_cutoff" and reasons["noise"] == "interpretability_cutoff"
-    assert list(reasons.values()).count("num_concepts") == 1 and len(dropped) == 3
+    [extra] = [item for item in dropped if item.setting == "num_concepts"]
+    assert len(dropped) == 3 and extra.value == float(projection.val_similarity_M[:4].min())  # the worst of four
     assert bank.blocks == (("standard", 3),) and {word for [word] in bank.evidence} | set(reasons) == set(words)
     for vector, [word] in zip(bank.vectors_MD, bank.evidence, strict=True):  # its row of W, at length 1
         torch.testing.assert_close(vector, torch.nn.functional.normalize(projection.W_MD[words.index(word)], dim=0))
@@ -181,14 +178,14 @@ def test_holdout_decides_on_the_slice_alone(toy, monkeypatch):
     """Cut-offs and early stop see the slice of train that is held out, W and the moments the rest, and validation
     images nothing: other CLIP embeddings of val give the same bank."""
     seen, learn = [], module.learn_projection
-    monkeypatch.setattr(module, "learn_projection", lambda *args, **settings: seen.append((args, settings))
+    monkeypatch.setattr(module, "learn_projection", lambda *args, **settings: seen.append(args)
                         or learn(*args, **settings))
     save_clip(toy)
     first = predictors(text(toy, "first", holdout=0.25, ratios="0.5"))[0]
-    (features, similarity, check, check_similarity), settings = seen[0]
-    rows, held = settings["train_rows"], settings["val_rows"]
+    train, check = seen[0][:2]
+    rows, held = train.rows, check.rows
     assert len(rows) == 225 and len(held) == 75 and not set(rows.tolist()) & set(held.tolist())
-    assert check is features and len(features) == 300 and torch.equal(check_similarity.images_Nd, similarity.images_Nd)
+    assert check.features_ND is train.features_ND and check.images_Nd is train.images_Nd and len(train.images_Nd) == 300
     a = clusters(300, "train").features_ND[rows] @ first["bank"].T
     torch.testing.assert_close(first["mean"], a.mean(0), rtol=1e-4, atol=1e-5)
     other = load_embeddings(toy / "toy_val_clip_ViT-B16.pt")
@@ -284,18 +281,13 @@ def test_files_that_are_missing_or_do_not_belong_together(toy):
     assert "different CLIPs" in refused(toy) and "weights_hash" in refused(toy)
 
 
-def test_a_refused_run_leaves_the_folder_free_and_a_finished_one_keeps_it(toy):
-    """Who does as the sentence says (lower the cut-off) starts the same command again, into the same folder; also where
-    another bank has trained the dense heads before."""
+def test_after_a_refusal_the_corrected_command_may_use_the_folder_and_later_ones_keep_to_its_settings(toy):
     save_clip(toy)
-    for _ in range(2):  # dense heads just trained, and known
-        with pytest.raises(UserError, match="--clip_cutoff"):
-            text(toy, clip_cutoff=0.999999, ratios="0.5")
-        assert not (toy / "out" / "results.jsonl").exists()
-    assert {row["clip_cutoff"] for row in ledger(text(toy, ratios="0.5"))} == {0.25}
-    with pytest.raises(UserError, match="clip_cutoff = 0.25"):  # now there are results
+    with pytest.raises(UserError, match="--clip_cutoff"):
         text(toy, clip_cutoff=0.999999, ratios="0.5")
-    assert len(ledger(text(toy, ratios="0.5,0.9"))) == 9
+    assert {row["clip_cutoff"] for row in ledger(text(toy, ratios="0.5"))} == {0.25}
+    with pytest.raises(UserError, match="clip_cutoff = 0.25"):
+        text(toy, clip_cutoff=0.999999, ratios="0.5")
     save_clip(toy, words=bank_runs.WORDS[:5])
     with pytest.raises(UserError, match="words_hash"):  # another list of words
         text(toy, ratios="0.5")

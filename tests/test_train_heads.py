@@ -11,7 +11,7 @@ from iis.grid import DENSE, RATIOS, Cell
 from iis.runtime import UserError, torch_rng
 from IP_training import train_heads as module
 from IP_training.banks import Seed, prototypes, unit_rows
-from IP_training.end2end import End2EndHeads, GumbelNoise
+from IP_training.end2end import End2EndHeads
 from IP_training.predictor import DenseHeads, InterpretationHeads, interpret
 from IP_training.sparsify import sparsify
 from IP_training.train_heads import HeadGroup, Recipe, classes_ahead, evaluate, fit_grid
@@ -34,9 +34,8 @@ def dense(rate=0.01):
                      VAL.features_ND)
 
 
-def learned(ratios=(0.0, 0.5, 0.9), rate=0.01, noise=None):
-    heads = End2EndHeads(ratios, unit_rows(ELEMENTS.features_ND), 10, 4, 0, torch_rng(0, "head"),
-                         noise=noise or GumbelNoise(0))
+def learned(ratios=(0.0, 0.5, 0.9), rate=0.01):
+    heads = End2EndHeads(ratios, unit_rows(ELEMENTS.features_ND), 10, 4, 0, torch_rng(0, "head"))
     return HeadGroup(heads, [Cell(0, ratio, rate) for ratio in ratios], TRAIN.features_ND, VAL.features_ND)
 
 
@@ -47,10 +46,9 @@ def fit(groups, **changes):
 @pytest.mark.parametrize("kind", ["predictors", "dense", "learned"])
 def test_a_head_of_the_grid_equals_the_head_trained_alone(kind):
     """Losses share no parameter; learned banks share their noise too."""
-    noise = GumbelNoise(0)
     groups = {"predictors": [predictors(rate=0.01), predictors(rate=0.1), dense()],
               "dense": [dense(0.001), dense(0.1), predictors()],
-              "learned": [learned(rate=0.01, noise=noise), learned(rate=0.1, noise=noise)]}[kind]
+              "learned": [learned(rate=0.01), learned(rate=0.1)]}[kind]
     whole = {head.cell: head for head in fit(groups)}
     assert list(whole) == [cell for group in groups for cell in group.cells]  # the order of groups and cells
     for cell in {"predictors": (Cell(0, 0.0, 0.01), Cell(0, 0.7, 0.1), Cell(0, 0.98, 0.01)),
