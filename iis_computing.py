@@ -21,8 +21,8 @@ from iis.runtime import ROOT, UserError, each, make_output_folder, write_json, w
 from iis.statistics import plus_minus
 from iis.summary import MARKS, TITLE, is_release_folder, mark_of, release_summary, summarise
 
-# Settings beside TITLE that a label names where the runs of a comparison differ in them. FOLLOWS: only where they differ
-# between runs of the same model, data set and bank.
+# Settings beside TITLE that a label names where the runs of a comparison differ in them. FOLLOWS: only where they
+# differ between runs of the same model, data set and bank.
 RECIPE = ("sparsifier", "epochs", "batch_size", "holdout", "prototypes", "element_choice", "test_assignment", "parts",
           "bank_name", "bank_seed", "tf32")
 FOLLOWS = ("concept_set", "clip", "clip_cutoff", "interpretability_cutoff", "weights", "node", "precision",

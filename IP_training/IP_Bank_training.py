@@ -32,7 +32,8 @@ class Settings(TextSettings, ElementSettings):
     """Random, Combined or own bank"""
 
     kind: Literal["Random", "Combined", "Own"] = setting("Random", "which bank")
-    parts: tuple[str, ...] = setting(("Prototype", "Text"), f"of a Combined bank, from {', '.join(PARTS)}")
+    parts: tuple[str, ...] | None = setting(None, f"of a Combined bank, from {', '.join(PARTS)} (default "
+                                            "Prototype,Text)")
     bank: Path | None = setting(None, "an M x D matrix of your own (--kind Own, or the part Own of a Combined bank)",
                                 metavar="FILE")
     bank_names: Path | None = setting(None, "its concepts' names, one a line", metavar="FILE")
@@ -47,7 +48,10 @@ class Settings(TextSettings, ElementSettings):
         if self.kind == "Own" and self.bank is None:
             raise UserError("--kind Own needs --bank FILE")
         if self.kind != "Combined":
+            if self.parts is not None:
+                raise UserError(f"--parts {','.join(self.parts)} belongs to a Combined bank: add --kind Combined")
             return
+        self.parts = self.parts or ("Prototype", "Text")
         text = ",".join(self.parts)
         for part in self.parts:
             if part not in PARTS:

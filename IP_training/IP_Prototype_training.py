@@ -1,9 +1,9 @@
 """Train interpretation predictors on a bank of prototypes: M of the visual elements (paper, section 3).
 
     cd IP_training
-    python IP_Prototype_training.py --model_name resnet50 --in_channels 2048 \
-        --concept_path ../extractor/embs/resnet50/visual_element_emb.pkl --num_concepts 200 --num_classes 1000 \
-        --n_epoch 30 --train_pt ../extractor/embs/resnet50/imagenet_train_resnet50_layer4.pt \
+    python IP_Prototype_training.py --model_name resnet50 --in_channels 2048 \\
+        --concept_path ../extractor/embs/resnet50/visual_element_emb.pkl --num_concepts 200 --num_classes 1000 \\
+        --n_epoch 30 --train_pt ../extractor/embs/resnet50/imagenet_train_resnet50_layer4.pt \\
         --val_pt ../extractor/embs/resnet50/imagenet_val_resnet50_layer4.pt --save_dir ./IP_Prototype/resnet50
 
 writes results.jsonl (the ledger), predictors/, settings.yaml and manifest.json into --save_dir.

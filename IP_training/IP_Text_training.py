@@ -1,7 +1,7 @@
 """Train interpretation predictors on a Text bank: words that CLIP sees in the images (paper, section 3; LF-CBM).
 
     cd IP_training
-    python IP_Text_training.py --dataset imagenet --concept_set ../concept_library/textual/imagenet_filtered.txt \
+    python IP_Text_training.py --dataset imagenet --concept_set ../concept_library/textual/imagenet_filtered.txt \\
         --backbone resnet50 --activation_dir ../extractor/embs/resnet50/ --feature_layer layer4 --sparsity_ratio
 
 after extractor/textual_emb_extractor.py. With --sparsity_ratio activations are sparsified and the whole grid trains, as

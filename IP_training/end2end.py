@@ -23,7 +23,7 @@ from iis.grid import Cell
 from iis.runtime import available_bytes, seed_of, torch_rng
 from IP_training.banks import Bank, Seed, chosen_elements, unit_rows
 from IP_training.inputs import Inputs
-from IP_training.predictor import EPSILON, DenseHeads, InterpretationHeads, Normaliser, fit_normaliser
+from IP_training.predictor import EPSILON, InterpretationHeads, LinearHeads, Normaliser, fit_normaliser
 from IP_training.train_heads import HeadGroup, Trained, by_learning_rate
 
 TEMPERATURE = 0.1  # what the normalised q is divided by (release); τ of the softmax is 1
@@ -129,7 +129,7 @@ class End2EndHeads(InterpretationHeads):
         return super().interpretations(z_GBM)
 
     def forward(self, h_BD: torch.Tensor) -> torch.Tensor:
-        return DenseHeads.forward(self, self.interpretations(h_BD))  # (G, C, B)
+        return LinearHeads.forward(self, self.interpretations(h_BD))  # (G, C, B)
 
     @torch.no_grad()
     def state_of(self, g: int) -> dict[str, torch.Tensor]:

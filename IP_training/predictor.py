@@ -88,7 +88,7 @@ def interpret(features_ND: torch.Tensor, bank_MD: torch.Tensor, normaliser: Norm
     return activations_NM
 
 
-class DenseHeads(nn.Module):
+class LinearHeads(nn.Module):
     """G linear classifiers on inputs (B, W) → logits (G, C, B). All start from one initial head, so that the cells of a
     seed differ only in what the grid varies."""
 
@@ -108,7 +108,7 @@ class DenseHeads(nn.Module):
         return {name: parameter[g].detach().clone() for name, parameter in self.named_parameters()}
 
 
-class InterpretationHeads(DenseHeads):
+class InterpretationHeads(LinearHeads):
     """G predictors, one per sparsity ratio, on normalised activations (B, M) → logits (G, C, B).
 
     learned_M: which columns have a learned scale and shift (all, unless the normaliser of a block learns nothing).

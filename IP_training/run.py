@@ -24,7 +24,7 @@ from iis.summary import remarks_on_rows
 from IP_training.banks import Bank, MakeBank, Seed
 from IP_training.config import TrainingSettings
 from IP_training.inputs import Inputs
-from IP_training.predictor import DenseHeads, InterpretationHeads, Normaliser, fit_normaliser, interpret
+from IP_training.predictor import InterpretationHeads, LinearHeads, Normaliser, fit_normaliser, interpret
 from IP_training.predictor_files import save_predictors
 from IP_training.train_heads import HeadGroup, Recipe, Trained, by_learning_rate, fit_grid
 
@@ -135,7 +135,7 @@ def _train_and_keep(settings: TrainingSettings, inputs: Inputs, seed: Seed, grou
 def dense_groups(inputs: Inputs, seed: Seed, cells: Sequence[Cell], device: torch.device) -> list[HeadGroup]:
     """Dense heads, on the raw representation: one group per learning rate."""
     h_train, h_val = inputs.resident(device)
-    return [HeadGroup(DenseHeads(len(same_rate), inputs.train.width, inputs.num_classes,
+    return [HeadGroup(LinearHeads(len(same_rate), inputs.train.width, inputs.num_classes,
                                  torch_rng(seed.number, "dense head")).to(device), same_rate, h_train, h_val)
             for same_rate in by_learning_rate(cells)]
 

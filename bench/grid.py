@@ -26,7 +26,7 @@ from bench.timing import BenchSettings, Job, paired, report, start
 from iis.cli import count, positive, run_script, setting
 from iis.grid import DENSE, LEARNING_RATES, RATIOS, Cell, dropped_count
 from iis.runtime import torch_rng
-from IP_training.predictor import DenseHeads, InterpretationHeads, interpret
+from IP_training.predictor import InterpretationHeads, LinearHeads, interpret
 from IP_training.train_heads import HeadGroup, Recipe, fit_grid
 
 TARGETS = {10: {4: (12, 30), 0: (6, 15)}, 100: {4: (12, 25), 0: (6, 12)}}  # C: {workers: (must, aim)}
@@ -101,7 +101,7 @@ def whole_grid(data: Data, batch_size: int, epochs: int = 1) -> Callable[[], lis
     groups = [HeadGroup(InterpretationHeads(RATIOS, len(data.bank_MD), data.num_classes,
                                             torch_rng(0, "head")).to(device),
                         [Cell(0, ratio, rate) for ratio in RATIOS], z_train, z_val) for rate in LEARNING_RATES]
-    groups += [HeadGroup(DenseHeads(1, data.h_train.shape[1], data.num_classes, torch_rng(0, "dense head")).to(device),
+    groups += [HeadGroup(LinearHeads(1, data.h_train.shape[1], data.num_classes, torch_rng(0, "dense head")).to(device),
                          [Cell(0, DENSE, rate)], data.h_train, data.h_val) for rate in LEARNING_RATES]
     return lambda: fit_grid(groups, data.y_train, data.y_val, Recipe(epochs, batch_size), 0, show=False)
 

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from bench.timing import BenchSettings, Job, paired, report, start
 from iis.cli import positive, run_script, setting
 from iis.grid import LEARNING_RATES, RATIOS
-from IP_training.predictor import DenseHeads, InterpretationHeads
+from IP_training.predictor import InterpretationHeads, LinearHeads
 from IP_training.sparsify import sort_ascending
 
 
@@ -48,7 +48,7 @@ def steps(settings: Settings, num_classes: int) -> dict[str, tuple[Job, Job]]:
     """{what: (plain, fast)}: forward and backward of the predictors and of the dense heads of a seed."""
     generator = torch.Generator().manual_seed(0)
     heads = InterpretationHeads(RATIOS, settings.num_concepts, num_classes, generator)
-    dense = DenseHeads(len(LEARNING_RATES), settings.width, num_classes, generator)
+    dense = LinearHeads(len(LEARNING_RATES), settings.width, num_classes, generator)
     z_BM = torch.randn(settings.batch_size, settings.num_concepts, generator=generator)
     h_BD = torch.randn(settings.batch_size, settings.width, generator=generator)
     y_B = torch.randint(num_classes, (settings.batch_size,), generator=generator)
@@ -62,7 +62,7 @@ def steps(settings: Settings, num_classes: int) -> dict[str, tuple[Job, Job]]:
         return torch.baddbmm(dense.bias[:, None], x_GBD, dense.weight.mT).mT  # (G, C, B)
 
     return {f"step of 8 predictors, C = {num_classes} (autograd / MaskedLinear)":
-            (lambda: step(heads, DenseHeads.forward(heads, heads.interpretations(z_BM))),
+            (lambda: step(heads, LinearHeads.forward(heads, heads.interpretations(z_BM))),
              lambda: step(heads, heads(z_BM))),
             f"step of 3 dense heads, C = {num_classes} (classes last / first)":
             (lambda: step(dense, classes_last()), lambda: step(dense, dense(h_BD)))}

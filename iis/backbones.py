@@ -118,8 +118,8 @@ def _seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
 
 @dataclass
 class ModelBuilder:
-    """build: takes `num_classes` or nothing; published: the name of published weights; entry: torchvision's object for them
-    (timm's `build` reads its own)."""
+    """build: takes `num_classes` or nothing; published: the name of published weights; entry: torchvision's object for
+    them (timm's `build` reads its own)."""
 
     build: Callable[..., nn.Module]
     preprocessing: dict[str, Any] = field(default_factory=preprocessing)

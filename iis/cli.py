@@ -196,7 +196,7 @@ def _take_config(parser: argparse.ArgumentParser, name: str | None) -> None:
     file = find_config(name, "model_configs")
     given = read_yaml(file)
     if given.get("config_yaml") is not None:
-        raise UserError(f"{file} names another configuration, {given['config_yaml']!r}: write all settings into one file")
+        raise UserError(f"{file} names another configuration, {given['config_yaml']!r}: write all into one file")
     _set_defaults(parser, given, str(file))
 
 

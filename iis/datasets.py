@@ -1,7 +1,7 @@
 """Data sets: class folders of images, or a torchvision data set by name.
 
-All stages open images through `ImageSet.open`, decoded as torchvision's ImageFolder does (PIL, `convert("RGB")`, no EXIF
-rotation), because published accuracies were measured that way.
+All stages open images through `ImageSet.open`, decoded as torchvision's ImageFolder does (PIL, `convert("RGB")`, no
+EXIF rotation), because published accuracies were measured that way.
 """
 
 from __future__ import annotations

@@ -71,10 +71,11 @@ def unpack_correct(text: str, count: int) -> np.ndarray:
     try:
         packed = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
     except (ValueError, TypeError, zlib.error):
-        raise UserError("the field `hits` of a ledger's row is damaged; delete its results.jsonl and run stage 3 again") from None
+        raise UserError("the field `hits` of a ledger's row is damaged; delete its results.jsonl and run stage 3 "
+                        "again") from None
     if 8 * len(packed) < count:
-        raise UserError(f"the field `hits` of a ledger's row holds fewer than its {count} images; delete its results.jsonl and run "
-                        "stage 3 again")
+        raise UserError(f"the field `hits` of a ledger's row holds fewer than its {count} images; delete its "
+                        "results.jsonl and run stage 3 again")
     return np.unpackbits(packed, count=count).astype(bool)
 
 

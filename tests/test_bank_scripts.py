@@ -168,3 +168,7 @@ def test_flags_of_the_bank_script_that_contradict_each_other(toy, changes, words
     np.save(toy / "bank.npy", np.eye(12))
     files = {name: toy / file for name, file in changes.items() if name in ("bank", "bank_names")}
     assert words in refusal(IP_Bank_training, toy, **{"kind": "Combined", "activation_dir": toy, **changes, **files})
+
+
+def test_parts_without_a_combined_bank_are_refused(toy):
+    assert "--kind Combined" in refusal(IP_Bank_training, toy, parts="Prototype,Random", num_concepts=12)

@@ -9,7 +9,7 @@ from torch import nn
 
 from iis.grid import RATIOS, dropped_count, kept_count
 from IP_training.banks import unit_rows
-from IP_training.predictor import DenseHeads, InterpretationHeads, fit_normaliser, interpret
+from IP_training.predictor import InterpretationHeads, LinearHeads, fit_normaliser, interpret
 from IP_training.sparsify import _exactly, keep_mask, sort_ascending, sparsify
 
 # ---- sparsify ----
@@ -168,7 +168,7 @@ def test_the_step_written_out_equals_autograd_through_sparsify(rule, ties, learn
 
 
 def test_dense_heads_are_linear_layers_that_start_equal():
-    made = DenseHeads(2, 7, 3, torch.Generator().manual_seed(0))
+    made = LinearHeads(2, 7, 3, torch.Generator().manual_seed(0))
     assert torch.equal(made.weight[0], made.weight[1]) and not made.bias.any()
     made.weight.data[1] *= 2
     x_GBD = torch.randn(2, 5, 7)

@@ -12,7 +12,7 @@ from iis.runtime import UserError, torch_rng
 from IP_training import train_heads as module
 from IP_training.banks import Seed, prototypes, unit_rows
 from IP_training.end2end import End2EndHeads
-from IP_training.predictor import DenseHeads, InterpretationHeads, interpret
+from IP_training.predictor import InterpretationHeads, LinearHeads, interpret
 from IP_training.sparsify import sparsify
 from IP_training.train_heads import HeadGroup, Recipe, classes_ahead, evaluate, fit_grid
 
@@ -30,7 +30,7 @@ def predictors(ratios=RATIOS, rate=0.01, bank_MD=BANK, factor=1.0, first=None):
 
 
 def dense(rate=0.01):
-    return HeadGroup(DenseHeads(1, 12, 4, torch_rng(0, "dense head")), [Cell(0, DENSE, rate)], TRAIN.features_ND,
+    return HeadGroup(LinearHeads(1, 12, 4, torch_rng(0, "dense head")), [Cell(0, DENSE, rate)], TRAIN.features_ND,
                      VAL.features_ND)
 
 
