@@ -26,7 +26,7 @@ ENOUGH = 5  # concepts that an explanation should have to choose from
 
 @dataclass(frozen=True)
 class Predictor:
-    """One interpretation predictor, as `IP_training/predictor_files.py` stores it.
+    """One interpretation predictor, as `save_predictors` of `IP_training/run.py` stores it.
 
     evidence[m]: what concept m looks like (image paths, or words). rule: of the sparsifier. top1: its stored
     validation accuracy, a fraction. identity: what its ledger's rows share.
