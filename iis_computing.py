@@ -46,7 +46,7 @@ def main(settings: Settings) -> None:
     roots = [find_root(root) for root in settings.model_root]
     ledgers = sorted({file for root in roots for file in root.rglob(LEDGER)})
     if settings.dataset:
-        ledgers = [file for file in ledgers if {row.get("dataset") for row in read_ledger(file)} == {settings.dataset}]
+        ledgers = [file for file in ledgers if is_of(file, settings.dataset)]
     release = [root for root in roots if is_release_folder(root)]
     if not ledgers and not release:
         raise UserError(f"there is no ledger ({LEDGER}) at or below {', '.join(map(str, roots))}; run stage 3 first")
@@ -57,6 +57,14 @@ def main(settings: Settings) -> None:
         compare(results, make_output_folder(settings.save_dir or roots[0]))
     if failed:
         raise UserError(f"no IIS for {len(failed)} of {len(ledgers)} ledgers: {'; '.join(failed)}")
+
+
+def is_of(file: Path, dataset: str) -> bool:
+    """Whether the ledger is of this data set; a damaged one counts, so that it is named with its error."""
+    try:
+        return {row.get("dataset") for row in read_ledger(file)} == {dataset}
+    except UserError:
+        return True
 
 
 def find_root(name: str) -> Path:

@@ -79,7 +79,15 @@ def load_embeddings(file: Path, labels: Path | None = None) -> Embeddings:
     """
     data = load_tensors(file)
     if isinstance(data, dict) and data.pop("format", None) == FORMAT:
-        return Embeddings(data.pop("features"), data.pop("labels"), **data)
+        try:
+            found = Embeddings(data.pop("features"), data.pop("labels"), **data)
+            shape, counts = tuple(found.features_ND.shape), (len(found.labels_N), len(found.image_paths))
+        except (KeyError, TypeError, AttributeError):
+            raise UserError(f"{file} is an embedding file of this suite with parts missing; embed again") from None
+        if len(shape) != 2 or counts != (shape[0],) * 2:
+            raise UserError(f"{file} has features of shape {shape}, {counts[0]} labels and {counts[1]} paths, which do "
+                            "not belong together; embed again")
+        return found
     if not torch.is_tensor(data):
         raise UserError(f"{file} is neither an embedding file of this suite nor a bare N x D tensor")
     if labels is None:

@@ -129,9 +129,12 @@ def embed(model: nn.Module, images: torch.Tensor | Sequence, node: str | None = 
     else ImageNet's). node: the name of an earlier layer, pooled to (N, D). The model comes back in the mode and on the
     device it had.
     """
-    if not len(images):
-        raise UserError("there are no images to embed")
     ready = torch.is_tensor(images)
+    if not hasattr(images, "__len__") or not len(images) or batch_size < 1:
+        raise UserError("give at least one image, in a list or a tensor (N, 3, H, W), and a batch_size of at least 1")
+    if ready and images.ndim != 4 or not ready and not hasattr(images[0], "convert"):
+        raise UserError(f"images are {tuple(images.shape) if ready else type(images[0]).__name__}: give a float tensor "
+                        "(N, 3, H, W), or a list of PIL images")
     settings = preprocessing(**(settings or getattr(model, "preprocessing", {})))
     if ready and not images.is_floating_point():
         raise UserError(f"images of type {images.dtype}: give floats, normalised as the model expects, or PIL images")

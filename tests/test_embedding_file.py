@@ -7,6 +7,7 @@ from conftest import clusters
 from safetensors.torch import save_file
 
 from iis.embedding_file import (
+    Embeddings,
     as_embeddings,
     check_same_space,
     content_hash,
@@ -96,3 +97,15 @@ def test_elements_and_images_of_one_space_belong_together():
     with pytest.raises(UserError, match="5 and 12"):
         check_same_space(as_embeddings(np.eye(5)), images, "them")
     assert differing({"model": 1}, {"model": 1, "node": 2}, ("node", "model")) is None  # recorded by one side alone
+
+
+@pytest.mark.parametrize("change", [lambda data: data.pop("labels"), lambda data: data["image_paths"].pop(),
+                                    lambda data: data.update(labels=data["labels"][:4]),
+                                    lambda data: data.update(features=data["features"][0])])
+def test_parts_that_do_not_belong_together_are_refused(tmp_path, change):
+    save_embeddings(tmp_path / "x.pt", Embeddings(torch.rand(5, 3), torch.arange(5), list("abcde"), list("vwxyz")))
+    data = torch.load(tmp_path / "x.pt", weights_only=True)
+    change(data)
+    torch.save(data, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="embed again"):
+        load_embeddings(tmp_path / "x.pt")

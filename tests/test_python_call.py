@@ -106,7 +106,9 @@ def test_embed_is_the_heads_input_and_leaves_the_model_as_it_was():
     modes, quiet = [part.training for part in net.modules()], {"batch_size": 3, "show_progress": False, "device": "cpu"}
     assert torch.allclose(iis.embed(net, images, **quiet), seen["head"], atol=1e-6)
     assert torch.allclose(iis.embed(net, images, "0", **quiet), seen["conv"], atol=1e-6)
-    for wrong, node, sentence in ((images, "9", "layer '9'"), ([], None, "no images"), (images.int(), None, "int32")):
+    for wrong, node, sentence in ((images, "9", "layer '9'"), ([], None, "at least one image"),
+                                  (images[0], None, r"images are \(3, "), ([images[0]], None, "images are Tensor"),
+                                  (images.int(), None, "int32")):
         with pytest.raises(UserError, match=sentence):
             iis.embed(net, wrong, node, **quiet)
     assert [part.training for part in net.modules()] == modes and not net[6]._forward_pre_hooks
