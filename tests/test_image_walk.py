@@ -132,12 +132,12 @@ def test_a_torchvision_set_is_cut_by_our_order_and_a_dead_worker_is_explained(tm
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_killed_at_any_moment_and_started_again(tmp_path):
     for number in range(60):
-        paint(tmp_path / "data" / "ab"[number % 2] / f"{number:02d}.png", size=(120, 90), seed=number)
+        paint(tmp_path / "data" / "ab"[number % 2] / f"{number:02d}.png", size=(480, 360), seed=number)  # slow
     (tmp_path / "data" / "a" / "04.png").write_bytes(b"broken")
     command = [sys.executable, str(FOLDER / "patch_extractor.py"), "--data_root", str(tmp_path / "data"),
                "--image_per_class", "29", "--workers", "2", "--save_root"]
     out = tmp_path / "killed"
-    for share, stop in ((0, signal.SIGKILL), (20, signal.SIGINT)):
+    for share, stop in ((0, signal.SIGKILL), (8, signal.SIGINT)):
         with open(tmp_path / "said", "w") as said:
             process = subprocess.Popen([*command, str(out)], stdout=said, stderr=said, start_new_session=True)
             while process.poll() is None and len(read_log_rows(out)) <= share:
