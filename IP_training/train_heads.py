@@ -1,4 +1,4 @@
-"""Train head groups: every head of a seed in one pass over the data per epoch.
+"""Train head groups: all of them in one pass over the data per epoch.
 
 `train_heads` is the training loop. `fit_grid` stands around it: it evaluates after every epoch, keeps the best state of
 each head, shows progress, and goes on where a killed run stopped.
