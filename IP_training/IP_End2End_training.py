@@ -29,7 +29,6 @@ class Settings(ElementSettings):
 
 def main(settings: Settings) -> Path:
     """Train the grid; each head learns its bank. Returns the folder of the ledger."""
-    from iis.runtime import choose_device
     from IP_training.banks import check_enough
     from IP_training.end2end import learned_groups
     from IP_training.inputs import concepts_wanted, load_inputs
@@ -38,9 +37,8 @@ def main(settings: Settings) -> Path:
     inputs, num_concepts = load_inputs(settings), concepts_wanted(settings)
     check_enough(inputs.elements, num_concepts)
     choices = settings.element_choice, settings.test_assignment
-    device = choose_device(settings.device, silent=True)
     return train_groups(settings, "End2End", inputs,
-                        lambda seed, cells: learned_groups(inputs, num_concepts, seed, cells, device,
+                        lambda seed, cells, device: learned_groups(inputs, num_concepts, seed, cells, device,
                                                            settings.sparsifier, *choices),
                         num_concepts, dict(zip(("element_choice", "test_assignment"), choices, strict=True)))
 

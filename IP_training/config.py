@@ -17,6 +17,7 @@ PROTOCOLS = {"paper": {"sparsifier": "mask", "prototypes": "balanced", "element_
                        "test_assignment": "argmax"},
              "release": {"sparsifier": "strict", "prototypes": "first", "element_choice": "first",
                          "test_assignment": "gumbel"}}
+SPARSIFIERS = ("mask", "strict", "shrink")  # the rules of sparsify.py
 AT_LEAST_ONE = ("seeds", "n_epoch", "batch_size", "num_concepts", "proj_steps", "proj_batch_size", "n_iters")
 
 
@@ -73,8 +74,8 @@ class TrainingSettings(Grid):
     """Fidelity (docs/fidelity.md)"""
 
     protocol: Literal["paper", "release"] = setting("paper", "sets the flags of this group that are left out")
-    sparsifier: Literal["mask", "strict", "shrink"] | None = setting(None, "how interpretations are sparsified "
-                                                                     "(default: protocol)")
+    sparsifier: str | None = setting(None, "how interpretations are sparsified (default: protocol)",
+                                     choices=SPARSIFIERS)
 
     def __post_init__(self) -> None:
         """Fill what the protocol decides, and check what can be checked before any file is read."""

@@ -41,9 +41,9 @@ from IP_training.train_heads import HeadGroup, Recipe, Trained, by_learning_rate
 
 BankOf = Callable[[Trained], tuple[Bank, Normaliser]]
 DENSE_LEDGER = "dense_heads.jsonl"
-# From a seed and its missing cells: groups that train together, and the bank of each trained head; one tuple after
-# another, so that only one need be in memory.
-MakeGroups = Callable[[Seed, list[Cell]], Iterator[tuple[list[HeadGroup], BankOf]]]
+# Called with a seed, the cells still to train and the device. Yields groups that train together, and a function that
+# gives a trained head's bank; one pair at a time, so that only one need be in memory.
+MakeGroups = Callable[[Seed, list[Cell], torch.device], Iterator[tuple[list[HeadGroup], BankOf]]]
 
 
 def train_bank(settings: TrainingSettings, kind: str, inputs: Inputs, make_bank: MakeBank, num_concepts: int | None,
@@ -53,9 +53,9 @@ def train_bank(settings: TrainingSettings, kind: str, inputs: Inputs, make_bank:
     kind: the bank's name in paths and ledger. bank_settings: what else decides the bank; it becomes part of every row
     and of the folder's manifest. num_concepts: M, or None where the bank itself decides.
     """
-    device = choose_device(settings.device, silent=True)
 
-    def make_groups(seed: Seed, cells: list[Cell]) -> Iterator[tuple[list[HeadGroup], BankOf]]:
+    def make_groups(seed: Seed, cells: list[Cell],
+                    device: torch.device) -> Iterator[tuple[list[HeadGroup], BankOf]]:
         yield predictor_groups(inputs, make_bank(seed), seed, cells, device, settings.sparsifier)
 
     return train_groups(settings, kind, inputs, make_groups, num_concepts, bank_settings)
@@ -64,7 +64,7 @@ def train_bank(settings: TrainingSettings, kind: str, inputs: Inputs, make_bank:
 def train_groups(settings: TrainingSettings, kind: str, inputs: Inputs, make_groups: MakeGroups,
                  num_concepts: int | None, bank_settings: dict[str, Any]) -> Path:
     """`train_bank` for heads that may learn their own bank (End2End)."""
-    started, trained = time.monotonic(), 0
+    started, trained, device = time.monotonic(), 0, choose_device(settings.device, silent=settings.dry_run)
     identity = identity_of(settings, kind, num_concepts, inputs, bank_settings)
     folder = settings.save_dir or settings.default_folder(identity)
     if settings.dry_run:
@@ -73,12 +73,12 @@ def train_groups(settings: TrainingSettings, kind: str, inputs: Inputs, make_gro
     keep_freed_memory()
     choose_threads(inputs.num_classes * (num_concepts or 200))
     with claimed(folder, identity, LEDGER), tf32_products(settings.tf32):
-        device = choose_device(settings.device)
         write_settings(settings, folder / "settings.yaml")
         for number in settings.seed_numbers:
             seed = seed_of_run(settings, number, len(inputs.train))
             dense_rows, fresh = train_dense(settings, inputs, seed, device)
-            trained += fresh + _train_seed(settings, inputs, seed, make_groups, dense_rows, folder / LEDGER, identity)
+            trained += fresh + _train_seed(settings, inputs, seed, make_groups, dense_rows, folder / LEDGER, identity,
+                                           device)
     rows = read_ledger(folder / LEDGER)
     for line in remarks_on_rows(rows):
         print(line)
@@ -93,7 +93,7 @@ def train_dense(settings: TrainingSettings, inputs: Inputs, seed: Seed,
     """The ledger rows of a seed's dense heads, found where all banks keep them or else trained, and how many were
     trained now."""
     ledger = settings.dense_folder(inputs.train.content_hash, inputs.val.content_hash) / DENSE_LEDGER
-    cells = [Cell(seed.number, DENSE, rate) for rate in settings.learning_rates]
+    cells = dense_cells(settings, seed.number)
     known = {cell_of(row): row for row in read_ledger(ledger)}
     missing = [cell for cell in cells if cell not in known]
     if missing:
@@ -105,13 +105,12 @@ def train_dense(settings: TrainingSettings, inputs: Inputs, seed: Seed,
 
 
 def _train_seed(settings: TrainingSettings, inputs: Inputs, seed: Seed, make_groups: MakeGroups,
-                dense_rows: list[dict[str, Any]], ledger: Path, identity: dict[str, Any]) -> int:
+                dense_rows: list[dict[str, Any]], ledger: Path, identity: dict[str, Any], device: torch.device) -> int:
     """Train the predictors of one seed that the ledger lacks; how many they were."""
     done = {cell_of(row) for row in read_ledger(ledger)}
-    cells = [Cell(seed.number, ratio, rate) for ratio in settings.ratios for rate in settings.learning_rates]
-    cells = [cell for cell in cells if cell not in done]
+    cells = [cell for cell in predictor_cells(settings, seed.number) if cell not in done]
     copied = [{**identity, **row} for row in dense_rows if cell_of(row) not in done]
-    for groups, bank_of in make_groups(seed, cells) if cells else ():
+    for groups, bank_of in make_groups(seed, cells, device) if cells else ():
         _train_and_keep(settings, inputs, seed, groups, bank_of, ledger, f"{identity['bank']} predictors", identity,
                         copied)
         copied = []
@@ -141,6 +140,16 @@ def _train_and_keep(settings: TrainingSettings, inputs: Inputs, seed: Seed, grou
 
 
 # ---- groups of heads ----
+
+
+def dense_cells(settings: TrainingSettings, number: int) -> list[Cell]:
+    """The dense heads of seed `number`."""
+    return [Cell(number, DENSE, rate) for rate in settings.learning_rates]
+
+
+def predictor_cells(settings: TrainingSettings, number: int) -> list[Cell]:
+    """The predictors of seed `number`."""
+    return [Cell(number, ratio, rate) for ratio in settings.ratios for rate in settings.learning_rates]
 
 
 def dense_groups(inputs: Inputs, seed: Seed, cells: Sequence[Cell], device: torch.device) -> list[HeadGroup]:

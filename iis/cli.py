@@ -231,7 +231,7 @@ def _converted(action: argparse.Action, value: Any, where: str) -> Any:
         if isinstance(value, dict):
             raise ValueError
         converted = action.type(text) if action.type else text
-        if action.type in (path, given_path):
+        if action.type is given_path:
             converted = (ROOT / Path(text).expanduser()).resolve()
     except (ValueError, argparse.ArgumentTypeError):
         raise UserError(f"{where}: {action.dest} = {value!r} is not a valid value") from None

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from iis.embedding_file import Embeddings, as_embeddings
-from iis.grid import DENSE, LEARNING_RATES, RATIOS, Cell
+from iis.grid import LEARNING_RATES, RATIOS
 from iis.layers import HEAD_INPUT, Node, find_head, represent, resolve
 from iis.plots import arr_figure
 from iis.preprocessing import normalise, preprocessing, to_uint8
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from IP_training.banks import Bank, MakeBank
 
 Array = np.ndarray | torch.Tensor
-RULES = ("mask", "strict", "shrink")
 
 
 @dataclass(frozen=True)
@@ -72,15 +71,24 @@ def score(x_train: Array, y_train: Array | Sequence, x_val: Array, y_val: Array 
     class numbers or names. draws: resamples of the bootstrap. Raises `UserError` (an Exception) for input without a
     meaning.
     """
-    from IP_training.config import TrainingSettings
+    from IP_training.config import SPARSIFIERS, TrainingSettings
     from IP_training.inputs import Inputs, check_features
-    from IP_training.run import dense_groups, identity_of, predictor_groups, recipe_of, row_of, seed_of_run
+    from IP_training.run import (
+        dense_cells,
+        dense_groups,
+        identity_of,
+        predictor_cells,
+        predictor_groups,
+        recipe_of,
+        row_of,
+        seed_of_run,
+    )
     from IP_training.train_heads import fit_grid
 
     if missing := sorted(set(RATIOS) - set(ratios)):
         raise UserError(f"ratios lacks {missing}: the IIS is the area over {RATIOS}; more ratios may be added")
-    if sparsifier not in RULES:  # anything else would be taken for "mask"
-        raise UserError(f"sparsifier = {sparsifier!r}: use {', '.join(RULES)}")
+    if sparsifier not in SPARSIFIERS:  # anything else would be taken for "mask"
+        raise UserError(f"sparsifier = {sparsifier!r}: use {', '.join(SPARSIFIERS)}")
     for name, value in (("num_concepts", num_concepts), ("seeds", seeds), ("epochs", epochs),
                         ("batch_size", batch_size), ("draws", draws)):
         if not isinstance(value, int | np.integer) or value < (2 if name == "draws" else 1):
@@ -101,8 +109,7 @@ def score(x_train: Array, y_train: Array | Sequence, x_val: Array, y_val: Array 
             raise UserError(f"the bank has D = {made.vectors_MD.shape[1]}, and x_train D = {train.width}: make it of "
                             "elements embedded as x_train was")
         identity = identity_of(settings, made.kind, len(made), inputs, {})
-        dense = [Cell(number, DENSE, rate) for rate in settings.learning_rates]
-        cells = [Cell(number, ratio, rate) for ratio in settings.ratios for rate in settings.learning_rates]
+        dense, cells = dense_cells(settings, number), predictor_cells(settings, number)
         for groups, of_rows, what in (
                 (dense_groups(inputs, seed, dense, where), None, "dense heads"),
                 (predictor_groups(inputs, made, seed, cells, where, settings.sparsifier)[0], made, "predictors")):

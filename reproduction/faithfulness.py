@@ -25,7 +25,7 @@ import torch
 
 from iis.cli import count, positive, run_script, setting
 from iis.plots import COLOURS
-from iis.runtime import UserError, each, make_output_folder, numpy_rng, torch_rng, write_text
+from iis.runtime import UserError, each, numpy_rng, torch_rng, write_text
 from iis.statistics import interval, mean_std, plus_minus
 from reproduction.lib.explanation import Predictor, load_predictor, stored_seeds
 from reproduction.lib.figures import legend_below, panels
@@ -64,7 +64,7 @@ class Settings(Source):
 
 def main(settings: Settings) -> Path:
     """Measure every run that has predictors and features; returns the output folder."""
-    folder = make_output_folder(output_folder(settings))
+    folder = output_folder(settings)
     results, failed = each(lambda run: measure(run, settings), finished(find_runs(settings, draws=2)))
     for sentence in failed:
         print(f"left out: {sentence}")

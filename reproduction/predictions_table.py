@@ -21,7 +21,7 @@ import pandas as pd
 from iis.cli import run_script, setting
 from iis.grid import DENSE, check_ratios
 from iis.results import LEDGER, read_ledger, select, unpack_correct
-from iis.runtime import UserError, each, make_output_folder
+from iis.runtime import UserError, each
 from iis.statistics import mean_std
 from reproduction.lib.outputs import write_table
 from reproduction.lib.points import finished, groups, percent, seeds_of
@@ -49,7 +49,7 @@ class Settings(Source):
 def main(settings: Settings) -> None:
     """Fold the ledgers into one table."""
     check_ratios([settings.ratio])
-    folder = make_output_folder(output_folder(settings))
+    folder = output_folder(settings)
     runs = finished(find_runs(settings, draws=2))  # no bootstrap is shown here
     titles = [(run, bank) for (_, bank), mine in groups(runs).items() for run in mine]
     lines, failed = each(lambda pair: line_of(*pair, settings.ratio), titles)

@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from iis.cli import count, run_script, setting
-from iis.runtime import make_output_folder, write_text
+from iis.runtime import write_text
 from reproduction.lib import report_parts
 from reproduction.lib.page import render
 from reproduction.lib.points import counted, finished
@@ -33,7 +33,7 @@ class Settings(Source):
 
 def main(settings: Settings) -> Path:
     """Write report.html; returns it."""
-    runs, folder = find_runs(settings), make_output_folder(output_folder(settings))
+    runs, folder = find_runs(settings), output_folder(settings)
     compared = finished(runs)
     warnings, notes = report_parts.remarks(runs)
     title = settings.title or f"Inherent Interpretability Scores: {', '.join(sorted({run.dataset for run in runs}))}"

@@ -27,7 +27,7 @@ class Source:
     """Ledgers that are read, and the output."""
 
     sweep: str | None = setting(None, "name of a sweep that reproduction/sweep.py has run, or its cells.json")
-    model_root: list[Path] | None = setting(None, "instead: folders with ledgers", type=path, metavar="FOLDER")
+    model_root: list[Path] | None = setting(None, "instead: folders with ledgers", metavar="FOLDER")
     save_dir: Path | None = setting(None, "output folder (default: results/reproduction/SWEEP, or the first "
                                           "--model_root)")
 
