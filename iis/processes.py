@@ -1,0 +1,126 @@
+"""Independent tasks in processes of one thread each, as many as there are cores.
+
+Processes, because threads gain little here and lose much. Two processes that train heads do 1.9 times the work of one
+where two threads do 1.0 times; and beside another busy process PyTorch's threads spin while they wait for each other:
+the same heads then take thirty times as long (bench/busy.py).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from iis.runtime import UserError, available_bytes, available_cores
+
+Result = TypeVar("Result")
+Advance = Callable[[int], None]  # a task calls it with the steps it has done since the last call
+POLL_S = 0.5  # between two updates of the progress bar
+PR_SET_PDEATHSIG = 1  # Linux: the signal a process gets when its parent dies
+
+
+def threads_each() -> int:
+    """Threads of a process: one, unless OMP_NUM_THREADS says otherwise."""
+    text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return max(1, int(text)) if text.isdecimal() else 1
+
+
+def jobs_that_fit(tasks: int, bytes_each: float = 0, asked: int | None = None) -> int:
+    """How many processes to run `tasks` in: `asked`, else one per core as far as half of the free memory holds
+    `bytes_each` for each. One where processes cannot be forked, and in a process that is one of several already."""
+    if sys.platform != "linux" or multiprocessing.parent_process() is not None:
+        return 1
+    if asked is None:
+        asked = available_cores() // threads_each()
+        if bytes_each:
+            asked = min(asked, int(available_bytes() / 2 // bytes_each))
+    return max(1, min(asked, tasks))
+
+
+def in_processes(tasks: Sequence[Callable[[Advance], Result]], jobs: int, bar: Any = None,
+                 threads: int | None = None) -> Iterator[tuple[int, Result]]:
+    """(index, result) of every task, as they end. A task is called with the function that advances `bar` (tqdm).
+
+    jobs: processes; 1 runs the tasks here, one after another. The processes are forked: they see what this one has in
+    memory without a copy, and what they change stays theirs. threads: of each (default: `threads_each`).
+    Raises what a task raises, and `UserError` where the system ends a process. No process outlives this one.
+    """
+    threads = threads or threads_each()
+    advance: Advance = bar.update if bar is not None else lambda steps: None
+    if jobs == 1:
+        with thread_limit(threads):
+            for index, task in enumerate(tasks):
+                yield index, task(advance)
+        return
+    context, others = multiprocessing.get_context("fork"), set(multiprocessing.active_children())
+    counter, shown, finished = context.Value("q", 0), 0, False
+    pool = ProcessPoolExecutor(jobs, context, _begin, (tasks, counter, threads, os.getpid()))
+    try:
+        futures = {pool.submit(_run, index): index for index in range(len(tasks))}
+        left = set(futures)
+        while left:
+            done, left = wait(left, POLL_S, FIRST_COMPLETED)
+            steps, shown = counter.value - shown, counter.value
+            advance(steps)
+            for future in done:
+                yield futures[future], pickle.loads(future.result())
+        finished = True
+    except BrokenProcessPool:
+        raise UserError("the system ended a process, most likely for want of memory; start the same command again with "
+                        "fewer of them, it goes on where it stopped") from None
+    finally:
+        for child in () if finished else set(multiprocessing.active_children()) - others:
+            child.terminate()
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def thread_limit(threads: int) -> Iterator[None]:
+    """At most so many threads in PyTorch, BLAS and OpenMP; what was, afterwards."""
+    from threadpoolctl import threadpool_limits
+
+    torch = sys.modules.get("torch")  # not imported for this: stage 1 does without it
+    before = torch and torch.get_num_threads()
+    with threadpool_limits(threads):
+        if torch:
+            torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            if torch:
+                torch.set_num_threads(before)
+
+
+# ---- in a process ----
+
+_tasks: Sequence[Callable[[Advance], Any]] = ()
+_counter: Any = None
+
+
+def _begin(tasks: Sequence[Callable[[Advance], Any]], counter: Any, threads: int, parent: int) -> None:
+    global _tasks, _counter
+    _tasks, _counter = tasks, counter
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent answers it
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(1)
+    thread_limit(threads).__enter__()
+
+
+def _advance(steps: int) -> None:
+    with _counter.get_lock():
+        _counter.value += steps
+
+
+def _run(index: int) -> bytes:
+    # Plain pickle: PyTorch's own way to pass tensors keeps a file open for each.
+    return pickle.dumps(_tasks[index](_advance), pickle.HIGHEST_PROTOCOL)
