@@ -103,7 +103,7 @@ def whole_grid(data: Data, batch_size: int, epochs: int = 1) -> Callable[[], lis
                         [Cell(0, ratio, rate) for ratio in RATIOS], z_train, z_val) for rate in LEARNING_RATES]
     groups += [HeadGroup(LinearHeads(1, data.h_train.shape[1], data.num_classes, torch_rng(0, "dense head")).to(device),
                          [Cell(0, DENSE, rate)], data.h_train, data.h_val) for rate in LEARNING_RATES]
-    return lambda: fit_grid(groups, data.y_train, data.y_val, Recipe(epochs, batch_size), 0, show=False)
+    return lambda: fit_grid(groups, data.y_train, data.y_val, Recipe(epochs, batch_size), 0)
 
 
 def one_by_one(settings: Settings, data: Data, workers: int) -> Job:
