@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from bench.timing import BenchSettings, Job, paired, report, start
 from iis.cli import positive, run_script, setting
 from iis.grid import LEARNING_RATES, RATIOS
-from IP_training.predictor import InterpretationHeads, LinearHeads
+from IP_training.predictor import InterpretationHeads, LinearHeads, autograd_backward
 from IP_training.sparsify import sort_ascending
 
 
@@ -53,19 +53,16 @@ def steps(settings: Settings, num_classes: int) -> dict[str, tuple[Job, Job]]:
     h_BD = torch.randn(settings.batch_size, settings.width, generator=generator)
     y_B = torch.randint(num_classes, (settings.batch_size,), generator=generator)
 
-    def step(module: torch.nn.Module, logits_GCB: torch.Tensor) -> None:
-        module.zero_grad()
-        cross_entropy(logits_GCB, y_B.expand(len(logits_GCB), -1)).backward()
-
-    def classes_last() -> torch.Tensor:
+    def classes_last() -> None:
+        dense.zero_grad()
         x_GBD = h_BD.expand(len(dense.weight), -1, -1)
-        return torch.baddbmm(dense.bias[:, None], x_GBD, dense.weight.mT).mT  # (G, C, B)
+        logits_GBC = torch.baddbmm(dense.bias[:, None], x_GBD, dense.weight.mT)  # (G, B, C)
+        cross_entropy(logits_GBC.mT, y_B.expand(len(logits_GBC), -1)).backward()
 
-    return {f"step of 8 predictors, C = {num_classes} (autograd / MaskedLinear)":
-            (lambda: step(heads, LinearHeads.forward(heads, heads.interpretations(z_BM))),
-             lambda: step(heads, heads(z_BM))),
+    return {f"step of 8 predictors, C = {num_classes} (autograd / gradient written down)":
+            (lambda: autograd_backward(heads, z_BM, y_B), lambda: heads.backward(z_BM, y_B)),
             f"step of 3 dense heads, C = {num_classes} (classes last / first)":
-            (lambda: step(dense, classes_last()), lambda: step(dense, dense(h_BD)))}
+            (classes_last, lambda: dense.backward(h_BD, y_B))}
 
 
 if __name__ == "__main__":
