@@ -30,7 +30,7 @@ ENTRIES = 1024  # of a warp, 32 a thread; a program is a warp, whose sums need n
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # on the CPU, for tests
 
 
-def scaled_and_masked(z: torch.Tensor, scale_GM: torch.Tensor, shift_GM: torch.Tensor, dropped: Sequence[int],
+def scaled_and_selected(z: torch.Tensor, scale_GM: torch.Tensor, shift_GM: torch.Tensor, dropped: Sequence[int],
                       rule: str = "mask") -> torch.Tensor:
     """Interpretations (G, B, M) of normalised activations z, (B, M) for all heads or (G, B, M), with K in them.
 
@@ -43,14 +43,14 @@ def scaled_and_masked(z: torch.Tensor, scale_GM: torch.Tensor, shift_GM: torch.T
 
 
 def kept(x: torch.Tensor) -> torch.Tensor:
-    """K, a bool of the shape of x: the entries that were kept. x: of `scaled_and_masked`, as it was returned."""
+    """K, a bool of the shape of x: the entries that were kept. x: of `scaled_and_selected`, as it was returned."""
     return x.view(torch.int32 if x.element_size() == 4 else torch.int64) != 0
 
 
 @torch.no_grad()
 def plain(z: torch.Tensor, scale_GM: torch.Tensor, shift_GM: torch.Tensor, dropped: Sequence[int],
           rule: str = "mask") -> torch.Tensor:
-    """`scaled_and_masked` by sorting."""
+    """`scaled_and_selected` by sorting."""
     a_GBM = torch.addcmul(shift_GM[:, None], z, scale_GM[:, None])
     keep_GBM = keep_mask(a_GBM, [count / z.shape[-1] for count in dropped], rule)
     a_GBM.masked_fill_(a_GBM == 0, -0.0)
@@ -80,7 +80,7 @@ def works(device: torch.device) -> bool:
 @torch.no_grad()
 def launch(z: torch.Tensor, scale_GM: torch.Tensor, shift_GM: torch.Tensor, dropped: tuple[int, ...],
            rule: str) -> torch.Tensor:
-    """`scaled_and_masked` by the kernel."""
+    """`scaled_and_selected` by the kernel."""
     (heads, concepts), rows = scale_GM.shape, z.shape[-2]
     z, x_GBM = z.contiguous(), z.new_empty(heads, rows, concepts)
     width = triton.next_power_of_2(concepts)

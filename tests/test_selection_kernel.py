@@ -11,7 +11,7 @@ from conftest import ROOT
 
 from iis.runtime import torch_rng
 from IP_training import selection_kernel as module
-from IP_training.selection_kernel import kept, plain, scaled_and_masked
+from IP_training.selection_kernel import kept, plain, scaled_and_selected
 
 RUN = """import sys, torch
 from IP_training.selection_kernel import launch, works
@@ -72,7 +72,7 @@ def test_the_twin_keeps_what_a_plain_loop_keeps(name):
     for dtype in (torch.float32, torch.float64):
         case = [part.to(dtype) if isinstance(part, torch.Tensor) else part for part in CASES[name]]
         x_GBM, keep_GBM = by_loops(*case)
-        found = scaled_and_masked(*case)  # no GPU: the twin
+        found = scaled_and_selected(*case)  # no GPU: the twin
         assert found.dtype == dtype and torch.equal(found, x_GBM) and torch.equal(kept(found), keep_GBM)
 
 
@@ -94,13 +94,13 @@ def test_wide_rows_and_double_precision_go_to_the_twin_and_a_kernel_that_fails_t
     module.works.cache_clear()
     assert not module.works(torch.device("cpu")) and "no compiler" in capsys.readouterr().err
     z, scale_GM, shift_GM, *rest = CASES["M = 7, mask"]
-    assert torch.equal(scaled_and_masked(z, scale_GM, shift_GM, *rest), by_loops(z, scale_GM, shift_GM, *rest)[0])
+    assert torch.equal(scaled_and_selected(z, scale_GM, shift_GM, *rest), by_loops(z, scale_GM, shift_GM, *rest)[0])
     monkeypatch.setattr(module, "launch", lambda z, scale, *_: torch.full((len(scale), *z.shape[-2:]), 5.0))
     module.works.cache_clear()
     assert not module.works(torch.device("cpu"))  # wrong numbers
     module.works.cache_clear()
     monkeypatch.setattr(module, "works", lambda device: True)
-    assert (scaled_and_masked(z, scale_GM, shift_GM, *rest) == 5).all()
+    assert (scaled_and_selected(z, scale_GM, shift_GM, *rest) == 5).all()
     wide = torch.ones(1, 4097), torch.ones(1, 4097), torch.zeros(1, 4097)
     double = z.double(), scale_GM.double(), shift_GM.double()
-    assert kept(scaled_and_masked(*wide, (97,))).sum() == 4000 and scaled_and_masked(*double, *rest).max() < 5
+    assert kept(scaled_and_selected(*wide, (97,))).sum() == 4000 and scaled_and_selected(*double, *rest).max() < 5
