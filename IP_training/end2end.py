@@ -5,8 +5,8 @@
 
 then as every predictor: a = h · bankᵀ → LayerNorm → sparsify → Linear. An empty slot is a zero row.
 
-Every cell has a bank of its own, so q is the cost: 20,000 x 200 floats are 16 MB, and training holds about eight
-such arrays per cell.
+Every cell has a bank of its own, so q is the cost: 20,000 x 200 floats are 16 MB, and training holds four such arrays
+per cell, and some six more for the one cell that is at work.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from IP_training.shares import BankOf, GroupsOf
 from IP_training.train_heads import HeadGroup, Trained, by_learning_rate
 
 TEMPERATURE = 0.1  # what the normalised q is divided by (release); τ of the softmax is 1
-FLOATS_PER_ENTRY = 8  # of q: itself, two Adam moments, normalised, logits, soft assignment and two gradients
+FLOATS_PER_ENTRY = 6  # of q: itself, two Adam moments, the gradient, and a share of what the cell at work takes
 
 
 @functools.lru_cache(maxsize=1)  # the head groups of a seed take the same step one after the other
@@ -45,39 +45,60 @@ def gumbel_noise(seed: int, what: str, step: int, shape: tuple[int, int], device
     return torch.empty(shape, device=device).exponential_(generator=generator).log_().neg_()
 
 
+def slot_logits(q_EM: torch.Tensor, scale_M: torch.Tensor, shift_M: torch.Tensor,
+                noise_EM: torch.Tensor | float = 0.0) -> torch.Tensor:
+    """Assignment logits (E, M) of one cell: LayerNorm of q with scale and shift, over the temperature, plus noise."""
+    scale_M, shift_M = scale_M / TEMPERATURE, shift_M / TEMPERATURE
+    return nn.functional.layer_norm(q_EM, q_EM.shape[-1:], scale_M, shift_M, EPSILON) + noise_EM
+
+
 class SlotSums(torch.autograd.Function):
     """Sums of the elements in each slot, (G, M, D), straight-through: every element counts in the slot of its largest
-    logit, and the gradient is that of softmax(logits)ᵀ · elements."""
+    logit, and the gradient is that of softmax(logits)ᵀ · elements.
+
+    A cell at a time, and its logits anew in the backward pass: nothing of the size of q is kept for it, and the arrays
+    of one cell stay in the cache.
+    """
 
     @staticmethod
-    def forward(ctx, logits_GEM: torch.Tensor, elements_ED: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(logits_GEM, elements_ED)
-        return slot_sums(logits_GEM.argmax(-1), elements_ED, logits_GEM.shape[-1])
+    def forward(ctx, q_GEM: torch.Tensor, scale_GM: torch.Tensor, shift_GM: torch.Tensor, noise_EM: torch.Tensor,
+                elements_ED: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(q_GEM, scale_GM, shift_GM, noise_EM, elements_ED)
+        return slot_sums(slots_of(q_GEM, scale_GM, shift_GM, noise_EM), elements_ED, q_GEM.shape[-1])
 
     @staticmethod
-    def backward(ctx, grad_GMD: torch.Tensor) -> tuple[torch.Tensor, None]:
-        logits_GEM, elements_ED = ctx.saved_tensors
-        soft_GEM = logits_GEM.softmax(-1)
-        pull_GEM = torch.matmul(elements_ED, grad_GMD.mT)  # (G, E, M)
-        mean_GE = torch.linalg.vecdot(soft_GEM, pull_GEM)
-        return pull_GEM.sub_(mean_GE[..., None]).mul_(soft_GEM), None
+    def backward(ctx, grad_GMD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        *learned, noise_EM, elements_ED = ctx.saved_tensors
+        gradients = [torch.empty_like(parameter) for parameter in learned]
+        for g, grad_MD in enumerate(grad_GMD):
+            leaves = [parameter[g].detach().requires_grad_() for parameter in learned]
+            with torch.enable_grad():
+                soft_EM = slot_logits(*leaves, noise_EM).softmax(-1)
+            found = torch.autograd.grad(soft_EM, leaves, elements_ED @ grad_MD.T)
+            for gradient, one in zip(gradients, found, strict=True):
+                gradient[g] = one
+        return *gradients, None, None
 
 
-def slot_sums(slots_GE: torch.Tensor, elements_ED: torch.Tensor, num_concepts: int,
-              by_product: bool = False) -> torch.Tensor:
+def slots_of(q_GEM: torch.Tensor, scale_GM: torch.Tensor, shift_GM: torch.Tensor,
+             noise_EM: torch.Tensor | float = 0.0) -> torch.Tensor:
+    """The slot of every element, (G, E): that of its largest logit."""
+    return torch.stack([slot_logits(*cell, noise_EM).argmax(-1)
+                        for cell in zip(q_GEM, scale_GM, shift_GM, strict=True)])
+
+
+def slot_sums(slots_GE: torch.Tensor, elements_ED: torch.Tensor, num_concepts: int) -> torch.Tensor:
     """Sum of the elements in each slot, (G, M, D); slots_GE names every element's slot.
 
-    by_product: by a product with the one-hot matrix and not by additions; always on CUDA, where additions come in an
-    order that changes from run to run.
+    The elements of a slot are added in their order, on every device: additions by index would come in another order in
+    every run on CUDA.
     """
-    sums_GMD = elements_ED.new_zeros(len(slots_GE), num_concepts, elements_ED.shape[1])
-    for sums_MD, slots_E in zip(sums_GMD, slots_GE, strict=True):  # a cell at a time: no G x E x D copy of the elements
-        if by_product or elements_ED.is_cuda:  # nn.functional.one_hot would wait for the device to check the range
-            one_hot_EM = elements_ED.new_zeros(len(slots_E), num_concepts).scatter_(1, slots_E[:, None], 1.0)
-            torch.mm(one_hot_EM.T, elements_ED, out=sums_MD)
-        else:
-            sums_MD.index_add_(0, slots_E, elements_ED)
-    return sums_GMD
+    cells, device = len(slots_GE), slots_GE.device
+    first_G1 = num_concepts * torch.arange(cells, device=device)[:, None]  # every cell has its own slots
+    sorted_S, order_S = (slots_GE + first_G1).flatten().sort(stable=True)  # S = G x E
+    starts = torch.searchsorted(sorted_S, torch.arange(cells * num_concepts, device=device))
+    sums = nn.functional.embedding_bag(order_S % len(elements_ED), elements_ED, starts, mode="sum")
+    return sums.view(cells, num_concepts, -1)
 
 
 def unit_slots(sums_GMD: torch.Tensor) -> torch.Tensor:
@@ -108,23 +129,17 @@ class End2EndHeads(InterpretationHeads):
         self.q_scale_GM = nn.Parameter(torch.ones(len(self.ratios), num_concepts))  # of q's LayerNorm
         self.q_shift_GM = nn.Parameter(torch.zeros(len(self.ratios), num_concepts))
 
-    def logits(self, noise_EM: torch.Tensor | float = 0.0, cells: slice = slice(None)) -> torch.Tensor:
-        """Assignment logits (G, E, M) of some cells, with noise."""
-        z_GEM = nn.functional.layer_norm(self.q_GEM[cells], (self.num_concepts,), eps=EPSILON)
-        start = self.q_shift_GM[cells, None] / TEMPERATURE + noise_EM
-        return torch.addcmul(start, z_GEM, self.q_scale_GM[cells, None] / TEMPERATURE)
-
     @torch.no_grad()
     def assignment(self, cells: slice = slice(None)) -> torch.Tensor:
         """The slot (G, E) of every element at test time."""
-        noisy = self.test_assignment == "gumbel"
-        return self.logits(self._noise("test") if noisy else 0.0, cells).argmax(-1)
+        learned = (parameter[cells] for parameter in (self.q_GEM, self.q_scale_GM, self.q_shift_GM))
+        return slots_of(*learned, self._noise("test") if self.test_assignment == "gumbel" else 0.0)
 
     def banks(self) -> torch.Tensor:
         """The bank of every cell, (G, M, D). Each call in training mode is one step with noise of its own."""
         if self.training:
             noise_EM, self.steps = self._noise("train"), self.steps + 1
-            return unit_slots(SlotSums.apply(self.logits(noise_EM), self.elements_ED))
+            return unit_slots(SlotSums.apply(self.q_GEM, self.q_scale_GM, self.q_shift_GM, noise_EM, self.elements_ED))
         if self._banks is None:
             self._banks = unit_slots(slot_sums(self.assignment(), self.elements_ED, self.num_concepts))
         return self._banks

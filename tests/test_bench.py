@@ -20,7 +20,7 @@ RUNS = {  # file: script, flags, number of results
     "together": (embeddings, f"{IMAGES} --together resnet20,resnet32", 1),
     "gpu": (gpu, "--pairs 1 --device cpu --num_train 60 --num_val 20 --width 8 --num_concepts 16 --num_classes 3 "
             "--num_elements 40 --batch_size 32 --epochs 1 --fraction 0.5 --models resnet20 --images 9 --distinct 3 "
-            "--embedding_batch 4 --workers 0 --uncompiled", 5)}
+            "--embedding_batch 4 --workers 0 --uncompiled --profile", 5)}
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -38,6 +38,20 @@ def test_runs_at_toy_size_and_in_the_table(tmp_path, name, monkeypatch, capsys):
     again = capsys.readouterr().out
     assert printed.endswith(again) and [line.split(" | ")[0] for line in again.splitlines()[2:]] == [
         f"| {result}" for result in written["results"]]
+    if name == "gpu":  # fp32 and tf32, on the device and on the host
+        assert (tmp_path / "gpu_profile.txt").read_text().count("Self CPU time total") == 4
+
+
+def test_parts_that_would_not_end_in_time_are_left_out(tmp_path, capsys):
+    flags = f"--device cpu --models resnet20,resnet32 --uncompiled --minutes 0 --out {tmp_path}/x.json".split()
+    settings = parse(gpu.Settings, flags)
+    planned = {name: guess_s for name, guess_s, _ in gpu.parts(settings, torch.device("cpu"))}
+    # Must: 75 and 40 s of 30 epochs, of which five run; 720 and 300 s, of which two tenths of an epoch. Then three
+    # times 2 x 32,768 images at 2000 a second.
+    assert list(planned.values()) == pytest.approx([12.5, 20 / 3, 9.8, 7, 98.304, 98.304])
+    assert not json.loads(gpu.main(settings).read_text())["results"]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" is left out")[0] for line in lines[:6]] == list(planned)
 
 
 def test_a_ratio_is_the_median_of_pairs_and_parts_are_multiplied(monkeypatch):

@@ -22,6 +22,7 @@ from IP_training.end2end import (
     gumbel_noise,
     learned_bank,
     slot_sums,
+    slots_of,
     unit_slots,
 )
 from IP_training.predictor import interpret
@@ -92,14 +93,32 @@ def test_noise_is_gumbel_and_depends_on_seed_and_step_alone():
     assert float(first.std()) == pytest.approx(math.pi / 6 ** 0.5, abs=0.06)
 
 
-@pytest.mark.parametrize("by_product", [False, True])  # on the CPU, and as on CUDA
-def test_slot_sums_by_a_plain_loop_and_unit_slots_by_hand(by_product):
-    slots, elements = torch.tensor([[0, 2, 2, 0, 0], [1, 1, 1, 1, 1]]), torch.randn(5, 4, generator=torch_rng(0))
-    for slots_E, sums_MD in zip(slots, slot_sums(slots, elements, 3, by_product), strict=True):
-        for slot in range(3):
-            expected = sum((elements[e] for e in range(5) if slots_E[e] == slot), torch.zeros(4))
-            torch.testing.assert_close(sums_MD[slot], expected)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("cells", "count", "slots", "width"), [(1, 5, 3, 4), (3, 200, 7, 10), (2, 30, 50, 1)])
+def test_slot_sums_equal_additions_by_index(cells, count, slots, width, dtype):
+    """With empty slots: all of cell 0 joins the last one, and 30 elements leave some of 50 empty."""
+    generator = torch_rng(0)
+    slots_GE = torch.randint(slots, (cells, count), generator=generator)
+    slots_GE[0] = slots - 1
+    elements_ED = torch.randn(count, width, generator=generator, dtype=dtype)
+    expected = torch.zeros(cells, slots, width, dtype=dtype)
+    for sums_MD, slots_E in zip(expected, slots_GE, strict=True):
+        sums_MD.index_add_(0, slots_E, elements_ED)
+    found = slot_sums(slots_GE, elements_ED, slots)
+    torch.testing.assert_close(found, expected)  # in double precision to 1e-7
+    assert not found[0, :-1].any()
+
+
+def test_slots_and_unit_slots_by_hand():
+    elements = torch.tensor([[1.0], [2.0], [4.0], [8.0], [16.0]])
+    slots = torch.tensor([[0, 2, 2, 0, 0], [1, 1, 1, 1, 1]])
+    assert slot_sums(slots, elements, 3)[..., 0].tolist() == [[25, 0, 6], [0, 31, 0]]
     assert assigned(slots[0], 3) == [[0, 3, 4], [], [1, 2]]
+    # LayerNorm of (1, 3, 2) is (−1.22, 1.22, 0); over the temperature 0.1: (−12.2, 12.2, 0). Equal logits: the first.
+    q, one, none = torch.tensor([[[1.0, 3.0, 2.0], [5.0, 5.0, 5.0]]]), torch.ones(1, 3), torch.zeros(1, 3)
+    assert slots_of(q, one, none).tolist() == [[1, 0]]
+    assert slots_of(q, -one, torch.tensor([[0.0, 0.0, 0.1]])).tolist() == [[0, 2]]  # a shift of 0.1 / 0.1 = 1
+    assert slots_of(q, one, none, torch.tensor([[0.0, 0.0, 12.3], [0.0, 1.0, 0.0]])).tolist() == [[2, 1]]
     sums = torch.tensor([[[3.0, 4.0], [0.0, 0.0]]], requires_grad=True)  # an empty slot: a zero row, no gradient
     units = unit_slots(sums)
     torch.testing.assert_close(units.detach(), torch.tensor([[[0.6, 0.8], [0.0, 0.0]]]))
@@ -113,7 +132,8 @@ def test_test_time_is_argmax_or_noisy_and_computed_once():
     plain = nn.functional.layer_norm(heads.q_GEM.detach(), (10,), eps=1e-5).argmax(-1)
     assert torch.equal(heads.assignment(), plain)
     noisy.steps = 7
-    assert torch.equal(noisy.assignment(), noisy.logits(noise_at("test", 7)).argmax(-1))
+    parameters = noisy.q_GEM, noisy.q_scale_GM, noisy.q_shift_GM
+    assert torch.equal(noisy.assignment(), slots_of(*parameters, noise_at("test", 7)))
     assert not torch.equal(noisy.assignment(), plain)
     first = heads.eval().banks()
     assert heads.banks() is first and heads.steps == 0
@@ -155,8 +175,8 @@ def test_a_step_never_waits_for_the_device():
 
 
 def test_as_many_cells_at_a_time_as_memory_holds(toy, monkeypatch):
-    """80 elements x 20 concepts: a cell takes 8 such arrays of floats, and half of the memory is for cells."""
-    assert module.cell_bytes(ELEMENTS, 20) == 4 * 8 * len(ELEMENTS) * 20
+    """80 elements x 20 concepts: a cell takes 6 such arrays of floats, and half of the memory is for cells."""
+    assert module.cell_bytes(ELEMENTS, 20) == 4 * 6 * len(ELEMENTS) * 20
     rows, sizes, train_shares = {}, [], run_module.train_shares
     monkeypatch.setattr(run_module, "train_shares", lambda shares, *others: (
         sizes.append([len(share.cells) for share in shares]) or train_shares(shares, *others)))
