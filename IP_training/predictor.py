@@ -16,7 +16,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from IP_training.sparsify import scaled_and_masked, sparsify
+from iis.grid import dropped_count
+from IP_training.selection_kernel import kept, scaled_and_selected
+from IP_training.sparsify import keep_mask, sparsify
 
 EPSILON = 1e-5  # of LayerNorm
 KINDS = ("layer", "standard")
@@ -180,6 +182,18 @@ def masked_backward(heads: InterpretationHeads, z_BM: torch.Tensor, y_B: torch.T
         torch.sum(weight * Q_GCM, 1, out=heads.shift.grad[some])
         torch.addcmul(P_GCM * scale[:, None], Q_GCM, shift[:, None], out=heads.weight.grad[some])
     return losses_G
+
+
+def scaled_and_masked(z_BM: torch.Tensor, scale_GM: torch.Tensor, shift_GM: torch.Tensor, ratios: Sequence[float],
+                      rule: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Sparsified interpretations and their mask of 0 and 1, both (G, B, M), without a gradient; None where all stay."""
+    if z_BM.is_cuda:
+        dropped = [dropped_count(z_BM.shape[1], ratio) for ratio in ratios]
+        x_GBM = scaled_and_selected(z_BM, scale_GM, shift_GM, dropped, rule)
+        return x_GBM, kept(x_GBM).to(x_GBM.dtype)
+    x_GBM = torch.addcmul(shift_GM[:, None], z_BM, scale_GM[:, None])
+    keep_GBM = keep_mask(x_GBM, ratios, rule)
+    return (x_GBM if keep_GBM is None else x_GBM.mul_(keep_GBM)), keep_GBM
 
 
 def autograd_backward(heads: LinearHeads, x: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ IMAGES = "--pairs 1 --images 6 --batch_size 4 --workers 0"
 RUNS = {  # file: script, flags, number of results
     "heads": (heads, "--pairs 1 --num_concepts 16 --batch_size 8 --width 8", 6),
     "grid": (grid, "--pairs 1 --widths 8,9 --classes 3 --workers 0 --num_train 60 --num_val 20 --num_concepts 16 "
-             "--batch_size 32", 2),
+             "--batch_size 32 --jobs 2", 4),
     "segments": (segments, "--pairs 1 --photographs 0", 1),
     "embeddings": (embeddings, f"{IMAGES} --model resnet20", 2),
     "together": (embeddings, f"{IMAGES} --together resnet20,resnet32", 1),
