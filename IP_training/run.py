@@ -12,6 +12,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from iis.results import LEDGER, add_rows, cell_of, merged, pack_correct, read_le
 from iis.runtime import (
     UserError,
     available_bytes,
+    available_cores,
     choose_device,
     claim_folder,
     keep_freed_memory,
@@ -58,8 +60,8 @@ def train_bank(settings: TrainingSettings, kind: str, inputs: Inputs, make_bank:
     """
 
     def prepare(seeds: Sequence[Seed], device: torch.device, jobs: int) -> Iterator[tuple[GroupsOf, BankOf]]:
-        banks = dict(in_processes([lambda advance, seed=seed: make_bank(seed) for seed in seeds],
-                                  min(jobs, len(seeds))))
+        threads = None if device.type == "cpu" else available_cores()
+        banks = dict(in_processes([lambda advance, seed=seed: make_bank(seed) for seed in seeds], jobs, None, threads))
         for index, seed in enumerate(seeds):
             yield predictors_on(inputs, banks[index], seed, device, settings.sparsifier)
 
@@ -76,13 +78,13 @@ def train_groups(settings: TrainingSettings, kind: str, inputs: Inputs, prepare:
         print_training_plan(settings, kind, inputs, num_concepts, folder)
         return folder
     keep_freed_memory()
+    at_once, jobs = seeds_at_once(settings, inputs, num_concepts or 200, cell_bytes, device)
+    run = Run(settings, inputs, identity, folder, prepare, device, jobs, cell_bytes)
     with claimed(folder, identity, LEDGER), tf32_products(settings.tf32):
         write_settings(settings, folder / "settings.yaml")
         seeds = [seed_of_run(settings, number, len(inputs.train)) for number in settings.seed_numbers]
-        at_once, jobs = seeds_at_once(settings, inputs, num_concepts or 200, cell_bytes, device)
         for start in range(0, len(seeds), at_once):
-            trained += _train_seeds(settings, inputs, seeds[start:start + at_once], prepare, folder, identity, device,
-                                    jobs, cell_bytes)
+            trained += run.train(seeds[start:start + at_once])
     rows = read_ledger(folder / LEDGER)
     for line in remarks_on_rows(rows):
         print(line)
@@ -104,66 +106,93 @@ def seeds_at_once(settings: TrainingSettings, inputs: Inputs, num_concepts: int,
     return (1 if jobs == 1 else max(1, int(available_bytes() / 2 // activations_bytes))), jobs
 
 
-def _train_seeds(settings: TrainingSettings, inputs: Inputs, seeds: Sequence[Seed], prepare: Prepare, folder: Path,
-                 identity: dict[str, Any], device: torch.device, jobs: int, cell_bytes: float) -> int:
-    """Train what the ledgers lack of these seeds; how many heads that were. Only this process writes the ledgers."""
-    ledger, dense_ledger = folder / LEDGER, dense_ledger_of(settings, inputs)
-    ledger_of = {True: dense_ledger, False: ledger}
-    done = {dense: {cell_of(row) for row in read_ledger(file)} for dense, file in ledger_of.items()}
-    missing = [(seed, [cell for cell in cells(settings, seed.number) if cell not in done[dense]], dense)
-               for dense, cells in ((True, dense_cells), (False, predictor_cells)) for seed in seeds]
-    missing = [(seed, cells, dense) for seed, cells, dense in missing if cells]
-    heads = iter(prepare([seed for seed, _, dense in missing if not dense], device, jobs))
-    shares = []
-    for seed, cells, dense in missing:
-        maker = dense_heads(inputs, seed, device) if dense else next(heads)
-        most = int(available_bytes(device) / 2 // (jobs * cell_bytes)) or 1 if cell_bytes and not dense else 0
-        parts = split(cells, 1 if dense else shares_each(len(seeds), len(cells), jobs, most))
-        shares += [Share(seed, part, *maker, resume_file_of(ledger_of[dense], seed, f"{number}of{len(parts)}"))
-                   for number, part in enumerate(parts, start=1)]
-    weights = inputs.num_classes * (identity["num_concepts"] or 200)
-    what = f"{identity['bank']}, seed" + ("s " if seeds[1:] else " ") + ", ".join(str(seed.number) for seed in seeds)
-    with progress(total=settings.n_epoch * sum(len(share.cells) for share in shares), desc=what, unit="head epoch",
-                  disable=not shares) as bar:  # closed before a message about a stop
-        for share, found, seconds in train_shares(shares, inputs, recipe_of(settings), device, jobs, weights, bar):
-            dense = share.cells[0].dense
-            _keep(share, found, seconds, ledger_of[dense], identity, settings.sparsifier, inputs.class_labels)
-            bar.set_postfix_str(f"seed {share.seed.number}: {'dense' if dense else 'predictors'} "
-                                f"{max(max(head.top1) for head in found):.3f}", refresh=False)
-    of_seeds = {seed.number for seed in seeds}
-    copied = [row for row in read_ledger(dense_ledger) if row["seed"] in of_seeds
-              and row["learning_rate"] in settings.learning_rates and cell_of(row) not in done[False]]
-    if copied:
-        add_rows(ledger, [{**identity, **row} for row in copied])
-    for file, seed in itertools.product(ledger_of.values(), seeds):  # and those of a run with other shares
-        for left in file.parent.glob(resume_file_of(file, seed, "*").name):
-            left.unlink()
-    return sum(len(cells) for _, cells, _ in missing)
+@dataclass
+class Run:
+    """The grid of one bank on one representation: what of it is missing, and where it goes. Only this process writes.
 
+    jobs: processes that train. cell_bytes: memory that a head takes beside what all share (0: next to none).
+    """
 
-def _keep(share: Share, heads: Sequence[Trained], seconds: float, ledger: Path, identity: dict[str, Any],
-          sparsifier: str, class_labels: Sequence[str]) -> None:
-    """Write the predictors and rows of trained heads. Rows of dense heads go without the identity: they belong to no
-    bank."""
-    banks = [share.bank_of(head) for head in heads]
-    if share.cells[0].dense:
-        identity = {key: identity[key] for key in ("model", "dataset")}
-    rows = [{**(identity if bank else {}), **row_of(head, bank, sparsifier, seconds)}
-            for head, (bank, _) in zip(heads, banks, strict=True)]
-    # The ledger last: what it names as done has its predictors, whenever a run is killed.
-    save_predictors(ledger.parent, heads, banks, merged(read_ledger(ledger), rows), class_labels, identity)
-    add_rows(ledger, rows)
-    share.resume_file.unlink(missing_ok=True)
+    settings: TrainingSettings
+    inputs: Inputs
+    identity: dict[str, Any]
+    folder: Path
+    prepare: Prepare
+    device: torch.device
+    jobs: int
+    cell_bytes: float
 
+    def ledger(self, dense: bool) -> Path:
+        """The ledger of the run, or the one of the dense heads, which all banks share."""
+        if not dense:
+            return self.folder / LEDGER
+        hashes = (split.content_hash for split in (self.inputs.train, self.inputs.val))
+        return self.settings.dense_folder(*hashes) / DENSE_LEDGER
 
-def dense_ledger_of(settings: TrainingSettings, inputs: Inputs) -> Path:
-    """The ledger of the dense heads on these features, shared by all banks."""
-    return settings.dense_folder(inputs.train.content_hash, inputs.val.content_hash) / DENSE_LEDGER
+    def train(self, seeds: Sequence[Seed]) -> int:
+        """Train what the ledgers lack of these seeds; how many heads that were."""
+        shares = self.shares(seeds)
+        heads, weights = sum(len(share.cells) for share in shares), self.identity["num_concepts"] or 200
+        what = f"{self.identity['bank']}, seeds " + ", ".join(str(seed.number) for seed in seeds)
+        with progress(total=self.settings.n_epoch * heads, desc=what, unit="head epoch",
+                      disable=not shares) as bar:  # closed before a message about a stop
+            for share, found, seconds in train_shares(shares, self.inputs, recipe_of(self.settings), self.device,
+                                                      self.jobs, weights * self.inputs.num_classes, bar):
+                self.keep(share, found, seconds)
+                bar.set_postfix_str(f"seed {share.seed.number}: {'dense' if share.dense else 'predictors'} "
+                                    f"{max(max(head.top1) for head in found):.3f}", refresh=False)
+        self.copy_dense_rows(seeds)
+        for dense, seed in itertools.product((True, False), seeds):  # and those of a run with other shares
+            for left in self.ledger(dense).parent.glob(f"resume_seed{seed.number}_*.pt"):
+                left.unlink()
+        return heads
 
+    def shares(self, seeds: Sequence[Seed]) -> list[Share]:
+        """The missing heads, dense ones first: they take longest where D is large."""
+        cells = {dense: [(seed, self.missing(seed, dense)) for seed in seeds] for dense in (True, False)}
+        shares = [self.share(seed, some, dense_heads(self.inputs, seed, self.device), "dense")
+                  for seed, some in cells[True] if some]
+        left = [(seed, some) for seed, some in cells[False] if some]
+        prepared = self.prepare([seed for seed, _ in left], self.device, self.jobs)
+        for (seed, some), heads in zip(left, prepared, strict=True):
+            most = self.cell_bytes and max(1, int(available_bytes(self.device) / 2 // (self.jobs * self.cell_bytes)))
+            parts = split(some, shares_each(len(seeds), len(some), self.jobs, most))
+            shares += [self.share(seed, part, heads, f"{number}of{len(parts)}")
+                       for number, part in enumerate(parts, start=1)]
+        return shares
 
-def resume_file_of(ledger: Path, seed: Seed, part: str) -> Path:
-    """Where the state of a share lies between epochs."""
-    return ledger.with_name(f"resume_seed{seed.number}_{part}.pt")
+    def missing(self, seed: Seed, dense: bool) -> list[Cell]:
+        """The cells of a seed that the ledger lacks."""
+        done = {cell_of(row) for row in read_ledger(self.ledger(dense))}
+        return [cell for cell in (dense_cells if dense else predictor_cells)(self.settings, seed.number)
+                if cell not in done]
+
+    def share(self, seed: Seed, cells: list[Cell], heads: tuple[GroupsOf, BankOf], name: str) -> Share:
+        """A share with the file that keeps its state between epochs."""
+        resume_file = self.ledger(cells[0].dense).with_name(f"resume_seed{seed.number}_{name}.pt")
+        return Share(seed, cells, *heads, resume_file)
+
+    def keep(self, share: Share, heads: Sequence[Trained], seconds: float) -> None:
+        """Write the predictors and rows of trained heads. Rows of dense heads go without the identity: they belong to
+        no bank."""
+        banks, ledger, identity = [share.bank_of(head) for head in heads], self.ledger(share.dense), self.identity
+        if share.dense:
+            identity = {key: identity[key] for key in ("model", "dataset")}
+        rows = [{**(identity if bank else {}), **row_of(head, bank, self.settings.sparsifier, seconds)}
+                for head, (bank, _) in zip(heads, banks, strict=True)]
+        # The ledger last: what it names as done has its predictors, whenever a run is killed.
+        save_predictors(ledger.parent, heads, banks, merged(read_ledger(ledger), rows), self.inputs.class_labels,
+                        identity)
+        add_rows(ledger, rows)
+        share.resume_file.unlink(missing_ok=True)
+
+    def copy_dense_rows(self, seeds: Sequence[Seed]) -> None:
+        """Every ledger has a copy of the rows of its dense heads."""
+        done = {cell_of(row) for row in read_ledger(self.ledger(False))}
+        wanted = {cell for seed in seeds for cell in dense_cells(self.settings, seed.number)} - done
+        rows = [{**self.identity, **row} for row in read_ledger(self.ledger(True)) if cell_of(row) in wanted]
+        if rows:
+            add_rows(self.ledger(False), rows)
 
 
 # ---- groups of heads ----

@@ -39,6 +39,11 @@ class Share:
     bank_of: BankOf
     resume_file: Path | None = None
 
+    @property
+    def dense(self) -> bool:
+        """Whether these are dense heads."""
+        return self.cells[0].dense
+
 
 def split(cells: Sequence[Cell], parts: int) -> list[list[Cell]]:
     """Cells in `parts` of nearly equal size, those of a learning rate together."""

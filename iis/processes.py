@@ -49,13 +49,14 @@ def in_processes(tasks: Sequence[Callable[[Advance], Result]], jobs: int, bar: A
                  threads: int | None = None) -> Iterator[tuple[int, Result]]:
     """(index, result) of every task, as they end. A task is called with the function that advances `bar` (tqdm).
 
-    jobs: processes; 1 runs the tasks here, one after another. The processes are forked: they see what this one has in
-    memory without a copy, and what they change stays theirs. threads: of each (default: `threads_each`).
-    Raises what a task raises, and `UserError` where the system ends a process. No process outlives this one.
+    jobs: processes, at most one per task; 1 runs the tasks here, one after another. The processes are forked: they see
+    what this one has in memory without a copy, and what they change stays theirs. threads: of each (default:
+    `threads_each`). Raises what a task raises, and `UserError` where the system ends a process. No process outlives this one.
     """
     threads = threads or threads_each()
     advance: Advance = bar.update if bar is not None else lambda steps: None
-    if jobs == 1:
+    jobs = min(jobs, len(tasks))
+    if jobs <= 1:
         with thread_limit(threads):
             for index, task in enumerate(tasks):
                 yield index, task(advance)
@@ -68,8 +69,9 @@ def in_processes(tasks: Sequence[Callable[[Advance], Result]], jobs: int, bar: A
         left = set(futures)
         while left:
             done, left = wait(left, POLL_S, FIRST_COMPLETED)
-            steps, shown = counter.value - shown, counter.value
-            advance(steps)
+            now = counter.value
+            advance(now - shown)
+            shown = now
             for future in done:
                 yield futures[future], pickle.loads(future.result())
         finished = True

@@ -176,9 +176,9 @@ def test_bare_features_and_a_bank_of_ones_own_give_the_same_numbers(toy, suffix)
 
 
 def test_dense_heads_are_trained_once_for_all_banks_and_copied_into_each_ledger(toy, monkeypatch):
-    trained, keep = [], module._keep
-    monkeypatch.setattr(module, "_keep", lambda share, *others: (
-        trained.append((share.seed.number, len(share.cells))) if share.cells[0].dense else None, keep(share, *others)))
+    trained, keep = [], module.Run.keep
+    monkeypatch.setattr(module.Run, "keep", lambda self, share, *others: (
+        trained.append((share.seed.number, len(share.cells))) if share.dense else None, keep(self, share, *others)))
     rows = {out: [row for row in stable(run(script, toy, out, seeds=2, ratios="0.5", **changes)) if row["ratio"] < 0]
             for script, out, changes in ((IP_Prototype_training, "a", {}), (IP_Bank_training, "b", {"bank_seed": 7}),
                                          (IP_End2End_training, "c", {"learning_rates": "0.01,0.5"}))}
