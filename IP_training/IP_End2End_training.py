@@ -30,7 +30,7 @@ class Settings(ElementSettings):
 def main(settings: Settings) -> Path:
     """Train the grid; each head learns its bank. Returns the folder of the ledger."""
     from IP_training.banks import check_enough
-    from IP_training.end2end import learned_groups
+    from IP_training.end2end import cell_bytes, learned_heads
     from IP_training.inputs import concepts_wanted, load_inputs
     from IP_training.run import train_groups
 
@@ -38,9 +38,10 @@ def main(settings: Settings) -> Path:
     check_enough(inputs.elements, num_concepts)
     choices = settings.element_choice, settings.test_assignment
     return train_groups(settings, "End2End", inputs,
-                        lambda seed, cells, device: learned_groups(inputs, num_concepts, seed, cells, device,
-                                                           settings.sparsifier, *choices),
-                        num_concepts, dict(zip(("element_choice", "test_assignment"), choices, strict=True)))
+                        lambda seeds, device, jobs: (learned_heads(inputs, num_concepts, seed, device,
+                                                                   settings.sparsifier, *choices) for seed in seeds),
+                        num_concepts, dict(zip(("element_choice", "test_assignment"), choices, strict=True)),
+                        cell_bytes(inputs.elements, num_concepts))
 
 
 if __name__ == "__main__":

@@ -126,6 +126,8 @@ def prototypes(elements: Embeddings, num_concepts: int, choice: str = "balanced"
 def clusters(elements: Embeddings, num_concepts: int, choice: str = "balanced") -> MakeBank:
     """M k-means centres of up to 20,000 normalised element embeddings (paper, section 3); the evidence of a centre is
     the images of its nearest elements. choice: see `chosen_elements`."""
+    import sklearn.cluster  # noqa: F401  # here, so that the processes that make the banks need not
+
     elements = check_enough(as_embeddings(elements), num_concepts)
 
     def make(seed: Seed) -> Bank:

@@ -13,17 +13,18 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from iis.embedding_file import Embeddings
 from iis.grid import Cell
-from iis.runtime import available_bytes, seed_of, torch_rng
-from IP_training.banks import Bank, Seed, chosen_elements, unit_rows
+from iis.runtime import seed_of, torch_rng
+from IP_training.banks import MAX_ELEMENTS, Bank, Seed, chosen_elements, unit_rows
 from IP_training.inputs import Inputs
 from IP_training.predictor import EPSILON, InterpretationHeads, LinearHeads, Normaliser, fit_normaliser
+from IP_training.shares import BankOf, GroupsOf
 from IP_training.train_heads import HeadGroup, Trained, by_learning_rate
 
 TEMPERATURE = 0.1  # what the normalised q is divided by (release); τ of the softmax is 1
@@ -131,6 +132,8 @@ class End2EndHeads(InterpretationHeads):
     def forward(self, h_BD: torch.Tensor) -> torch.Tensor:
         return LinearHeads.forward(self, self.interpretations(h_BD))  # (G, C, B)
 
+    backward = LinearHeads.backward  # the bank learns too
+
     @torch.no_grad()
     def state_of(self, g: int) -> dict[str, torch.Tensor]:
         """What predicting and explaining with cell g needs, in place of q: its head, bank (M, D) and slots (E,)."""
@@ -177,11 +180,14 @@ def learned_bank(elements: Embeddings, rows: Sequence[int], state: dict[str, tor
     return Bank("End2End", bank_MD, evidence)
 
 
-def learned_groups(inputs: Inputs, num_concepts: int, seed: Seed, cells: list[Cell], device: torch.device,
-                   sparsifier: str, choice: str = "balanced", test_assignment: str = "argmax",
-                   ) -> Iterator[tuple[list[HeadGroup], Callable[[Trained], tuple[Bank, Normaliser]]]]:
-    """Head groups that learn a bank per cell, as many cells at a time as half of the free memory holds, and the bank of
-    each trained head.
+def cell_bytes(elements: Embeddings, num_concepts: int) -> int:
+    """Memory that a cell takes while it trains."""
+    return 4 * FLOATS_PER_ENTRY * min(len(elements), MAX_ELEMENTS) * num_concepts
+
+
+def learned_heads(inputs: Inputs, num_concepts: int, seed: Seed, device: torch.device, sparsifier: str,
+                  choice: str = "balanced", test_assignment: str = "argmax") -> tuple[GroupsOf, BankOf]:
+    """Heads that learn a bank each, and the bank of each trained head.
 
     choice: which elements, "balanced" over classes or the "first". Under --bank_seed the elements and the first q are
     the bank's; noise and batches stay the seed's own.
@@ -190,16 +196,14 @@ def learned_groups(inputs: Inputs, num_concepts: int, seed: Seed, cells: list[Ce
     elements_ED = unit_rows(inputs.elements.features_ND[rows]).to(device)
     h_train, h_val = inputs.resident(device)
 
+    def groups_of(cells: Sequence[Cell]) -> list[HeadGroup]:
+        return [HeadGroup(End2EndHeads([cell.ratio for cell in same_rate], elements_ED, num_concepts,
+                                       inputs.num_classes, seed.bank, torch_rng(seed.number, "head"), sparsifier,
+                                       test_assignment, seed.number).to(device), same_rate, h_train, h_val)
+                for same_rate in by_learning_rate(cells)]
+
     def bank_of(head: Trained) -> tuple[Bank, Normaliser]:
         bank = learned_bank(inputs.elements, rows, head.state)
         return bank, fit_normaliser(bank.blocks, inputs.train.features_ND, bank.vectors_MD)
 
-    most = max(1, available_bytes(device) // 2 // (4 * FLOATS_PER_ENTRY * len(rows) * num_concepts))
-    cells = sorted(cells, key=lambda cell: (cell.learning_rate, cell.ratio))
-    for start in range(0, len(cells), most):
-        groups = []
-        for same_rate in by_learning_rate(cells[start:start + most]):
-            heads = End2EndHeads([cell.ratio for cell in same_rate], elements_ED, num_concepts, inputs.num_classes,
-                                 seed.bank, torch_rng(seed.number, "head"), sparsifier, test_assignment, seed.number)
-            groups.append(HeadGroup(heads.to(device), same_rate, h_train, h_val))
-        yield groups, bank_of
+    return groups_of, bank_of

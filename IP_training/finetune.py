@@ -174,8 +174,7 @@ class FineTuning:
         z_NM, y_N = torch.cat(parts), torch.cat(labels).to(self.device)
         cell = Cell(self.recipe.seed, self.recipe.sparsity, self.recipe.ip_learning_rate)
         # Its last epoch is used, so what it is "validated" on decides nothing.
-        fit_grid([HeadGroup(self.predictor, [cell], z_NM, z_NM[:1])], y_N, y_N[:1], Recipe(), self.recipe.seed,
-                 show=False)
+        fit_grid([HeadGroup(self.predictor, [cell], z_NM, z_NM[:1])], y_N, y_N[:1], Recipe(), self.recipe.seed)
 
     def _end_epoch(self, measured: dict[str, float], file: Path, finished: Callable) -> None:
         self.log.append({"epoch": len(self.log), **self.evaluate(), **measured})

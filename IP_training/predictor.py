@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from IP_training.sparsify import keep_mask, sparsify
+from IP_training.sparsify import scaled_and_masked, sparsify
 
 EPSILON = 1e-5  # of LayerNorm
 KINDS = ("layer", "standard")
@@ -103,6 +104,15 @@ class LinearHeads(nn.Module):
         x = x.to(self.weight.dtype).expand(len(self.weight), *x.shape[-2:])
         return torch.baddbmm(self.bias[..., None], self.weight, x.mT)  # (G, C, B)
 
+    def backward(self, x: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
+        """The mean cross-entropy of each head, (G,), with its gradient in the parameters."""
+        for parameter in self.parameters():
+            parameter.grad = None
+        logits_GCB = self(x)
+        losses_G = F.cross_entropy(logits_GCB, y_B.expand(len(logits_GCB), -1), reduction="none").mean(1)
+        losses_G.sum().backward()
+        return losses_G.detach()
+
     def state_of(self, g: int) -> dict[str, torch.Tensor]:
         """What predicting with head g needs, beside the bank and its normaliser."""
         return {name: parameter[g].detach().clone() for name, parameter in self.named_parameters()}
@@ -120,61 +130,59 @@ class InterpretationHeads(LinearHeads):
         self.ratios, self.rule = tuple(ratios), rule
         self.scale = nn.Parameter(torch.ones(len(ratios), num_concepts))  # (G, M), of the LayerNorm
         self.shift = nn.Parameter(torch.zeros(len(ratios), num_concepts))
-        if learned_M is not None and not learned_M.all():
-            for parameter in (self.scale, self.shift):  # a gradient of 0 leaves Adam's entry where it is
-                parameter.register_hook(lambda gradient: gradient * learned_M.to(gradient.device))
+        everything = learned_M is None or bool(learned_M.all())
+        self.register_buffer("learned_M", None if everything else learned_M, persistent=False)
 
-    def interpretations(self, z_BM: torch.Tensor) -> torch.Tensor:
-        """The sparsified interpretations (G, B, M) of normalised activations (B, M)."""
-        a_GBM = torch.addcmul(self.shift[:, None], z_BM, self.scale[:, None])  # (G, B, M)
-        return sparsify(a_GBM, self.ratios, self.rule)
+    def interpretations(self, z: torch.Tensor) -> torch.Tensor:
+        """The sparsified interpretations (G, B, M) of normalised activations, (B, M) or (G, B, M)."""
+        return sparsify(torch.addcmul(self.shift[:, None], z, self.scale[:, None]), self.ratios, self.rule)
 
-    def forward(self, z_BM: torch.Tensor) -> torch.Tensor:
-        if self.rule in ("mask", "strict"):
-            return MaskedLinear.apply(z_BM, self.scale, self.shift, self.weight, self.bias, self.ratios, self.rule)
-        return super().forward(self.interpretations(z_BM))
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.interpretations(z))
+
+    def backward(self, z_BM: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
+        losses_G = super().backward(z_BM, y_B) if self.rule == "shrink" else self._backward_of_masks(z_BM, y_B)
+        if self.learned_M is not None:  # a gradient of 0 leaves Adam's entry where it is
+            self.scale.grad.mul_(self.learned_M)
+            self.shift.grad.mul_(self.learned_M)
+        return losses_G
+
+    @torch.no_grad()
+    def _backward_of_masks(self, z_BM: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
+        """`backward` with the gradient written down, for the mask K and the logits' gradient g (C, B):
+
+            x = (z·scale + shift)·K    logits = W x + b    P = g (z·K)    Q = g K
+            dW = scale·P + shift·Q     dscale = Σ_c W·P    dshift = Σ_c W·Q    db = Σ_b g
+
+        The gradient by x, as large as x, is never formed. On a CPU a head at a time is faster, because its arrays stay
+        in the cache (bench/heads.py says how much all this gives).
+        """
+        losses_G = z_BM.new_empty(len(self.ratios))
+        for parameter in self.parameters():
+            parameter.grad = torch.empty_like(parameter)
+        at_once = 1 if z_BM.device.type == "cpu" else len(self.ratios)
+        for start in range(0, len(self.ratios), at_once):
+            some = slice(start, start + at_once)
+            weight, scale, shift = self.weight[some], self.scale[some], self.shift[some]
+            x_GBM, keep_GBM = scaled_and_masked(z_BM, scale, shift, self.ratios[some], self.rule)
+            logits_GCB = torch.baddbmm(self.bias[some, :, None], weight, x_GBM.mT)
+            losses_G[some], gradient_GCB = cross_entropy(logits_GCB, y_B)
+            bias_GC = torch.sum(gradient_GCB, 2, out=self.bias.grad[some])
+            if keep_GBM is None:
+                P_GCM, Q_GCM = gradient_GCB @ z_BM, bias_GC[..., None].expand_as(weight)
+            else:
+                P_GCM, Q_GCM = gradient_GCB @ torch.mul(z_BM, keep_GBM, out=x_GBM), gradient_GCB @ keep_GBM
+            torch.sum(weight * P_GCM, 1, out=self.scale.grad[some])
+            torch.sum(weight * Q_GCM, 1, out=self.shift.grad[some])
+            torch.addcmul(P_GCM * scale[:, None], Q_GCM, shift[:, None], out=self.weight.grad[some])
+        return losses_G
 
 
-class MaskedLinear(torch.autograd.Function):
-    """Scale, shift, mask and Linear of `InterpretationHeads` as one step with its gradient written down:
-
-        x = (z·scale + shift)·K    logits = W x + b    P = g (z·K)    Q = g K          g: the logits' gradient (C, B)
-        dW = scale·P + shift·Q     dscale = Σ_c W·P    dshift = Σ_c W·Q    db = Σ_b g
-
-    The same numbers as autograd through `sparsify`, without ever forming the gradient by x, which is as large as x: a
-    head at a time, its arrays stay in the cache (bench/heads.py says how much that gives).
-    """
-
-    @staticmethod
-    def forward(ctx, z_BM, scale_GM, shift_GM, weight_GCM, bias_GC, ratios, rule) -> torch.Tensor:
-        logits_GCB = z_BM.new_empty(*bias_GC.shape, len(z_BM))
-        x_BM, kept = torch.empty_like(z_BM), []
-        for g, logits_CB in enumerate(logits_GCB):
-            torch.addcmul(shift_GM[g], z_BM, scale_GM[g], out=x_BM)
-            keep_1BM = keep_mask(x_BM[None], ratios[g:g + 1], rule)
-            kept.append(keep_1BM)
-            if keep_1BM is not None:
-                x_BM.mul_(keep_1BM[0])
-            torch.addmm(bias_GC[g, :, None], weight_GCM[g], x_BM.T, out=logits_CB)
-        ctx.kept = kept
-        ctx.save_for_backward(z_BM, scale_GM, shift_GM, weight_GCM)
-        return logits_GCB
-
-    @staticmethod
-    def backward(ctx, grad_GCB) -> tuple[torch.Tensor | None, ...]:
-        z_BM, scale_GM, shift_GM, weight_GCM = ctx.saved_tensors
-        grad_bias, grad_weight = grad_GCB.sum(2), torch.empty_like(weight_GCM)
-        grad_scale, grad_shift = torch.empty_like(scale_GM), torch.empty_like(shift_GM)
-        grad_z = torch.zeros_like(z_BM) if ctx.needs_input_grad[0] else None  # fine-tuning alone asks for it
-        x_BM = torch.empty_like(z_BM)
-        for g, keep_1BM in enumerate(ctx.kept):
-            weight_CM, grad_CB = weight_GCM[g], grad_GCB[g]
-            P_CM = grad_CB @ (z_BM if keep_1BM is None else torch.mul(z_BM, keep_1BM[0], out=x_BM))
-            Q_CM = grad_bias[g, :, None].expand_as(P_CM) if keep_1BM is None else grad_CB @ keep_1BM[0]
-            torch.sum(weight_CM * P_CM, 0, out=grad_scale[g])
-            torch.sum(weight_CM * Q_CM, 0, out=grad_shift[g])
-            torch.addcmul(P_CM * scale_GM[g], Q_CM, shift_GM[g], out=grad_weight[g])
-            if grad_z is not None:
-                grad_x = grad_CB.T @ weight_CM * scale_GM[g]  # (B, M)
-                grad_z += grad_x if keep_1BM is None else grad_x * keep_1BM[0]
-        return grad_z, grad_scale, grad_shift, grad_weight, grad_bias, None, None
+def cross_entropy(logits_GCB: torch.Tensor, y_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean cross-entropy of each head, (G,), and its gradient by the logits, (G, C, B)."""
+    true_G1B = y_B.expand(len(logits_GCB), 1, -1)
+    log_GCB = logits_GCB.log_softmax(1)
+    losses_G = -log_GCB.gather(1, true_G1B).mean((1, 2))
+    gradient_GCB = log_GCB.exp_().mul_(1 / len(y_B))
+    less = gradient_GCB.new_full((1, 1, 1), -1 / len(y_B)).expand_as(true_G1B)
+    return losses_G, gradient_GCB.scatter_add_(1, true_G1B, less)

@@ -1,15 +1,16 @@
-"""One run of stage 3: inputs → dense heads → bank → activations → heads → ledger and predictors.
+"""One run of stage 3: inputs → banks → activations → shares of heads → ledger and predictors.
 
-A seed's dense heads depend on features and seed alone: they come first, and are kept for all banks. Finished cells are
-skipped; a killed run goes on at the last saved epoch of the heads that were training.
+A seed's dense heads depend on features and seed alone, and are kept for all banks. Finished cells are skipped; a killed
+run goes on at the last saved epoch of the heads that were training.
 """
 
 from __future__ import annotations
 
 import datetime
+import itertools
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,15 @@ from safetensors.torch import load_file
 from iis.cli import disk, print_plan, size, write_settings
 from iis.embedding_file import save_tensors
 from iis.grid import DENSE, Cell, kept_count
+from iis.processes import in_processes, jobs_that_fit
 from iis.results import LEDGER, add_rows, cell_of, merged, pack_correct, read_ledger, select
 from iis.runtime import (
     UserError,
+    available_bytes,
     choose_device,
-    choose_threads,
     claim_folder,
     keep_freed_memory,
+    progress,
     read_json,
     torch_rng,
     write_json,
@@ -37,13 +40,13 @@ from IP_training.banks import Bank, MakeBank, Seed
 from IP_training.config import TrainingSettings
 from IP_training.inputs import Inputs
 from IP_training.predictor import InterpretationHeads, LinearHeads, Normaliser, fit_normaliser, interpret
-from IP_training.train_heads import HeadGroup, Recipe, Trained, by_learning_rate, fit_grid
+from IP_training.shares import BankOf, GroupsOf, Share, shares_each, split, train_shares
+from IP_training.train_heads import HeadGroup, Recipe, Trained, by_learning_rate
 
-BankOf = Callable[[Trained], tuple[Bank, Normaliser]]
 DENSE_LEDGER = "dense_heads.jsonl"
-# Called with a seed, the cells still to train and the device. Yields groups that train together, and a function that
-# gives a trained head's bank; one pair at a time, so that only one need be in memory.
-MakeGroups = Callable[[Seed, list[Cell], torch.device], Iterator[tuple[list[HeadGroup], BankOf]]]
+# Called with seeds, the device and the processes that may help. Gives for each seed what makes its heads, and what
+# gives a trained head's bank.
+Prepare = Callable[[Sequence[Seed], torch.device, int], Iterable[tuple[GroupsOf, BankOf]]]
 
 
 def train_bank(settings: TrainingSettings, kind: str, inputs: Inputs, make_bank: MakeBank, num_concepts: int | None,
@@ -54,16 +57,18 @@ def train_bank(settings: TrainingSettings, kind: str, inputs: Inputs, make_bank:
     and of the folder's manifest. num_concepts: M, or None where the bank itself decides.
     """
 
-    def make_groups(seed: Seed, cells: list[Cell],
-                    device: torch.device) -> Iterator[tuple[list[HeadGroup], BankOf]]:
-        yield predictor_groups(inputs, make_bank(seed), seed, cells, device, settings.sparsifier)
+    def prepare(seeds: Sequence[Seed], device: torch.device, jobs: int) -> Iterator[tuple[GroupsOf, BankOf]]:
+        banks = dict(in_processes([lambda advance, seed=seed: make_bank(seed) for seed in seeds],
+                                  min(jobs, len(seeds))))
+        for index, seed in enumerate(seeds):
+            yield predictors_on(inputs, banks[index], seed, device, settings.sparsifier)
 
-    return train_groups(settings, kind, inputs, make_groups, num_concepts, bank_settings)
+    return train_groups(settings, kind, inputs, prepare, num_concepts, bank_settings)
 
 
-def train_groups(settings: TrainingSettings, kind: str, inputs: Inputs, make_groups: MakeGroups,
-                 num_concepts: int | None, bank_settings: dict[str, Any]) -> Path:
-    """`train_bank` for heads that may learn their own bank (End2End)."""
+def train_groups(settings: TrainingSettings, kind: str, inputs: Inputs, prepare: Prepare, num_concepts: int | None,
+                 bank_settings: dict[str, Any], cell_bytes: float = 0) -> Path:
+    """`train_bank` for heads that may learn their own bank (End2End). cell_bytes: memory that a head takes."""
     started, trained, device = time.monotonic(), 0, choose_device(settings.device, silent=settings.dry_run)
     identity = identity_of(settings, kind, num_concepts, inputs, bank_settings)
     folder = settings.save_dir or settings.default_folder(identity)
@@ -71,72 +76,94 @@ def train_groups(settings: TrainingSettings, kind: str, inputs: Inputs, make_gro
         print_training_plan(settings, kind, inputs, num_concepts, folder)
         return folder
     keep_freed_memory()
-    choose_threads(inputs.num_classes * (num_concepts or 200))
     with claimed(folder, identity, LEDGER), tf32_products(settings.tf32):
         write_settings(settings, folder / "settings.yaml")
-        for number in settings.seed_numbers:
-            seed = seed_of_run(settings, number, len(inputs.train))
-            dense_rows, fresh = train_dense(settings, inputs, seed, device)
-            trained += fresh + _train_seed(settings, inputs, seed, make_groups, dense_rows, folder / LEDGER, identity,
-                                           device)
+        seeds = [seed_of_run(settings, number, len(inputs.train)) for number in settings.seed_numbers]
+        at_once, jobs = seeds_at_once(settings, inputs, num_concepts or 200, cell_bytes, device)
+        for start in range(0, len(seeds), at_once):
+            trained += _train_seeds(settings, inputs, seeds[start:start + at_once], prepare, folder, identity, device,
+                                    jobs, cell_bytes)
     rows = read_ledger(folder / LEDGER)
     for line in remarks_on_rows(rows):
         print(line)
     seconds = time.monotonic() - started
     print(f"stage 3: {trained} heads trained, {len(rows)} in {folder / LEDGER}, {seconds:.1f} s on {device}"
+          + (f", {jobs} processes" if jobs > 1 else "")
           + (f" ({seconds / trained:.2f} s a head)" if trained else " (all were done already)"))
     return folder
 
 
-def train_dense(settings: TrainingSettings, inputs: Inputs, seed: Seed,
-                device: torch.device) -> tuple[list[dict[str, Any]], int]:
-    """The ledger rows of a seed's dense heads, found where all banks keep them or else trained, and how many were
-    trained now."""
-    ledger = settings.dense_folder(inputs.train.content_hash, inputs.val.content_hash) / DENSE_LEDGER
-    cells = dense_cells(settings, seed.number)
-    known = {cell_of(row): row for row in read_ledger(ledger)}
-    missing = [cell for cell in cells if cell not in known]
-    if missing:
-        groups = dense_groups(inputs, seed, missing, device)
-        rows = _train_and_keep(settings, inputs, seed, groups, lambda head: (None, None), ledger, "dense heads",
-                               {"model": settings.model_name, "dataset": settings.dataset})
-        known = {cell_of(row): row for row in rows}
-    return [known[cell] for cell in cells], len(missing)
+def seeds_at_once(settings: TrainingSettings, inputs: Inputs, num_concepts: int, cell_bytes: float,
+                  device: torch.device) -> tuple[int, int]:
+    """How many seeds are in memory at once, each with activations of its own, and how many processes train them."""
+    if device.type != "cpu":
+        return 1, 1
+    heads = settings.seeds * len(settings.learning_rates) * (1 + len(settings.ratios))
+    jobs = jobs_that_fit(heads, cell_bytes, settings.jobs)
+    activations_bytes = 4 * num_concepts * (len(inputs.train) + len(inputs.val))
+    return (1 if jobs == 1 else max(1, int(available_bytes() / 2 // activations_bytes))), jobs
 
 
-def _train_seed(settings: TrainingSettings, inputs: Inputs, seed: Seed, make_groups: MakeGroups,
-                dense_rows: list[dict[str, Any]], ledger: Path, identity: dict[str, Any], device: torch.device) -> int:
-    """Train the predictors of one seed that the ledger lacks; how many they were."""
-    done = {cell_of(row) for row in read_ledger(ledger)}
-    cells = [cell for cell in predictor_cells(settings, seed.number) if cell not in done]
-    copied = [{**identity, **row} for row in dense_rows if cell_of(row) not in done]
-    for groups, bank_of in make_groups(seed, cells, device) if cells else ():
-        _train_and_keep(settings, inputs, seed, groups, bank_of, ledger, f"{identity['bank']} predictors", identity,
-                        copied)
-        copied = []
-    if copied:  # only dense heads were missing
-        add_rows(ledger, copied)
-    return len(cells)
+def _train_seeds(settings: TrainingSettings, inputs: Inputs, seeds: Sequence[Seed], prepare: Prepare, folder: Path,
+                 identity: dict[str, Any], device: torch.device, jobs: int, cell_bytes: float) -> int:
+    """Train what the ledgers lack of these seeds; how many heads that were. Only this process writes the ledgers."""
+    ledger, dense_ledger = folder / LEDGER, dense_ledger_of(settings, inputs)
+    ledger_of = {True: dense_ledger, False: ledger}
+    done = {dense: {cell_of(row) for row in read_ledger(file)} for dense, file in ledger_of.items()}
+    missing = [(seed, [cell for cell in cells(settings, seed.number) if cell not in done[dense]], dense)
+               for dense, cells in ((True, dense_cells), (False, predictor_cells)) for seed in seeds]
+    missing = [(seed, cells, dense) for seed, cells, dense in missing if cells]
+    heads = iter(prepare([seed for seed, _, dense in missing if not dense], device, jobs))
+    shares = []
+    for seed, cells, dense in missing:
+        maker = dense_heads(inputs, seed, device) if dense else next(heads)
+        most = int(available_bytes(device) / 2 // (jobs * cell_bytes)) or 1 if cell_bytes and not dense else 0
+        parts = split(cells, 1 if dense else shares_each(len(seeds), len(cells), jobs, most))
+        shares += [Share(seed, part, *maker, resume_file_of(ledger_of[dense], seed, f"{number}of{len(parts)}"))
+                   for number, part in enumerate(parts, start=1)]
+    weights = inputs.num_classes * (identity["num_concepts"] or 200)
+    what = f"{identity['bank']}, seed" + ("s " if seeds[1:] else " ") + ", ".join(str(seed.number) for seed in seeds)
+    with progress(total=settings.n_epoch * sum(len(share.cells) for share in shares), desc=what, unit="head epoch",
+                  disable=not shares) as bar:  # closed before a message about a stop
+        for share, found, seconds in train_shares(shares, inputs, recipe_of(settings), device, jobs, weights, bar):
+            dense = share.cells[0].dense
+            _keep(share, found, seconds, ledger_of[dense], identity, settings.sparsifier, inputs.class_labels)
+            bar.set_postfix_str(f"seed {share.seed.number}: {'dense' if dense else 'predictors'} "
+                                f"{max(max(head.top1) for head in found):.3f}", refresh=False)
+    of_seeds = {seed.number for seed in seeds}
+    copied = [row for row in read_ledger(dense_ledger) if row["seed"] in of_seeds
+              and row["learning_rate"] in settings.learning_rates and cell_of(row) not in done[False]]
+    if copied:
+        add_rows(ledger, [{**identity, **row} for row in copied])
+    for file, seed in itertools.product(ledger_of.values(), seeds):  # and those of a run with other shares
+        for left in file.parent.glob(resume_file_of(file, seed, "*").name):
+            left.unlink()
+    return sum(len(cells) for _, cells, _ in missing)
 
 
-def _train_and_keep(settings: TrainingSettings, inputs: Inputs, seed: Seed, groups: Sequence[HeadGroup],
-                    bank_of: Callable[[Trained], tuple[Bank | None, Normaliser | None]], ledger: Path, what: str,
-                    identity: dict[str, Any], more_rows: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
-    """Train heads and write their predictors and rows, with `more_rows`; all rows of the ledger. Rows of dense heads
-    go without the identity: they belong to no bank."""
-    started, resume_file = time.monotonic(), ledger.with_name(f"resume_seed{seed.number}.pt")
-    device = next(groups[0].heads.parameters()).device
-    heads = fit_grid(groups, inputs.train.labels_N.to(device), inputs.val.labels_N.to(device), recipe_of(settings),
-                     seed.number, seed.selection, resume_file, what=what)
-    banks = [bank_of(head) for head in heads]
-    seconds = (time.monotonic() - started) / len(heads)
-    rows = [*more_rows, *({**(identity if bank else {}), **row_of(head, bank, settings.sparsifier, seconds)}
-                          for head, (bank, _) in zip(heads, banks, strict=True))]
+def _keep(share: Share, heads: Sequence[Trained], seconds: float, ledger: Path, identity: dict[str, Any],
+          sparsifier: str, class_labels: Sequence[str]) -> None:
+    """Write the predictors and rows of trained heads. Rows of dense heads go without the identity: they belong to no
+    bank."""
+    banks = [share.bank_of(head) for head in heads]
+    if share.cells[0].dense:
+        identity = {key: identity[key] for key in ("model", "dataset")}
+    rows = [{**(identity if bank else {}), **row_of(head, bank, sparsifier, seconds)}
+            for head, (bank, _) in zip(heads, banks, strict=True)]
     # The ledger last: what it names as done has its predictors, whenever a run is killed.
-    save_predictors(ledger.parent, heads, banks, merged(read_ledger(ledger), rows), inputs.class_labels, identity)
-    rows = add_rows(ledger, rows)
-    resume_file.unlink(missing_ok=True)
-    return rows
+    save_predictors(ledger.parent, heads, banks, merged(read_ledger(ledger), rows), class_labels, identity)
+    add_rows(ledger, rows)
+    share.resume_file.unlink(missing_ok=True)
+
+
+def dense_ledger_of(settings: TrainingSettings, inputs: Inputs) -> Path:
+    """The ledger of the dense heads on these features, shared by all banks."""
+    return settings.dense_folder(inputs.train.content_hash, inputs.val.content_hash) / DENSE_LEDGER
+
+
+def resume_file_of(ledger: Path, seed: Seed, part: str) -> Path:
+    """Where the state of a share lies between epochs."""
+    return ledger.with_name(f"resume_seed{seed.number}_{part}.pt")
 
 
 # ---- groups of heads ----
@@ -152,23 +179,30 @@ def predictor_cells(settings: TrainingSettings, number: int) -> list[Cell]:
     return [Cell(number, ratio, rate) for ratio in settings.ratios for rate in settings.learning_rates]
 
 
-def dense_groups(inputs: Inputs, seed: Seed, cells: Sequence[Cell], device: torch.device) -> list[HeadGroup]:
+def dense_heads(inputs: Inputs, seed: Seed, device: torch.device) -> tuple[GroupsOf, BankOf]:
     """Dense heads, on the raw representation: one group per learning rate."""
     h_train, h_val = inputs.resident(device)
-    return [HeadGroup(LinearHeads(len(same_rate), inputs.train.width, inputs.num_classes,
-                                 torch_rng(seed.number, "dense head")).to(device), same_rate, h_train, h_val)
-            for same_rate in by_learning_rate(cells)]
+
+    def groups_of(cells: Sequence[Cell]) -> list[HeadGroup]:
+        return [HeadGroup(LinearHeads(len(same_rate), inputs.train.width, inputs.num_classes,
+                                      torch_rng(seed.number, "dense head")).to(device), same_rate, h_train, h_val)
+                for same_rate in by_learning_rate(cells)]
+
+    return groups_of, lambda head: (None, None)
 
 
-def predictor_groups(inputs: Inputs, bank: Bank, seed: Seed, cells: Sequence[Cell], device: torch.device,
-                     sparsifier: str) -> tuple[list[HeadGroup], BankOf]:
+def predictors_on(inputs: Inputs, bank: Bank, seed: Seed, device: torch.device,
+                  sparsifier: str) -> tuple[GroupsOf, BankOf]:
     """Predictors on a bank that stays as it is: activations are computed once for all heads."""
     normaliser, z_train, z_val = activations(inputs, bank, seed, device)
-    groups = [HeadGroup(InterpretationHeads([cell.ratio for cell in same_rate], len(bank), inputs.num_classes,
-                                            torch_rng(seed.number, "head"), sparsifier,
-                                            normaliser.learned_M).to(device), same_rate, z_train, z_val)
-              for same_rate in by_learning_rate(cells)]
-    return groups, lambda head: (bank, normaliser)
+
+    def groups_of(cells: Sequence[Cell]) -> list[HeadGroup]:
+        return [HeadGroup(InterpretationHeads([cell.ratio for cell in same_rate], len(bank), inputs.num_classes,
+                                              torch_rng(seed.number, "head"), sparsifier,
+                                              normaliser.learned_M).to(device), same_rate, z_train, z_val)
+                for same_rate in by_learning_rate(cells)]
+
+    return groups_of, lambda head: (bank, normaliser)
 
 
 def activations(inputs: Inputs, bank: Bank, seed: Seed,

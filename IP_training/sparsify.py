@@ -28,6 +28,15 @@ def sparsify(a_GBM: torch.Tensor, ratios: Sequence[float], rule: str = "mask") -
     return a_GBM if keep_GBM is None else a_GBM * keep_GBM
 
 
+def scaled_and_masked(z_BM: torch.Tensor, scale_GM: torch.Tensor, shift_GM: torch.Tensor, ratios: Sequence[float],
+                      rule: str = "mask") -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Scaled, shifted and sparsified activations and their mask, both (G, B, M), without a gradient. No mask: all stay.
+    """
+    x_GBM = torch.addcmul(shift_GM[:, None], z_BM, scale_GM[:, None])  # (G, B, M)
+    keep_GBM = keep_mask(x_GBM, ratios, rule)
+    return (x_GBM if keep_GBM is None else x_GBM.mul_(keep_GBM)), keep_GBM
+
+
 def keep_mask(a_GBM: torch.Tensor, ratios: Sequence[float], rule: str = "mask") -> torch.Tensor | None:
     """1.0 where `mask` or `strict` keeps an entry, else 0.0, (G, B, M); None where all of them stay."""
     dropped = [dropped_count(a_GBM.shape[-1], ratio) for ratio in ratios]

@@ -1,22 +1,21 @@
 """Train head groups: all of them in one pass over the data per epoch.
 
 `train_heads` is the training loop. `fit_grid` stands around it: it evaluates after every epoch, keeps the best state of
-each head, shows progress, and goes on where a killed run stopped.
+each head, and goes on where a killed run stopped.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from iis.grid import Cell
-from iis.runtime import UserError, progress, torch_rng, write_whole
+from iis.runtime import UserError, torch_rng, write_whole
 
 SAVE_EVERY_S = 30.0  # how much work a killed run may lose
 
@@ -60,14 +59,10 @@ def train_heads(groups: Sequence[HeadGroup], y_N: torch.Tensor, rows: torch.Tens
         order = rows[torch.randperm(len(rows), generator=torch_rng(seed, "batch order", epoch))].to(y_N.device)
         losses = [torch.zeros(len(group.cells), device=y_N.device) for group in groups]
         for batch in order.split(recipe.batch_size):
-            optimizer.zero_grad()
             inputs = {id(group.train): group.train for group in groups}  # each read once
             x_of = {key: gather(x, batch) for key, x in inputs.items()}  # (B, W)
             for group, sums in zip(groups, losses, strict=True):
-                logits = group.heads(x_of[id(group.train)])  # (G, C, B)
-                loss = F.cross_entropy(logits, y_N[batch].expand(len(logits), -1), reduction="none").mean(1)  # (G,)
-                loss.sum().backward()
-                sums += len(batch) * loss.detach()
+                sums += len(batch) * group.heads.backward(x_of[id(group.train)], y_N[batch])
             optimizer.step()
         schedule.step()
         yield epoch, [sums / len(order) for sums in losses]
@@ -91,25 +86,26 @@ class Trained:
     correct: torch.Tensor | None = None
     state: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    def add_epoch(self, loss: float, correct: torch.Tensor, top5: float, select: torch.Tensor,
-                  heads: nn.Module, g: int) -> None:
-        """Note an epoch; a better one on the selection images replaces the best so far."""
+    def add_epoch(self, loss: float, top1: float, top5: float, select_top1: float) -> bool:
+        """Note an epoch; whether it is the best so far on the selection images."""
         self.loss.append(loss)
-        self.top1.append(float(correct.double().mean()))
+        self.top1.append(top1)
         self.top5.append(top5)
-        self.select_top1.append(float(select.double().mean()))
-        if self.best_epoch < 0 or self.select_top1[-1] > self.select_top1[self.best_epoch]:
-            self.best_epoch, self.correct, self.state = len(self.top1) - 1, correct.cpu(), heads.state_of(g)
+        self.select_top1.append(select_top1)
+        better = self.best_epoch < 0 or select_top1 > self.select_top1[self.best_epoch]
+        if better:
+            self.best_epoch = len(self.top1) - 1
+        return better
 
 
 def fit_grid(groups: Sequence[HeadGroup], y_N: torch.Tensor, y_V: torch.Tensor, recipe: Recipe, seed: int,
              selection: tuple[torch.Tensor, torch.Tensor] | None = None, resume_file: Path | None = None,
-             show: bool = True, what: str = "heads") -> list[Trained]:
+             advance: Callable[[int], None] = lambda epochs: None) -> list[Trained]:
     """Train all heads of one seed; the results in the order of groups and cells.
 
     y_N (N,), y_V (V,) int64 on the heads' device. selection: (rows to train on, rows to select on), both indices into
     N, for `--holdout`; without it validation top-1 selects the epoch (the release's rule). resume_file: where the state
-    is kept between epochs; the caller removes it once the results are in the ledger.
+    is kept between epochs; the caller removes it once the results are in the ledger. advance: is told of epochs done.
     """
     rows, held = selection or (torch.arange(len(y_N)), None)
     optimizer = torch.optim.Adam([{"params": list(group.heads.parameters()), "lr": group.cells[0].learning_rate}
@@ -118,20 +114,20 @@ def fit_grid(groups: Sequence[HeadGroup], y_N: torch.Tensor, y_V: torch.Tensor, 
     trained = [[Trained(cell) for cell in group.cells] for group in groups]
     resuming = resume_file is not None and resume_file.exists()
     first, saved = _restore(resume_file, groups, optimizer, trained) if resuming else 0, time.monotonic()
-    with progress(total=recipe.epochs, initial=first, desc=f"seed {seed}, {what}", unit="epoch",
-                  disable=not show) as bar:  # closed before a message about a stop
-        for epoch, losses in train_heads(groups, y_N, rows, recipe, seed, optimizer, schedule, first):
-            for group, heads, loss in zip(groups, trained, losses, strict=True):
-                correct, top5 = evaluate(group.heads, group.val, y_V)
-                select = correct if held is None else evaluate(group.heads, group.train, y_N, held)[0]
-                for g, head in enumerate(heads):
-                    head.add_epoch(float(loss[g]), correct[g], float(top5[g]), select[g], group.heads, g)
-            bar.set_postfix_str("best " + " ".join(f"{heads[0].cell.learning_rate:g}:{max(heads[0].top1):.3f}"
-                                                   for heads in trained), refresh=False)
-            bar.update()
-            if resume_file and epoch + 1 < recipe.epochs and time.monotonic() - saved > SAVE_EVERY_S:
-                _save(resume_file, epoch + 1, groups, optimizer, trained)
-                saved = time.monotonic()
+    advance(first)
+    for epoch, losses in train_heads(groups, y_N, rows, recipe, seed, optimizer, schedule, first):
+        for group, heads, loss in zip(groups, trained, losses, strict=True):
+            correct, top5 = evaluate(group.heads, group.val, y_V)
+            select = correct if held is None else evaluate(group.heads, group.train, y_N, held)[0]
+            top1, select = correct.double().mean(1), select.double().mean(1)
+            measured = torch.stack([loss.double(), top1, top5.double(), select], 1).tolist()  # the only wait for a GPU
+            for g, head in enumerate(heads):
+                if head.add_epoch(*measured[g]):
+                    head.correct, head.state = correct[g].cpu(), group.heads.state_of(g)
+        advance(1)
+        if resume_file and epoch + 1 < recipe.epochs and time.monotonic() - saved > SAVE_EVERY_S:
+            _save(resume_file, epoch + 1, groups, optimizer, trained)
+            saved = time.monotonic()
     return [head for heads in trained for head in heads]
 
 

@@ -20,6 +20,7 @@ from iis.grid import LEARNING_RATES, RATIOS
 from iis.layers import HEAD_INPUT, Node, find_head, represent, resolve
 from iis.plots import arr_figure
 from iis.preprocessing import normalise, preprocessing, to_uint8
+from iis.results import cell_of
 from iis.runtime import UserError, choose_device, progress
 from iis.summary import summarise
 
@@ -75,15 +76,16 @@ def score(x_train: Array, y_train: Array | Sequence, x_val: Array, y_val: Array 
     from IP_training.inputs import Inputs, check_features
     from IP_training.run import (
         dense_cells,
-        dense_groups,
+        dense_heads,
         identity_of,
         predictor_cells,
-        predictor_groups,
+        predictors_on,
         recipe_of,
         row_of,
         seed_of_run,
+        seeds_at_once,
     )
-    from IP_training.train_heads import fit_grid
+    from IP_training.shares import Share, shares_each, split, train_shares
 
     if missing := sorted(set(RATIOS) - set(ratios)):
         raise UserError(f"ratios lacks {missing}: the IIS is the area over {RATIOS}; more ratios may be added")
@@ -100,22 +102,25 @@ def score(x_train: Array, y_train: Array | Sequence, x_val: Array, y_val: Array 
                                 learning_rates=tuple(learning_rates), n_epoch=epochs, batch_size=batch_size,
                                 holdout=holdout, sparsifier=sparsifier)
     inputs, make_bank = Inputs(train, val, None, train.class_names), _bank_maker(bank, num_concepts, train.width)
-    where, rows = choose_device(device, silent=True), []
-    y_N, y_V = train.labels_N.to(where), val.labels_N.to(where)
+    where, shares, identities, rows = choose_device(device, silent=True), [], {}, []
+    _, jobs = seeds_at_once(settings, inputs, num_concepts, 0, where)
     for number in settings.seed_numbers:
         seed = seed_of_run(settings, number, len(train))
         made = make_bank(seed)
         if made.vectors_MD.shape[1] != train.width:
             raise UserError(f"the bank has D = {made.vectors_MD.shape[1]}, and x_train D = {train.width}: make it of "
                             "elements embedded as x_train was")
-        identity = identity_of(settings, made.kind, len(made), inputs, {})
-        dense, cells = dense_cells(settings, number), predictor_cells(settings, number)
-        for groups, of_rows, what in (
-                (dense_groups(inputs, seed, dense, where), None, "dense heads"),
-                (predictor_groups(inputs, made, seed, cells, where, settings.sparsifier)[0], made, "predictors")):
-            trained = fit_grid(groups, y_N, y_V, recipe_of(settings), number, seed.selection, show=show_progress,
-                               what=what)
-            rows += [{**identity, **row_of(head, of_rows, settings.sparsifier, 0.0)} for head in trained]
+        identities[number] = identity_of(settings, made.kind, len(made), inputs, {})
+        predictors, cells = predictors_on(inputs, made, seed, where, sparsifier), predictor_cells(settings, number)
+        shares += [Share(seed, dense_cells(settings, number), *dense_heads(inputs, seed, where)),
+                   *(Share(seed, part, *predictors) for part in split(cells, shares_each(seeds, len(cells), jobs)))]
+    with progress(total=epochs * sum(len(share.cells) for share in shares), desc="heads", unit="head epoch",
+                  disable=not show_progress) as bar:
+        for share, trained, _ in train_shares(shares, inputs, recipe_of(settings), where, jobs,
+                                              len(train.class_names) * len(made), bar):
+            rows += [{**identities[share.seed.number], **row_of(head, share.bank_of(head)[0], sparsifier, 0.0)}
+                     for head in trained]
+    rows.sort(key=cell_of)
     summary = summarise(rows, draws, "the result")
     for remark in summary["remarks"]:
         if remark.startswith("warning: "):

@@ -40,7 +40,7 @@ def learned(ratios=(0.0, 0.5, 0.9), rate=0.01):
 
 
 def fit(groups, **changes):
-    return fit_grid(groups, TRAIN.labels_N, VAL.labels_N, RECIPE, seed=0, show=False, **changes)
+    return fit_grid(groups, TRAIN.labels_N, VAL.labels_N, RECIPE, seed=0, **changes)
 
 
 @pytest.mark.parametrize("kind", ["predictors", "dense", "learned"])
@@ -147,7 +147,7 @@ def test_holdout_selects_without_looking_at_validation():
     assert all(math.isclose((60 * value) % 1, 0, abs_tol=1e-9) for value in ours.select_top1)  # of 60 images
     assert ours.best_epoch == ours.select_top1.index(max(ours.select_top1))
     other = fit_grid([predictors([0.0])], TRAIN.labels_N.clone().index_fill_(0, held, 0), VAL.labels_N, RECIPE, 0,
-                     (train, held), show=False)[0]
+                     (train, held))[0]
     assert other.loss == ours.loss and other.top1 == ours.top1  # their labels train nothing
 
 
