@@ -86,7 +86,8 @@ def train_elastic_net(settings: Settings, inputs: Inputs, make_bank: MakeBank, m
         memory = elastic_net.bytes_of_fit(len(inputs.train) + len(inputs.val), inputs.train.width, most_concepts,
                                           inputs.num_classes)
         # On a GPU one after another: a forked process cannot use it.
-        found = dict(in_processes(tasks, jobs_that_fit(len(tasks), memory, None if device.type == "cpu" else 1)))
+        jobs = jobs_that_fit(len(tasks), memory, settings.jobs if device.type == "cpu" else 1)
+        found = dict(in_processes(tasks, jobs))
         results = [found[index] for index in range(len(tasks))]
         write_json(folder / "elastic_net.json", {"identity": identity, "results": results})
     print(f"written: {folder}/elastic_net.json")

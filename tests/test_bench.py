@@ -116,6 +116,9 @@ def test_memory_draws_the_line(tmp_path, monkeypatch):
     out = memory.main(parse(memory.Settings, ["--out", str(tmp_path / "x.json")]))
     found = [result["gib"] for result in json.loads(out.read_text())["results"].values()]
     assert found == pytest.approx([1, 1, 1, 1.5, 2, 11])  # 1 + 1,280,000 / 128,000
+    out = memory.main(parse(memory.Settings, ["--out", str(tmp_path / "y.json"), "--fraction=1", "--stages=3"]))
+    (name, result), = json.loads(out.read_text())["results"].items()
+    assert "1,280,000" in name and "line" not in name and result == {"gib": 11, "must": 24, "aim": 24}
 
 
 def test_refusals(tmp_path):
