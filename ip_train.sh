@@ -26,6 +26,7 @@ EPOCHS=${EPOCHS:-30}
 HEAD_BATCH_SIZE=${HEAD_BATCH_SIZE:-}     # samples per step of stage 3; empty: 1024
 HOLDOUT=${HOLDOUT:-}                     # fraction of train to select on; empty: select on validation, as the release
 DEVICE=${DEVICE:-}                       # empty: cuda where there is one
+JOBS=${JOBS:-}                           # processes on a CPU; empty: one per core
 CLIP_NAME=${CLIP_NAME:-}                 # Text, Combined: the CLIP, its cut-offs and the words; empty: as published
 CLIP_CUTOFF=${CLIP_CUTOFF:-}
 INTERPRETABILITY_CUTOFF=${INTERPRETABILITY_CUTOFF:-}
@@ -37,7 +38,7 @@ PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo pyth
 common=(--dataset "$DATASET" --protocol "$PROTOCOL" --seeds "$SEEDS" --n_epoch "$EPOCHS" --save_root "$OUT"
         ${NUM_CONCEPTS:+--num_concepts "$NUM_CONCEPTS"} ${RATIOS:+--ratios "$RATIOS"}
         ${LEARNING_RATES:+--learning_rates "$LEARNING_RATES"} ${HEAD_BATCH_SIZE:+--batch_size "$HEAD_BATCH_SIZE"}
-        ${HOLDOUT:+--holdout "$HOLDOUT"} ${DEVICE:+--device "$DEVICE"} ${DRY_RUN:+--dry_run})
+        ${HOLDOUT:+--holdout "$HOLDOUT"} ${JOBS:+--jobs "$JOBS"} ${DEVICE:+--device "$DEVICE"} ${DRY_RUN:+--dry_run})
 text=(${CLIP_NAME:+--clip_name "$CLIP_NAME"} ${CLIP_CUTOFF:+--clip_cutoff "$CLIP_CUTOFF"}
       ${INTERPRETABILITY_CUTOFF:+--interpretability_cutoff "$INTERPRETABILITY_CUTOFF"}
       ${CONCEPT_SET:+--concept_set "$CONCEPT_SET"})

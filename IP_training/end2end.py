@@ -23,7 +23,14 @@ from iis.grid import Cell
 from iis.runtime import seed_of, torch_rng
 from IP_training.banks import MAX_ELEMENTS, Bank, Seed, chosen_elements, unit_rows
 from IP_training.inputs import Inputs
-from IP_training.predictor import EPSILON, InterpretationHeads, LinearHeads, Normaliser, fit_normaliser
+from IP_training.predictor import (
+    EPSILON,
+    InterpretationHeads,
+    LinearHeads,
+    Normaliser,
+    autograd_backward,
+    fit_normaliser,
+)
 from IP_training.shares import BankOf, GroupsOf
 from IP_training.train_heads import HeadGroup, Trained, by_learning_rate
 
@@ -94,7 +101,7 @@ class End2EndHeads(InterpretationHeads):
         super().__init__(ratios, num_concepts, num_classes, generator, rule)
         self.test_assignment, self.noise_seed = test_assignment, seed if noise_seed is None else noise_seed
         self.register_buffer("elements_ED", elements_ED, persistent=False)
-        self.num_concepts, self.steps, self._banks = num_concepts, 0, None
+        self.num_concepts, self.steps, self._banks, self.capturable = num_concepts, 0, None, False
         q = nn.init.trunc_normal_(torch.empty(len(elements_ED), num_concepts), std=0.02,
                                   generator=torch_rng(seed, "q"))
         self.q_GEM = nn.Parameter(q.repeat(len(self.ratios), 1, 1))
@@ -132,7 +139,7 @@ class End2EndHeads(InterpretationHeads):
     def forward(self, h_BD: torch.Tensor) -> torch.Tensor:
         return LinearHeads.forward(self, self.interpretations(h_BD))  # (G, C, B)
 
-    backward = LinearHeads.backward  # the bank learns too
+    backward = autograd_backward  # and so not capturable: every step draws noise
 
     @torch.no_grad()
     def state_of(self, g: int) -> dict[str, torch.Tensor]:

@@ -91,7 +91,12 @@ def interpret(features_ND: torch.Tensor, bank_MD: torch.Tensor, normaliser: Norm
 
 class LinearHeads(nn.Module):
     """G linear classifiers on inputs (B, W) → logits (G, C, B). All start from one initial head, so that the cells of a
-    seed differ only in what the grid varies."""
+    seed differ only in what the grid varies.
+
+    capturable: whether a step of `backward` can be a CUDA graph: its gradient is written down and draws nothing.
+    """
+
+    capturable = True
 
     def __init__(self, count: int, width: int, num_classes: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -104,14 +109,12 @@ class LinearHeads(nn.Module):
         x = x.to(self.weight.dtype).expand(len(self.weight), *x.shape[-2:])
         return torch.baddbmm(self.bias[..., None], self.weight, x.mT)  # (G, C, B)
 
-    def backward(self, x: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
+    @torch.no_grad()
+    def backward(self, x_BW: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
         """The mean cross-entropy of each head, (G,), with its gradient in the parameters."""
-        for parameter in self.parameters():
-            parameter.grad = None
-        logits_GCB = self(x)
-        losses_G = F.cross_entropy(logits_GCB, y_B.expand(len(logits_GCB), -1), reduction="none").mean(1)
-        losses_G.sum().backward()
-        return losses_G.detach()
+        losses_G, gradient_GCB = cross_entropy(self(x_BW), y_B)
+        self.weight.grad, self.bias.grad = gradient_GCB @ x_BW, gradient_GCB.sum(2)
+        return losses_G
 
     def state_of(self, g: int) -> dict[str, torch.Tensor]:
         """What predicting with head g needs, beside the bank and its normaliser."""
@@ -127,7 +130,7 @@ class InterpretationHeads(LinearHeads):
     def __init__(self, ratios: Sequence[float], num_concepts: int, num_classes: int, generator: torch.Generator,
                  rule: str = "mask", learned_M: torch.Tensor | None = None) -> None:
         super().__init__(len(ratios), num_concepts, num_classes, generator)
-        self.ratios, self.rule = tuple(ratios), rule
+        self.ratios, self.rule, self.capturable = tuple(ratios), rule, rule != "shrink"
         self.scale = nn.Parameter(torch.ones(len(ratios), num_concepts))  # (G, M), of the LayerNorm
         self.shift = nn.Parameter(torch.zeros(len(ratios), num_concepts))
         everything = learned_M is None or bool(learned_M.all())
@@ -141,41 +144,52 @@ class InterpretationHeads(LinearHeads):
         return super().forward(self.interpretations(z))
 
     def backward(self, z_BM: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
-        losses_G = super().backward(z_BM, y_B) if self.rule == "shrink" else self._backward_of_masks(z_BM, y_B)
+        losses_G = (autograd_backward if self.rule == "shrink" else masked_backward)(self, z_BM, y_B)
         if self.learned_M is not None:  # a gradient of 0 leaves Adam's entry where it is
             self.scale.grad.mul_(self.learned_M)
             self.shift.grad.mul_(self.learned_M)
         return losses_G
 
-    @torch.no_grad()
-    def _backward_of_masks(self, z_BM: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
-        """`backward` with the gradient written down, for the mask K and the logits' gradient g (C, B):
 
-            x = (z·scale + shift)·K    logits = W x + b    P = g (z·K)    Q = g K
-            dW = scale·P + shift·Q     dscale = Σ_c W·P    dshift = Σ_c W·Q    db = Σ_b g
+@torch.no_grad()
+def masked_backward(heads: InterpretationHeads, z_BM: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
+    """`backward` with the gradient written down, for the mask K and the logits' gradient g (C, B):
 
-        The gradient by x, as large as x, is never formed. On a CPU a head at a time is faster, because its arrays stay
-        in the cache (bench/heads.py says how much all this gives).
-        """
-        losses_G = z_BM.new_empty(len(self.ratios))
-        for parameter in self.parameters():
-            parameter.grad = torch.empty_like(parameter)
-        at_once = 1 if z_BM.device.type == "cpu" else len(self.ratios)
-        for start in range(0, len(self.ratios), at_once):
-            some = slice(start, start + at_once)
-            weight, scale, shift = self.weight[some], self.scale[some], self.shift[some]
-            x_GBM, keep_GBM = scaled_and_masked(z_BM, scale, shift, self.ratios[some], self.rule)
-            logits_GCB = torch.baddbmm(self.bias[some, :, None], weight, x_GBM.mT)
-            losses_G[some], gradient_GCB = cross_entropy(logits_GCB, y_B)
-            bias_GC = torch.sum(gradient_GCB, 2, out=self.bias.grad[some])
-            if keep_GBM is None:
-                P_GCM, Q_GCM = gradient_GCB @ z_BM, bias_GC[..., None].expand_as(weight)
-            else:
-                P_GCM, Q_GCM = gradient_GCB @ torch.mul(z_BM, keep_GBM, out=x_GBM), gradient_GCB @ keep_GBM
-            torch.sum(weight * P_GCM, 1, out=self.scale.grad[some])
-            torch.sum(weight * Q_GCM, 1, out=self.shift.grad[some])
-            torch.addcmul(P_GCM * scale[:, None], Q_GCM, shift[:, None], out=self.weight.grad[some])
-        return losses_G
+        x = (z·scale + shift)·K    logits = W x + b    P = g (z·K)    Q = g K
+        dW = scale·P + shift·Q     dscale = Σ_c W·P    dshift = Σ_c W·Q    db = Σ_b g
+
+    The gradient by x, as large as x, is never formed. On a CPU a head at a time is faster, because its arrays stay
+    in the cache (bench/heads.py says how much all this gives).
+    """
+    losses_G = z_BM.new_empty(len(heads.ratios))
+    for parameter in heads.parameters():
+        parameter.grad = torch.empty_like(parameter)
+    at_once = 1 if z_BM.device.type == "cpu" else len(heads.ratios)
+    for start in range(0, len(heads.ratios), at_once):
+        some = slice(start, start + at_once)
+        weight, scale, shift = heads.weight[some], heads.scale[some], heads.shift[some]
+        x_GBM, keep_GBM = scaled_and_masked(z_BM, scale, shift, heads.ratios[some], heads.rule)
+        logits_GCB = torch.baddbmm(heads.bias[some, :, None], weight, x_GBM.mT)
+        losses_G[some], gradient_GCB = cross_entropy(logits_GCB, y_B)
+        bias_GC = torch.sum(gradient_GCB, 2, out=heads.bias.grad[some])
+        if keep_GBM is None:
+            P_GCM, Q_GCM = gradient_GCB @ z_BM, bias_GC[..., None].expand_as(weight)
+        else:
+            P_GCM, Q_GCM = gradient_GCB @ torch.mul(z_BM, keep_GBM, out=x_GBM), gradient_GCB @ keep_GBM
+        torch.sum(weight * P_GCM, 1, out=heads.scale.grad[some])
+        torch.sum(weight * Q_GCM, 1, out=heads.shift.grad[some])
+        torch.addcmul(P_GCM * scale[:, None], Q_GCM, shift[:, None], out=heads.weight.grad[some])
+    return losses_G
+
+
+def autograd_backward(heads: LinearHeads, x: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
+    """`LinearHeads.backward` by autograd, for heads whose gradient is not written down."""
+    for parameter in heads.parameters():
+        parameter.grad = None
+    logits_GCB = heads(x)
+    losses_G = F.cross_entropy(logits_GCB, y_B.expand(len(logits_GCB), -1), reduction="none").mean(1)
+    losses_G.sum().backward()
+    return losses_G.detach()
 
 
 def cross_entropy(logits_GCB: torch.Tensor, y_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from torch import nn
 
 from iis.grid import Cell
 from iis.runtime import UserError, torch_rng, write_whole
+from IP_training.cuda_graph import Captured
 
 SAVE_EVERY_S = 30.0  # how much work a killed run may lose
 
@@ -55,22 +57,52 @@ def train_heads(groups: Sequence[HeadGroup], y_N: torch.Tensor, rows: torch.Tens
 
     Losses share no parameter and Adam works entry by entry, so each head is exactly the head trained alone.
     """
+    inputs = {id(group.train): group.train for group in groups}  # each read once
+    sizes = [len(group.cells) for group in groups]
+
+    def step(y_B: torch.Tensor, *x: torch.Tensor) -> torch.Tensor:
+        x_of = dict(zip(inputs, x, strict=True))
+        losses = [group.heads.backward(x_of[id(group.train)], y_B) for group in groups]
+        optimizer.step()
+        return torch.cat(losses)  # of all heads
+
+    step = Captured(step) if all(group.heads.capturable for group in groups) else step
     for epoch in range(first_epoch, recipe.epochs):
-        order = rows[torch.randperm(len(rows), generator=torch_rng(seed, "batch order", epoch))].to(y_N.device)
-        losses = [torch.zeros(len(group.cells), device=y_N.device) for group in groups]
-        for batch in order.split(recipe.batch_size):
-            inputs = {id(group.train): group.train for group in groups}  # each read once
-            x_of = {key: gather(x, batch) for key, x in inputs.items()}  # (B, W)
-            for group, sums in zip(groups, losses, strict=True):
-                sums += len(batch) * group.heads.backward(x_of[id(group.train)], y_N[batch])
-            optimizer.step()
+        order = rows[torch.randperm(len(rows), generator=torch_rng(seed, "batch order", epoch))]
+        losses = torch.zeros(sum(sizes), device=y_N.device)
+        for batch, x in read(list(inputs.values()), order, recipe.batch_size, y_N.device):
+            losses += len(batch) * step(y_N[batch], *x)
         schedule.step()
-        yield epoch, [sums / len(order) for sums in losses]
+        yield epoch, (losses / len(order)).split(sizes)
 
 
-def gather(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Some rows as float32, on the device of `rows`; x may be a memory-mapped file on the CPU."""
-    return x.index_select(0, rows.to(x.device)).to(rows.device, torch.float32)
+def read(inputs: Sequence[torch.Tensor], rows: torch.Tensor, batch_size: int,
+         device: torch.device) -> Iterator[tuple[torch.Tensor, list[torch.Tensor]]]:
+    """(rows, those rows of every input), on the device, for every batch of `rows`. What a GPU needs from the CPU's
+    memory or a file is read a batch ahead, in a thread."""
+    batches = list(zip(rows.split(batch_size), rows.to(device).split(batch_size), strict=True))  # on CPU and device
+
+    def gathered(batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        return batch[1], [gather(x, *batch) for x in inputs]
+
+    if all(x.device == device for x in inputs):
+        yield from map(gathered, batches)
+        return
+    with ThreadPoolExecutor(1) as reader:
+        ahead = reader.submit(gathered, batches[0])
+        for following in [*batches[1:], None]:
+            found = ahead.result()
+            ahead = following and reader.submit(gathered, following)
+            yield found
+
+
+def gather(x: torch.Tensor, rows: torch.Tensor, on_device: torch.Tensor) -> torch.Tensor:
+    """Some rows as float32 on the device; x may be a memory-mapped file on the CPU. The rows are given on both, because
+    to fetch them from a GPU would wait for all it has to do."""
+    if x.device == on_device.device:
+        return x.index_select(0, on_device).float()
+    # Page-locked, the copy runs beside the GPU's work, and half precision travels as such.
+    return x.index_select(0, rows).pin_memory().to(on_device.device, non_blocking=True).float()
 
 
 @dataclass
@@ -108,8 +140,7 @@ def fit_grid(groups: Sequence[HeadGroup], y_N: torch.Tensor, y_V: torch.Tensor, 
     is kept between epochs; the caller removes it once the results are in the ledger. advance: is told of epochs done.
     """
     rows, held = selection or (torch.arange(len(y_N)), None)
-    optimizer = torch.optim.Adam([{"params": list(group.heads.parameters()), "lr": group.cells[0].learning_rate}
-                                  for group in groups], fused=True)
+    optimizer = adam(groups)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, recipe.decay)
     trained = [[Trained(cell) for cell in group.cells] for group in groups]
     resuming = resume_file is not None and resume_file.exists()
@@ -131,6 +162,17 @@ def fit_grid(groups: Sequence[HeadGroup], y_N: torch.Tensor, y_V: torch.Tensor, 
     return [head for heads in trained for head in heads]
 
 
+def adam(groups: Sequence[HeadGroup]) -> torch.optim.Adam:
+    """One Adam for all groups, each at its learning rate. On a GPU the rates are tensors there: a captured step reads
+    them anew in every epoch."""
+    device = next(groups[0].heads.parameters()).device
+    on_gpu = device.type == "cuda"
+    rates = [group.cells[0].learning_rate for group in groups]
+    return torch.optim.Adam([{"params": list(group.heads.parameters()),
+                              "lr": torch.tensor(rate, device=device) if on_gpu else rate}
+                             for group, rate in zip(groups, rates, strict=True)], fused=True, capturable=on_gpu)
+
+
 @torch.no_grad()
 def evaluate(heads: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor | None = None,
              batch_size: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -142,8 +184,8 @@ def evaluate(heads: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, rows:
     correct, top5 = [], 0
     batch_size = batch_size or (1024 if labels.device.type == "cpu" else 4096)
     rows = torch.arange(len(labels)) if rows is None else rows
-    for some in rows.to(labels.device).split(batch_size):
-        ahead_GB = classes_ahead(heads(gather(inputs, some)), labels[some])
+    for some, [x] in read([inputs], rows, batch_size, labels.device):
+        ahead_GB = classes_ahead(heads(x), labels[some])
         correct.append(ahead_GB == 0)
         top5 = top5 + (ahead_GB < 5).sum(1)
     heads.train()

@@ -1,4 +1,4 @@
-"""One epoch of the published grid (3 seeds of 8 ratios x 3 learning rates and 3 dense heads) against one head at a time.
+"""One epoch of the published grid, 3 seeds of 8 ratios x 3 learning rates and 3 dense heads, against a head at a time.
 
     python bench/grid.py                      # some 15 minutes on two cores; writes bench/results/grid.json
     python bench/grid.py --widths 64 --classes 10 --pairs 1
@@ -50,6 +50,8 @@ class Settings(BenchSettings):
     """Shape of the grid"""
 
     pairs: int = setting(3, "timed pairs", type=positive)
+    threads: int = setting(1, "of PyTorch in a process, on both sides: with more, the plain side too is slower",
+                           type=positive)
     widths: tuple[int, ...] = setting((64, 2048), "D", type=counts)
     classes: tuple[int, ...] = setting((10, 100), "C", type=counts)
     workers: tuple[int, ...] = setting((4, 0), "worker processes of the plain DataLoader", type=counts)

@@ -82,18 +82,6 @@ def available_bytes(device: torch.device | None = None) -> int:
         return 4 * 2**30
 
 
-def choose_threads(weights: int) -> None:
-    """One thread for heads of fewer than 50,000 weights each, unless OMP_NUM_THREADS says otherwise.
-
-    A second thread gains nothing on such heads, and beside another busy process PyTorch's threads wait for one another
-    at every step: an epoch then takes up to a hundred times as long.
-    """
-    import torch
-
-    if weights < 50_000 and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
-
-
 def keep_freed_memory() -> None:
     """Let glibc keep freed arrays for the next step instead of returning them to the system, which hands them out again
     page by page. An epoch of the grid takes up to a fifth less. Does nothing where there is no glibc."""
