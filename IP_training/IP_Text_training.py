@@ -17,8 +17,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
+
 from iis.cli import disk, print_plan, run_script, setting, write_settings
 from iis.embedding_file import save_tensors
+from iis.processes import in_processes, jobs_that_fit
 from iis.runtime import UserError, choose_device, write_json
 from IP_training import elastic_net
 from IP_training.banks import MakeBank
@@ -55,11 +58,13 @@ def main(settings: Settings) -> Path:
     make_bank, identity = words(settings, inputs, text, settings.num_concepts), identity_of_text(settings, text)
     if settings.sparsity_ratio:
         return train_bank(settings, "Text", inputs, make_bank, settings.num_concepts, identity)
-    return train_elastic_net(settings, inputs, make_bank, identity)
+    return train_elastic_net(settings, inputs, make_bank, settings.num_concepts or len(text.words), identity)
 
 
-def train_elastic_net(settings: Settings, inputs: Inputs, make_bank: MakeBank, bank_settings: dict[str, Any]) -> Path:
-    """Fit one layer per seed; write elastic_net.json (accuracy, non-zero weights, objective) and the weights.
+def train_elastic_net(settings: Settings, inputs: Inputs, make_bank: MakeBank, most_concepts: int,
+                      bank_settings: dict[str, Any]) -> Path:
+    """Fit one layer per seed, each in a process of its own; write elastic_net.json (accuracy, non-zero weights,
+    objective) and the weights. most_concepts: what M can be, for the memory.
 
     Activations are standardised by the moments of train, because one lam treats all concepts alike.
     """
@@ -75,29 +80,41 @@ def train_elastic_net(settings: Settings, inputs: Inputs, make_bank: MakeBank, b
         return folder
     with claimed(folder, identity, "elastic_net.json"), tf32_products(settings.tf32):
         write_settings(settings, folder / "settings.yaml")
-        device, results = choose_device(settings.device), []
-        for number in settings.seed_numbers:
-            started, seed = time.monotonic(), seed_of_run(settings, number, len(inputs.train))
-            bank = make_bank(seed)
-            normaliser, x_train, x_val = activations(inputs, bank, seed, device)
-            rows = slice(None) if seed.train_rows is None else seed.train_rows
-            fit = elastic_net.fit_elastic_net(x_train[rows], inputs.train.labels_N[rows].to(device),
-                                              inputs.num_classes, settings.lam, n_iters=settings.n_iters)
-            correct = (x_val @ fit.W_CM.T + fit.b_C).argmax(1) == inputs.val.labels_N.to(device)
-            nonzero = int((fit.W_CM != 0).sum())
-            results.append({"seed": number, "top1": float(correct.double().mean()), "bank_size": len(bank),
-                            "nonzero": nonzero, "nec": nonzero / inputs.num_classes, "objective": fit.objective,
-                            "epochs": fit.passes, "converged": fit.converged,
-                            "seconds": round(time.monotonic() - started, 2)})
-            save_tensors(folder / f"elastic_net_seed{number}.safetensors", {
-                "bank": bank.vectors_MD, "weight": fit.W_CM, "bias": fit.b_C, "mean": normaliser.mean_M,
-                "std": normaliser.std_M})
-            print(f"elastic net, seed {number}: top-1 {100 * results[-1]['top1']:.2f} %, {nonzero} non-zero weights "
-                  f"({results[-1]['nec']:.1f} a class) of {len(bank)} concepts, {fit.passes} passes"
-                  + ("" if fit.converged else ", not converged (--n_iters)"))
+        device = choose_device(settings.device)
+        tasks = [lambda _, number=number: fit_seed(settings, inputs, make_bank, number, device, folder)
+                 for number in settings.seed_numbers]
+        memory = elastic_net.bytes_of_fit(len(inputs.train) + len(inputs.val), inputs.train.width, most_concepts,
+                                          inputs.num_classes)
+        # On a GPU one after another: a forked process cannot use it.
+        jobs = jobs_that_fit(len(tasks), memory, settings.jobs if device.type == "cpu" else 1)
+        found = dict(in_processes(tasks, jobs))
+        results = [found[index] for index in range(len(tasks))]
         write_json(folder / "elastic_net.json", {"identity": identity, "results": results})
     print(f"written: {folder}/elastic_net.json")
     return folder
+
+
+def fit_seed(settings: Settings, inputs: Inputs, make_bank: MakeBank, number: int, device: torch.device,
+             folder: Path) -> dict[str, Any]:
+    """Make the bank of a seed, fit its layer and write elastic_net_seed`number`.safetensors; what is measured."""
+    started, seed = time.monotonic(), seed_of_run(settings, number, len(inputs.train))
+    bank = make_bank(seed)
+    normaliser, x_train, x_val = activations(inputs, bank, seed, device)
+    rows = slice(None) if seed.train_rows is None else seed.train_rows
+    fit = elastic_net.fit_elastic_net(x_train[rows], inputs.train.labels_N[rows].to(device), inputs.num_classes,
+                                      settings.lam, n_iters=settings.n_iters)
+    correct = (x_val @ fit.W_CM.T + fit.b_C).argmax(1) == inputs.val.labels_N.to(device)
+    nonzero = int((fit.W_CM != 0).sum())
+    result = {"seed": number, "top1": float(correct.double().mean()), "bank_size": len(bank), "nonzero": nonzero,
+              "nec": nonzero / inputs.num_classes, "objective": fit.objective, "epochs": fit.passes,
+              "converged": fit.converged, "seconds": round(time.monotonic() - started, 2)}
+    save_tensors(folder / f"elastic_net_seed{number}.safetensors", {
+        "bank": bank.vectors_MD, "weight": fit.W_CM, "bias": fit.b_C, "mean": normaliser.mean_M,
+        "std": normaliser.std_M})
+    print(f"elastic net, seed {number}: top-1 {100 * result['top1']:.2f} %, {nonzero} non-zero weights "
+          f"({result['nec']:.1f} a class) of {len(bank)} concepts, {fit.passes} passes"
+          + ("" if fit.converged else ", not converged (--n_iters)"))
+    return result
 
 
 if __name__ == "__main__":

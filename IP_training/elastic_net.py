@@ -58,6 +58,13 @@ def fit_elastic_net(x_NM: torch.Tensor, y_N: torch.Tensor, num_classes: int, lam
     return next(elastic_net_path(x_NM, y_N, num_classes, [lam], alpha, n_iters, tolerance))[1]
 
 
+def bytes_of_fit(rows: int, width: int, concepts: int, classes: int) -> int:
+    """Memory in bytes of one path from `rows` features of `width` numbers: x, what `ROWS` of them need, and M x M and
+    M x C doubles."""
+    return (4 * (rows * concepts + min(rows, ROWS) * max(width + concepts, 3 * classes))
+            + 8 * concepts * (2 * concepts + 6 * classes))
+
+
 def half_gram(x_NM: torch.Tensor) -> np.ndarray:
     """(x, 1)ᵀ(x, 1) / 2N, (M + 1, M + 1) float64: at least the loss's curvature, whatever the weights."""
     total = x_NM.new_zeros(x_NM.shape[1] + 1, x_NM.shape[1] + 1, dtype=torch.float64)

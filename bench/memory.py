@@ -1,10 +1,10 @@
 """Peak memory of stages 2 and 3 on features of ImageNet's shape, each in a process of its own.
 
     python bench/memory.py                    # a tenth of 1.28 million rows: 2 minutes; bench/results/memory.json
-    python bench/memory.py --fraction 0.5     # half of them: 8 GB of disk while it runs, below $TMPDIR
+    python bench/memory.py --fraction 1 --stages 3      # all rows: 6 GB of disk while it runs, below $TMPDIR
 
 Each stage runs at the fraction and at half of it; what it needs for all rows is the straight line through both (from a
-tenth on: below 65,536 rows, stage 3 works on all of them at once).
+tenth on: below 65,536 rows, stage 3 works on all of them at once). At --fraction 1 it runs on all rows alone.
 Stage 2: painted images of 8 x 8 through one linear layer to D numbers: reading, placing, finishing are the real ones.
 Stage 3: float16 features, memory-mapped from their file (--feature_memory 0); Random bank, M = 200, and the dense head.
 Pages of memory-mapped files are not counted: the system takes them back when it needs them.
@@ -24,10 +24,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.timing import BenchSettings, report
-from iis.cli import part, positive, run_script, setting
+from iis.cli import part, positive, run_script, setting, words
 
 ROWS, VALIDATION = 1_280_000, 25  # of ImageNet's train; a validation row for every 25
 MUST = 2, 24  # GiB, of stages 2 and 3
+NOISY = 16  # a row of so many has noise, the others are zeros
 
 
 @dataclass(kw_only=True)
@@ -37,19 +38,24 @@ class Settings(BenchSettings):
     fraction: float = setting(0.1, f"of {ROWS:,} rows", type=part)
     width: int = setting(2048, "D", type=positive)
     classes: int = setting(1000, "C", type=positive)
+    stages: tuple[str, ...] = setting(("2", "3"), "which of them", type=words)
 
 
 def main(settings: Settings) -> Path:
     """Run each stage at two sizes."""
     results, targets = {}, {}
-    for number, stage, before, must in ((2, stage2, None, MUST[0]), (3, stage3, features, MUST[1])):
+    for number, stage, before, must in (("2", stage2, None, MUST[0]), ("3", stage3, features, MUST[1])):
+        if number not in settings.stages:
+            continue
         rows, half = (max(50, int(share * settings.fraction * ROWS)) for share in (1, 0.5))
-        small, large = (alone(settings, stage, before, some) for some in (half, rows))
-        line = large + max(0.0, large - small) / (rows - half) * (ROWS - rows)
-        results |= {f"stage {number}, peak of memory, {count:,} images": {"gib": gib}
-                    for count, gib in ((half, small), (rows, large))}
-        name = f"stage {number}, peak of memory, {ROWS:,} images (straight line)"
-        results[name], targets[name] = {"gib": line}, (must, must)
+        peaks = {count: alone(settings, stage, before, count) for count in ([half, rows] if rows < ROWS else [rows])}
+        results |= {f"stage {number}, peak of memory, {count:,} images": {"gib": gib} for count, gib in peaks.items()}
+        name = f"stage {number}, peak of memory, {rows:,} images"
+        if rows < ROWS:
+            name = f"stage {number}, peak of memory, {ROWS:,} images (straight line)"
+            grown = max(0.0, peaks[rows] - peaks[half])
+            results[name] = {"gib": peaks[rows] + grown / (rows - half) * (ROWS - rows)}
+        targets[name] = must, must
     return report(settings, "memory", results, targets, "without pages of mapped files")
 
 
@@ -101,23 +107,24 @@ def stage2(settings: Settings, rows: int, folder: Path) -> None:
 
 
 def features(settings: Settings, rows: int, folder: Path) -> None:
-    """Write `rows` made-up rows of float16 for train, and a part of that for val."""
+    """Write `rows` rows of float16 for train, and a part of that for val: noise in one of `NOISY` rows, zeros in the
+    others, which take no disk until they are copied into the embedding file."""
     import numpy as np
     import torch
 
     from iis.embedding_file import Embeddings, save_embeddings
 
-    rng = np.random.default_rng(0)
+    noise = np.random.default_rng(0).standard_normal((4096, settings.width), np.float32).astype(np.float16)
     for split, count in (("train", rows), ("val", max(2, rows // VALIDATION))):
         labels = np.arange(count) % settings.classes
         features_ND = np.memmap(folder / f"{split}.f16", np.float16, "w+", shape=(count, settings.width))
-        for start in range(0, count, 4096):
-            block = features_ND[start:start + 4096]
-            block[:] = rng.standard_normal(block.shape, np.float32)
-        features_ND[:, 0] += labels
+        for start in range(0, count, NOISY * len(noise)):
+            block = features_ND[start:start + NOISY * len(noise):NOISY]
+            block[:] = noise[:len(block)]
         save_embeddings(folder / f"{split}.pt", Embeddings(
             torch.from_numpy(features_ND), torch.from_numpy(labels), [f"{c:04d}" for c in range(settings.classes)],
             [f"n{label:08d}/{row:08d}.JPEG" for row, label in enumerate(labels)]))
+        (folder / f"{split}.f16").unlink()
 
 
 def stage3(settings: Settings, rows: int, folder: Path) -> None:

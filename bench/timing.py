@@ -45,10 +45,13 @@ def start(settings: BenchSettings) -> Any:
 def paired(plain: Job, fast: Job, pairs: int, device: Any = "cpu") -> dict[str, float]:
     """{"ratio", "lowest", "highest", "plain_s", "fast_s"}: plain / fast over `pairs` pairs, after one as a warm-up."""
     timed = [(job_seconds(plain, device), job_seconds(fast, device)) for _ in range(1 + pairs)][1:]
-    ratios = [first / second for first, second in timed]
     plain_s, fast_s = (statistics.median(side) for side in zip(*timed, strict=True))
-    return {"ratio": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios), "plain_s": plain_s,
-            "fast_s": fast_s}
+    return {**spread([first / second for first, second in timed]), "plain_s": plain_s, "fast_s": fast_s}
+
+
+def spread(ratios: Sequence[float]) -> dict[str, float]:
+    """{"ratio": their median, "lowest", "highest"}."""
+    return {"ratio": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}
 
 
 def job_seconds(job: Job, device: Any = "cpu") -> float:
@@ -89,15 +92,25 @@ def markdown(files: Sequence[Path]) -> str:
 
 
 def line_of(name: str, result: dict[str, Any], machine: dict[str, Any]) -> dict[str, str]:
-    """One line of the table; a result has a ratio, seconds or GiB."""
+    """One line of the table. A result has seconds, GiB, a ratio plain / here ("plain_s", "fast_s"), or a ratio busy /
+    quiet ("quiet_s", "busy_s"). Of a ratio plain / here must and aim are the least, of all others the most."""
     unit = next(unit for key, unit in UNITS.items() if key in result)
-    here = f"{result['gib']:.2f} GiB" if "gib" in result else readable(result.get("seconds") or result["fast_s"])
+    busy, least = "busy_s" in result, "plain_s" in result
+    before = readable(result["plain_s"]) if least else f"{readable(result['quiet_s'])} quiet" if busy else "–"
+    here = (f"{result['gib']:.2f} GiB" if "gib" in result else f"{readable(result['busy_s'])} busy" if busy
+            else readable(result["fast_s" if least else "seconds"]))
     ratio = (f"**{result['ratio']:.1f} ×** ({result['lowest']:.1f} – {result['highest']:.1f})" if "ratio" in result
              else "–")
-    return {"measured": name, "plain": readable(result["plain_s"]) if "ratio" in result else "–", "here": here,
-            "ratio (of pairs)": ratio,
-            **{what: f"{result[what]:g} {unit}" if what in result else "–" for what in ("must", "aim")},
-            "machine": machine.get("gpu", f"{machine['processor']}, threads: {machine['threads']}")}
+    bounds = {what: f"{'' if least else '≤ '}{result[what]:g} {unit}" if what in result else "–"
+              for what in ("must", "aim")}
+    return {"measured": name, "plain": before, "here": here, "ratio (of pairs)": ratio, **bounds,
+            "machine": ", ".join(filter(None, [machine.get("gpu"), processor_of(machine)]))}
+
+
+def processor_of(machine: dict[str, Any]) -> str:
+    """The processor with its vector units, cores and PyTorch's threads, in words."""
+    cores, threads = (f"{machine[what]} {what if machine[what] > 1 else what[:-1]}" for what in ("cores", "threads"))
+    return f"{machine['processor']} ({machine['vectors']}), {cores}, {threads}"
 
 
 def readable(value: float) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 from iis.cli import run_script, setting
 from iis.names import slug
+from iis.processes import in_processes, jobs_that_fit
 from iis.runtime import UserError, choose_device, each, progress, read_json, write_json
 from reproduction.lib.figures import legend_below, panels, style
 from reproduction.lib.outputs import write_figure, write_table
@@ -70,25 +71,35 @@ def main(settings: Settings) -> None:
 
 
 def measure(run: Run, device: "torch.device") -> list[Levels]:
-    """The lines of `nec.accuracy_at_levels` per seed: those of nec.json that still hold, else fitted now."""
+    """The lines of `nec.accuracy_at_levels` per seed: those of nec.json that still hold, else fitted now, each seed in
+    a process of its own."""
     import torch
 
     from iis.embedding_file import content_hash
+    from IP_training.elastic_net import bytes_of_fit
     from reproduction.lib.nec import CACHE, LEVELS, PATH, accuracy_at_levels
 
     file = run.folder / CACHE
     kept = read_json(file) if file.exists() else {}
-    splits: list[tuple[torch.Tensor, torch.Tensor]] = []
+    missing: dict[str, tuple[dict[str, Any], torch.Tensor]] = {}  # seed: (what its lines depend on, its bank)
     for seed in map(str, run.summary["seeds"]):
         bank_MD = run.bank(int(seed)).vectors_MD
         bank_hash = content_hash(bank_MD, torch.zeros(0, dtype=torch.int64))
         depends = {"path": PATH, "levels": list(LEVELS), "bank": bank_hash,
                    **{name: run.identity[name] for name in ("train_hash", "val_hash")}}
         if kept.get(seed, {}).get("depends") != depends:
-            splits = splits or [(split.features_ND, split.labels_N) for split in (
-                images_of(run, "train"), images_of(run, "val"))]
-            lines = accuracy_at_levels(*splits, bank_MD.to(device), run.identity["num_classes"])
-            kept[seed] = {"depends": depends, "levels": lines}
+            missing[seed] = depends, bank_MD
+    if missing:
+        splits = [(split.features_ND, split.labels_N) for split in (images_of(run, "train"), images_of(run, "val"))]
+        classes, concepts = run.identity["num_classes"], max(len(bank_MD) for _, bank_MD in missing.values())
+        tasks = [lambda _, bank_MD=bank_MD: accuracy_at_levels(*splits, bank_MD.to(device), classes)
+                 for _, bank_MD in missing.values()]
+        memory = bytes_of_fit(sum(len(labels_N) for _, labels_N in splits), bank_MD.shape[1], concepts, classes)
+        # On a GPU one after another: a forked process cannot use it.
+        jobs = jobs_that_fit(len(tasks), memory, None if device.type == "cpu" else 1)
+        for index, lines in in_processes(tasks, jobs):
+            seed = list(missing)[index]
+            kept[seed] = {"depends": missing[seed][0], "levels": lines}
             write_json(file, kept)
     return [kept[str(seed)]["levels"] for seed in run.summary["seeds"]]
 

@@ -5,7 +5,8 @@
 
 For each cell: IP_training/IP_Finetuning.py, then the IIS of the fine-tuned backbone on the very images it was
 fine-tuned on, with fresh embeddings, bank and heads (stages 2 and 3). The backbone as it came is measured the same way.
-Finished cells are skipped; one that fails stops no other. results/finetuning/NAME/runs.json is the index.
+Finished cells are skipped; one that fails stops no other. On a CPU as many cells run at a time as there are cores, a
+process each. results/finetuning/NAME/runs.json is the index.
 """
 
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from iis.cli import from_mapping, read_yaml, run_script, setting
+from iis.processes import jobs_that_fit
 from iis.results import LEDGER
 from iis.runtime import UserError, claim_folder, make_output_folder, nearest
 from reproduction.lib.finetuned import BEFORE, FOLDER, INDEX, NAMES
@@ -44,7 +46,8 @@ def main(settings: Settings) -> None:
     claim_folder(root, {key: plan[key] for key in MANIFEST}, "backbones")
     run_cells(file.stem, cells_of(plan), ["name"],
               lambda cell: run_cell(plan, cell, root / cell["name"], settings.device),
-              lambda cell: root / cell["name"] / "iis" / LEDGER, root / INDEX, settings.only)
+              lambda cell: root / cell["name"] / "iis" / LEDGER, root / INDEX, settings.only,
+              jobs=jobs_of(plan, settings.device))
 
 
 def read_plan(file: Path) -> dict[str, Any]:
@@ -94,6 +97,23 @@ def cells_of(plan: dict[str, Any]) -> list[dict[str, Any]]:
         name = f"{objective}{middle}_seed{seed}"
         named[name] = {"name": name, "objective": objective, "seed": seed, **own}
     return list(named.values())
+
+
+def jobs_of(plan: dict[str, Any], device_name: str | None) -> int:
+    """How many cells run at a time: as many processes as fit on a CPU, one after another on a GPU."""
+    from iis.backbones import configured_backbone
+    from iis.datasets import load_dataset
+    from iis.runtime import choose_device
+    from IP_training import IP_Finetuning
+
+    if choose_device(device_name, silent=True).type != "cpu":
+        return 1
+    recipe, dataset = vars(IP_Finetuning.Settings()) | plan["recipe"], load_dataset(plan["dataset"])
+    side = configured_backbone(plan["model_config"], plan["weights"], "cpu").preprocessing["crop"]
+    train, val = len(dataset.images("train")), len(dataset.images("val"))
+    held = sum(min(3 * side * side * images, 1e9 * recipe["cache_gb"])
+               for images in (min(recipe["num_pictures"] or train, train), val))
+    return jobs_that_fit(len(cells_of(plan)), held + 2**30)  # 1 GiB for a step
 
 
 def run_cell(plan: dict[str, Any], cell: dict[str, Any], folder: Path, device: str | None) -> Path:

@@ -14,7 +14,6 @@ failed=$(mktemp)
 lane=    # the process group of fine-tuning, while it runs beside the rest
 trap 'rm -f "$failed"; [ -z "$lane" ] || kill -- "-$lane" 2> /dev/null' EXIT
 trap 'exit 130' INT    # else Ctrl-C would stop one table and go on with the next
-cores=$(getconf _NPROCESSORS_ONLN)
 
 step() {    # a script of reproduction/ with its flags
     local started=$SECONDS script=$1
@@ -32,8 +31,8 @@ for sweep in $SWEEPS; do
     out=results/reproduction/$sweep
     mkdir -p "$out"
     step sweep "$sweep"
-    # Small nets keep no more than a core or two busy, so fine-tuning has half of them while the rest is made.
-    export OMP_NUM_THREADS=$(((cores + 1) / 2))
+    # Two scripts at a time: PyTorch's threads would wait for each other, processes of one thread share the cores.
+    export OMP_NUM_THREADS=1
     set -m    # a process group of its own
     {
         step finetuning "finetuning_$sweep"

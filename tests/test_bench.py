@@ -1,12 +1,15 @@
 """The benchmarks run at toy size and write what they measured; what the figures are is the machine's business."""
 
+import importlib
 import json
+import multiprocessing
 import platform
+import time
 
 import pytest
 import torch
 
-from bench import embeddings, gpu, grid, heads, memory, segments, table, timing
+from bench import busy, embeddings, gpu, grid, heads, memory, segments, table, timing
 from iis.cli import parse
 from iis.runtime import UserError
 
@@ -18,6 +21,7 @@ RUNS = {  # file: script, flags, number of results
     "segments": (segments, "--pairs 1 --photographs 0", 1),
     "embeddings": (embeddings, f"{IMAGES} --model resnet20", 2),
     "together": (embeddings, f"{IMAGES} --together resnet20,resnet32", 1),
+    "busy": (busy, "--stages 1 --images 2 --neighbours 1", 1),
     "gpu": (gpu, "--pairs 1 --device cpu --num_train 60 --num_val 20 --width 8 --num_concepts 16 --num_classes 3 "
             "--num_elements 40 --batch_size 32 --epochs 1 --fraction 0.5 --models resnet20 --images 9 --distinct 3 "
             "--embedding_batch 4 --workers 0 --uncompiled --profile", 5)}
@@ -61,6 +65,40 @@ def test_a_ratio_is_the_median_of_pairs_and_parts_are_multiplied(monkeypatch):
     assert result == {"ratio": 6.0, "lowest": 2.0, "highest": 10.0, "plain_s": 16.0, "fast_s": 2.0}
 
 
+def test_every_command_of_busy_is_one_that_its_script_knows(tmp_path):
+    commands = busy.commands(parse(busy.Settings, []), tmp_path)
+    assert {what[:7] for what in commands} == {f"stage {number}" for number in (1, 2, 3, 4)}
+    for command in commands.values():
+        script, *flags = command.split()
+        module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+        parse(module.Settings, flags)
+    with pytest.raises(UserError, match="segment_extractor.py failed: error: .*images"):
+        busy.run(commands["stage 1: segments"], tmp_path)  # there are none
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="neighbours are forked")
+def test_neighbours_are_busy_and_end_with_their_block():
+    with pytest.raises(KeyboardInterrupt), busy.neighbours(2):
+        neighbours, began = multiprocessing.active_children(), time.process_time()
+        time.sleep(0.1)
+        assert len(neighbours) == 2 and all(neighbour.is_alive() for neighbour in neighbours)
+        assert time.process_time() - began < 0.05  # they compute, this process does not
+        raise KeyboardInterrupt
+    assert not multiprocessing.active_children()
+
+
+def test_must_and_aim_are_the_least_of_a_gain_and_the_most_of_the_rest():
+    machine = {"processor": "CPU", "vectors": "AVX2", "cores": 2, "threads": 1}
+    bounds = {"must": 3, "aim": 2}
+    ratio = {"ratio": 2.5, "lowest": 2, "highest": 4}
+    gain, busy_line, size = (timing.line_of("x", {**result, **bounds}, machine) for result in (
+        {**ratio, "plain_s": 5, "fast_s": 2}, {**ratio, "quiet_s": 2, "busy_s": 5}, {"gib": 1.5}))
+    assert [(line["plain"], line["here"], line["must"]) for line in (gain, busy_line, size)] == [
+        ("5.00 s", "2.00 s", "3 ×"), ("2.00 s quiet", "5.00 s busy", "≤ 3 ×"), ("–", "1.50 GiB", "≤ 3 GiB")]
+    assert gain["machine"] == "CPU (AVX2), 2 cores, 1 thread"
+    assert timing.line_of("x", {"seconds": 9}, {**machine, "gpu": "H100"})["machine"].startswith("H100, CPU (AVX2)")
+
+
 def test_the_plain_head_is_the_recipe():
     """What the trainer is compared with keeps as many concepts as the sparsifier and gives its interpretations."""
     from IP_training.predictor import InterpretationHeads, interpret
@@ -92,6 +130,9 @@ def test_memory_draws_the_line(tmp_path, monkeypatch):
     out = memory.main(parse(memory.Settings, ["--out", str(tmp_path / "x.json")]))
     found = [result["gib"] for result in json.loads(out.read_text())["results"].values()]
     assert found == pytest.approx([1, 1, 1, 1.5, 2, 11])  # 1 + 1,280,000 / 128,000
+    out = memory.main(parse(memory.Settings, ["--out", str(tmp_path / "y.json"), "--fraction=1", "--stages=3"]))
+    (name, result), = json.loads(out.read_text())["results"].items()
+    assert "1,280,000" in name and "line" not in name and result == {"gib": 11, "must": 24, "aim": 24}
 
 
 def test_refusals(tmp_path):

@@ -8,6 +8,7 @@ from conftest import clusters
 from made_sweep import call, rows_of, trained
 from safetensors.torch import load_file
 
+from iis import processes
 from iis.embedding_file import save_embeddings
 from iis.runtime import UserError
 from IP_training import IP_Prototype_training
@@ -90,6 +91,12 @@ def test_script(toy, monkeypatch, capsys):
     assert kept["1"]["levels"] == accuracy_at_levels(*pairs, bank, 4)
     top1 = [kept[seed]["levels"][0]["top1"] for seed in ("0", "1")]
     assert float(lines[0]["top1"]) == pytest.approx(sum(top1) / 2) and float(lines[0]["top1"]) > 0.5
+    # Two processes give what one gives.
+    for cores in (2, 1):
+        monkeypatch.setattr(processes, "available_cores", lambda cores=cores: cores)
+        (folder / "nec.json").unlink()
+        measure()
+        assert json.loads((folder / "nec.json").read_text()) == kept
     # Nothing is fitted again, but for a seed whose entry is gone (as after a kill).
     fitted = []
     monkeypatch.setattr("reproduction.lib.nec.elastic_net_path", lambda *_: fitted.append(1) or iter(()))

@@ -8,6 +8,7 @@ import torch
 from made_sweep import call, rows_of
 from test_finetuning import world  # noqa: F401 - a fixture
 
+from iis import processes
 from iis.runtime import UserError
 from reproduction import finetuning, finetuning_table, sweep
 from reproduction.finetuning import cells_of, read_plan
@@ -175,7 +176,9 @@ def test_cells_of_a_fine_tuning(tmp_path):
     assert [cell["name"] for cell in cells][:2] == ["before_seed0", "before_seed1"]  # each seed has its own images
 
 
-def test_from_yaml_to_table(world, monkeypatch, capsys):  # noqa: F811
+@pytest.mark.parametrize("cores", [1, 2])
+def test_from_yaml_to_table(world, monkeypatch, capsys, cores):  # noqa: F811
+    monkeypatch.setattr(processes, "available_cores", lambda: cores)
     monkeypatch.setattr("iis.names.elements_folder", lambda *_: world / "elements")
     monkeypatch.setattr("IP_training.IP_Finetuning.elements_folder", lambda *_: world / "elements")
     file = written(world, f"model_config: {world}/net.yaml\ndataset: {world}/toy.yaml\nseeds: 2\n"

@@ -11,6 +11,7 @@ from bank_runs import CLASS_WORDS, DROPPED, assert_plain, ledger, predictors, ru
 from conftest import clusters
 from safetensors.torch import load_file
 
+from iis import processes
 from iis.embedding_file import load_embeddings, save_embeddings
 from iis.runtime import UserError
 from IP_training import IP_Text_training, elastic_net
@@ -229,6 +230,17 @@ def test_without_the_switch_the_elastic_net_is_fitted_and_its_file_repeats_it(to
         text(toy)
     with pytest.raises(UserError, match="lam = "):
         elastic(toy, lam=0.1)
+
+
+def test_elastic_nets_are_the_same_from_one_process_and_from_two(toy, monkeypatch):
+    found = []
+    for cores in (1, 2):
+        monkeypatch.setattr(processes, "available_cores", lambda cores=cores: cores)
+        folder, written = elastic(toy, f"out{cores}", seeds=3, lam=0.01)
+        tensors = [load_file(folder / f"elastic_net_seed{seed}.safetensors") for seed in range(3)]
+        found.append(([{**result, "seconds": 0} for result in written["results"]],
+                      [{name: tensor.tolist() for name, tensor in one.items()} for one in tensors]))
+    assert found[0] == found[1] and [result["seed"] for result in found[0][0]] == [0, 1, 2]
 
 
 def test_holdout_and_tf32_reach_the_elastic_net_and_a_dry_run_makes_nothing(toy, monkeypatch, capsys):

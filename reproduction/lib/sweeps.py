@@ -21,6 +21,7 @@ import re
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from itertools import product
 from pathlib import Path
@@ -28,6 +29,7 @@ from typing import Any
 
 from iis.cli import from_mapping, path, read_yaml
 from iis.names import elements_file, elements_folder, slug
+from iis.processes import in_processes
 from iis.runtime import ROOT, UserError, each, nearest, read_json, write_json
 
 YAMLS = ROOT / "reproduction" / "sweeps"
@@ -218,17 +220,18 @@ class Steps:
         self._call(import_module(TEXTUAL), {**self.stage2, **cell["stage2"]}, {"dataset": cell["dataset"], **words})
 
 
-# ---- all cells, one after another ----
+# ---- all cells ----
 
 
 def run_cells(name: str, cells: Sequence[dict[str, Any]], same: Sequence[str], run: Callable[[dict[str, Any]], Path],
               ledger_of: Callable[[dict[str, Any]], Path], index: Path, only: str | None = None,
-              dry_run: bool = False) -> None:
+              dry_run: bool = False, jobs: int = 1) -> None:
     """Run every cell with the word `only` in its name that is not finished; the index (JSON) is written after each: the
     cells with "folder", "seconds" and "message".
 
     same: the keys by which a cell is found in an earlier index; run: makes a cell and returns its folder; ledger_of:
-    where a finished cell's ledger lies. Raises `UserError` with the messages of all that failed.
+    where a finished cell's ledger lies; jobs: cells at a time, each in a process of its own, for cells that share
+    nothing. Raises `UserError` with the messages of all that failed.
     """
     before = read_json(index) if index.exists() else []
     entries = []
@@ -246,18 +249,12 @@ def run_cells(name: str, cells: Sequence[dict[str, Any]], same: Sequence[str], r
             print(f"  {'would run' if entry in todo else 'done'}: {entry['name']}")
         return
     started = time.monotonic()
-    for number, entry in enumerate(todo, start=1):
-        print(f"\n[{number} of {len(todo)}, {time.monotonic() - started:.0f} s] {entry['name']}", flush=True)
-        begun = time.monotonic()
-        try:
-            folder = run(entry).resolve()
-            entry |= {"folder": str(folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder),
-                      "message": None, "seconds": round(time.monotonic() - begun, 1)}
-        except UserError as error:
-            entry["message"] = str(error)
-        except Exception as error:  # the other cells still run
-            traceback.print_exc()
-            entry["message"] = f"{type(error).__name__}: {error}"
+    tasks = [partial(_run_cell, run, entry, f"{number} of {len(todo)}", started)
+             for number, entry in enumerate(todo, start=1)]
+    # One after another they keep PyTorch's threads, and what they share.
+    found = in_processes(tasks, jobs) if jobs > 1 else ((place, task()) for place, task in enumerate(tasks))
+    for place, outcome in found:
+        todo[place] |= outcome
         write_json(index, entries)
     write_json(index, entries)
     failed = [entry for entry in wanted if entry["message"]]
@@ -266,3 +263,19 @@ def run_cells(name: str, cells: Sequence[dict[str, Any]], same: Sequence[str], r
     if failed:
         raise UserError(f"{len(failed)} of {len(wanted)} cells failed; mend them and start the same command again:\n"
                         + "\n".join(f"  {entry['name']}: {entry['message']}" for entry in failed))
+
+
+def _run_cell(run: Callable[[dict[str, Any]], Path], entry: dict[str, Any], number: str, started: float,
+              _: Any = None) -> dict[str, Any]:
+    """What the index says of a cell that has run: "message" alone where it failed; the other cells still run."""
+    print(f"\n[{number}, {time.monotonic() - started:.0f} s] {entry['name']}", flush=True)
+    begun = time.monotonic()
+    try:
+        folder = run(entry).resolve()
+    except UserError as error:
+        return {"message": str(error)}
+    except Exception as error:
+        traceback.print_exc()
+        return {"message": f"{type(error).__name__}: {error}"}
+    return {"folder": str(folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder), "message": None,
+            "seconds": round(time.monotonic() - begun, 1)}
