@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from iis.cli import count, positive, run_script, setting, write_settings
 from iis.grid import check_ratios
 from iis.names import elements_folder, slug
-from iis.processes import thread_limit, threads_each
+from iis.processes import thread_limit, threads_wanted
 from iis.runtime import ROOT, UserError, choose_device, claim_folder, read_json, seed_of, write_json, write_whole
 
 RESULTS, EPOCHS, CHECKPOINT, STATE = "finetuning.json", "epochs.json", "backbone.pth", "state.pt"
@@ -118,7 +118,7 @@ def main(settings: Settings) -> Path:
     started = time.monotonic()
     feeds = [Feed(part, backbone.preprocessing, settings.workers, settings.cache_gb) for part in (train, val)]
     # On a CPU one thread: two are a fifth faster on a small net, and beside busy neighbours three times as slow.
-    with thread_limit(threads_each()) if device.type == "cpu" else nullcontext():
+    with thread_limit(threads_wanted()) if device.type == "cpu" else nullcontext():
         run = FineTuning(backbone, *feeds, pixels, settings, device)
         run.run(folder / STATE, lambda log: write_json(folder / EPOCHS, log))
         bank_MD = run.bank()

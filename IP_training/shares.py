@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from iis.grid import Cell
-from iis.processes import Advance, in_processes, threads_each
+from iis.processes import Advance, in_processes, threads_wanted
 from iis.runtime import available_cores
 from IP_training.banks import Bank, Seed
 from IP_training.inputs import Inputs
@@ -66,11 +66,9 @@ def shares_each(seeds: int, cells: int, jobs: int, most: int = 0) -> int:
 def train_shares(shares: Sequence[Share], inputs: Inputs, recipe: Recipe, device: torch.device, jobs: int,
                  weights: int, bar: Any = None) -> Iterator[tuple[Share, list[Trained], float]]:
     """(share, its heads, seconds a head) as the shares end. weights: of a head. bar: advances by an epoch of a head."""
-    threads = threads_each()
-    if device.type != "cpu":
-        jobs, threads = 1, available_cores()
-    elif threads == 1 and weights >= LARGE:
-        threads = max(1, available_cores() // jobs)
+    threads = threads_wanted()
+    if device.type != "cpu" or weights >= LARGE and threads == 1:  # of one process; several have one each
+        threads = available_cores()
     y_N, y_V = (split.labels_N.to(device) for split in (inputs.train, inputs.val))
 
     def train(share: Share, advance: Advance) -> tuple[list[Trained], float]:

@@ -27,19 +27,20 @@ POLL_S = 0.5  # between two updates of the progress bar
 PR_SET_PDEATHSIG = 1  # Linux: the signal a process gets when its parent dies
 
 
-def threads_each() -> int:
-    """Threads of a process: one, unless OMP_NUM_THREADS says otherwise."""
+def threads_wanted() -> int:
+    """Threads of a process that works alone: one, unless OMP_NUM_THREADS says otherwise."""
     text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     return max(1, int(text)) if text.isdecimal() else 1
 
 
 def jobs_that_fit(tasks: int, bytes_each: float = 0, asked: int | None = None) -> int:
     """How many processes to run `tasks` in: `asked`, else one per core as far as half of the free memory holds
-    `bytes_each` for each. One where processes cannot be forked, and in a process that is one of several already."""
+    `bytes_each` for each. One where OMP_NUM_THREADS asks for threads, where processes cannot be forked, and in a
+    process that is one of several already."""
     if sys.platform != "linux" or multiprocessing.parent_process() is not None:
         return 1
     if asked is None:
-        asked = available_cores() // threads_each()
+        asked = available_cores() if threads_wanted() == 1 else 1
         if bytes_each:
             asked = min(asked, int(available_bytes() / 2 // bytes_each))
     return max(1, min(asked, tasks))
@@ -49,21 +50,21 @@ def in_processes(tasks: Sequence[Callable[[Advance], Result]], jobs: int, bar: A
                  threads: int | None = None) -> Iterator[tuple[int, Result]]:
     """(index, result) of every task, as they end. A task is called with the function that advances `bar` (tqdm).
 
-    jobs: processes, at most one per task; 1 runs the tasks here, one after another. The processes are forked: they see
-    what this one has in memory without a copy, and what they change stays theirs. threads: of each (default:
-    `threads_each`). Raises what a task raises, and `UserError` where the system ends a process. No process outlives this one.
+    jobs: processes, at most one per task; 1 runs the tasks here, one after another, in `threads` (default:
+    `threads_wanted`). Several are forked: they see what this one has in memory without a copy, and what they change
+    stays theirs. Each has one thread: OpenMP's others do not survive a fork, and it would wait for them for ever.
+    Raises what a task raises, and `UserError` where the system ends a process. No process outlives this one.
     """
-    threads = threads or threads_each()
     advance: Advance = bar.update if bar is not None else lambda steps: None
     jobs = min(jobs, len(tasks))
     if jobs <= 1:
-        with thread_limit(threads):
+        with thread_limit(threads or threads_wanted()):
             for index, task in enumerate(tasks):
                 yield index, task(advance)
         return
     context, others = multiprocessing.get_context("fork"), set(multiprocessing.active_children())
     counter, shown, finished = context.Value("q", 0), 0, False
-    pool = ProcessPoolExecutor(jobs, context, _begin, (tasks, counter, threads, os.getpid()))
+    pool = ProcessPoolExecutor(jobs, context, _begin, (tasks, counter, os.getpid()))
     try:
         futures = {pool.submit(_run, index): index for index in range(len(tasks))}
         left = set(futures)
@@ -108,15 +109,15 @@ _counter: Any = None
 _limit: Any = None
 
 
-def _begin(tasks: Sequence[Callable[[Advance], Any]], counter: Any, threads: int, parent: int) -> None:
+def _begin(tasks: Sequence[Callable[[Advance], Any]], counter: Any, parent: int) -> None:
     global _tasks, _counter, _limit
-    _tasks, _counter, _limit = tasks, counter, thread_limit(threads)
+    _tasks, _counter, _limit = tasks, counter, thread_limit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent answers it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the line above
         os._exit(1)
-    _limit.__enter__()  # kept, or it would end at once: a second OpenMP thread waits for ever in a forked process
+    _limit.__enter__()  # kept in a variable, or it would end at once
 
 
 def _advance(steps: int) -> None:

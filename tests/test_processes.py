@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from iis import processes
-from iis.processes import in_processes, jobs_that_fit, threads_each
+from iis.processes import in_processes, jobs_that_fit, threads_wanted
 from iis.runtime import ROOT, UserError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux alone")
@@ -69,9 +69,11 @@ def test_threads_and_jobs(monkeypatch):
     monkeypatch.setattr(processes, "available_bytes", lambda: 1000)
     for text, expected in (("", 1), ("4", 4), ("2,1", 2), ("many", 1), ("0", 1)):
         monkeypatch.setenv("OMP_NUM_THREADS", text)
-        assert threads_each() == expected
+        assert threads_wanted() == expected
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert jobs_that_fit(100) == 4  # 8 cores, 2 threads each
+    assert jobs_that_fit(100) == 1 and jobs_that_fit(100, asked=4) == 4  # one process of two threads
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert jobs_that_fit(100) == 8
     assert jobs_that_fit(3) == 3
     assert jobs_that_fit(100, bytes_each=200) == 2  # of half of 1000 bytes
     assert jobs_that_fit(100, bytes_each=10_000) == 1
