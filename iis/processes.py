@@ -103,17 +103,19 @@ def thread_limit(threads: int) -> Iterator[None]:
 
 _tasks: Sequence[Callable[[Advance], Any]] = ()
 _counter: Any = None
+_limit: Any = None  # held, because a context manager that nobody holds ends at once
 
 
 def _begin(tasks: Sequence[Callable[[Advance], Any]], counter: Any, threads: int, parent: int) -> None:
-    global _tasks, _counter
+    global _tasks, _counter, _limit
     _tasks, _counter = tasks, counter
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent answers it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the line above
         os._exit(1)
-    thread_limit(threads).__enter__()
+    _limit = thread_limit(threads)
+    _limit.__enter__()
 
 
 def _advance(steps: int) -> None:
