@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from painted import paint
 from PIL import Image
 
 from extractor import embed as module
-from extractor.batches import batches
+from extractor.batches import Batch, batches, over_chunks
 from extractor.embed import Target, embed_together, folder_name, is_done, plan_target
 from iis.backbones import load_backbone
 from iis.datasets import ImageSet, folder_images
@@ -72,6 +73,24 @@ def test_one_decode_serves_all_and_equal_geometry_shares_the_pixels(grey, monkey
     (found,) = batches(grey, kinds, [range(0, 4)], 0, CPU)
     assert opened == [0, 1, 2, 3] and found.rows == [0, 1, 2] and found.pixels[1] is found.pixels[0]
     assert found.pixels[2].shape == (3, 3, 4, 4) and found.pixels[2][:, 0, 0, 0].tolist() == [0, 10, 20]
+
+
+def test_beside_a_gpu_processes_read_and_this_one_computes(grey, monkeypatch):
+    monkeypatch.setattr(Batch, "to", lambda self, device: self)
+    here, seen, bar = os.getpid(), [], SimpleNamespace(update=lambda steps: seen.append("bar"))
+
+    def compute(place, stream):
+        found = [batch.rows for batch in stream]
+        seen.append(place)
+        return os.getpid(), found
+
+    chunks = [[range(0, 2), range(2, 4)], [range(4, 7)]]
+    found = list(over_chunks(grey, [preprocessing(8, 8)], chunks, compute, 2, SimpleNamespace(type="other"), bar))
+    assert found == [(0, (here, [[0, 1], [2]])), (1, (here, [[4, 5, 6]]))] and seen == ["bar", "bar", 0, "bar", 1]
+    monkeypatch.setattr("iis.processes.available_cores", lambda: 2)
+    found = dict(over_chunks(grey, [preprocessing(8, 8)], chunks, compute, 2, CPU, bar))
+    assert [found[place][1] for place in (0, 1)] == [[[0, 1], [2]], [[4, 5, 6]]]
+    assert here not in {process for process, _ in found.values()}
 
 
 # ---- names of folders and files; provenance compares nodes, not spellings ----
