@@ -90,6 +90,7 @@ def predictions(images: Any, backbone: Any, prepared: list[dict], settings: Sett
     import torch
 
     from extractor.batches import chunks_of, over_chunks, precise
+    from extractor.fast_forward import cpu_bytes, in_slices
     from iis.preprocessing import normalise
 
     chunks, found_AN = chunks_of(len(images), settings.batch_size, device), torch.full((len(prepared), len(images)), -1)
@@ -101,7 +102,8 @@ def predictions(images: Any, backbone: Any, prepared: list[dict], settings: Sett
             for batch in stream:
                 for one, pixels in enumerate(batch.pixels):
                     try:
-                        logits_BC = backbone.module(normalise(pixels, prepared[one]))
+                        logits_BC = in_slices(lambda some, one=one: backbone.module(normalise(some, prepared[one])),
+                                              pixels)
                     except (RuntimeError, AssertionError):
                         if one == 0:
                             raise
@@ -110,7 +112,8 @@ def predictions(images: Any, backbone: Any, prepared: list[dict], settings: Sett
         return rows, found_An
 
     with progress(total=sum(map(len, chunks)), desc="original head", unit="batch") as bar:
-        for _, (rows, found_An) in over_chunks(images, prepared, chunks, compute, settings.workers, device, bar):
+        for _, (rows, found_An) in over_chunks(images, prepared, chunks, compute, settings.workers, device, bar,
+                                               cpu_bytes(prepared, settings.batch_size)):
             found_AN[:, rows.start:rows.stop] = found_An
     return found_AN
 

@@ -25,7 +25,7 @@ import torch
 import torchvision
 
 from extractor.batches import Batch, chunks_of, over_chunks, precise, ranges
-from extractor.fast_forward import SLICE, Compiled, at_a_time, ready
+from extractor.fast_forward import Compiled, cpu_bytes, in_slices, ready
 from iis.backbones import Backbone
 from iis.cli import disk, print_plan, size
 from iis.datasets import UNNAMED, ImageSet
@@ -35,8 +35,6 @@ from iis.names import elements_file, model_label, representations_file, slug
 from iis.preprocessing import normalise
 from iis.processes import thread_limit, threads_each
 from iis.runtime import UserError, claim_folder, make_output_folder, progress, read_json, torch_rng, write_json
-
-BASE, PER_PIXEL = 100e6, 3 * 4 * 64  # bytes of a process: of itself, and of an image's activations as in a VGG
 
 
 @dataclass
@@ -112,10 +110,9 @@ def prepared(target: Target) -> Target:
 def features_of(target: Target, pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Float32 features (B, D) on the device, of uint8 pixels (B, 3, H, W); target: as `prepared` leaves it. A GPU may
     still be computing them."""
-    few = len(pixels) if target.compiled or device.type != "cpu" else at_a_time(pixels)
     with torch.inference_mode(), precise(device, target.precision):
-        return torch.cat([target.forward(normalise(some, target.model.preprocessing)).float()
-                          for some in pixels.split(few)])  # (B, D)
+        return in_slices(lambda some: target.forward(normalise(some, target.model.preprocessing)).float(), pixels,
+                         whole=bool(target.compiled))  # (B, D)
 
 
 def width_of(target: Target, device: torch.device) -> int:
@@ -130,12 +127,6 @@ def _compile(target: Target, device: torch.device) -> None:
         side = target.model.preprocessing["crop"]
         noise = torch.randint(256, (target.compiled, 3, side, side), generator=torch_rng("compile"), dtype=torch.uint8)
         features_of(target, noise.contiguous(memory_format=torch.channels_last).to(device), device)
-
-
-def _bytes_of(target: Target, batch_size: int) -> float:
-    """What a process needs to embed a batch on the CPU, beside the weights, which all of them share."""
-    pixels = batch_size * target.model.preprocessing["crop"] ** 2
-    return BASE + 3 * pixels + PER_PIXEL * (pixels if target.compiled else min(pixels, SLICE))
 
 
 def ranks() -> tuple[int, int]:
@@ -193,6 +184,7 @@ def embed_together(images: ImageSet, targets: Sequence[Target], batch_size: int,
     missing = [chunk for chunk in range(rank, len(chunks), world)
                if not all(_log(target, chunk).exists() for target in left)]
     todo = [batch for chunk in missing for batch in chunks[chunk]]
+    preprocessings = [target.model.preprocessing for target in left]
 
     def compute(place: int, stream: Iterator[Batch]) -> None:
         with ExitStack() as opened:  # by each process for itself: a shared file would share its position
@@ -212,9 +204,8 @@ def embed_together(images: ImageSet, targets: Sequence[Target], batch_size: int,
                 write_json(_log(target, missing[place]), {"unreadable": unreadable})
 
     with progress(total=len(todo), desc=" + ".join(target.file.name for target in left), unit="batch") as bar:
-        for _ in over_chunks(images, [target.model.preprocessing for target in left],
-                             [chunks[chunk] for chunk in missing], compute, workers, device, bar,
-                             max(_bytes_of(target, batch_size) for target in left)):
+        for _ in over_chunks(images, preprocessings, [chunks[chunk] for chunk in missing], compute, workers, device,
+                             bar, cpu_bytes(preprocessings, batch_size, any(target.compiled for target in left))):
             pass
     for target, width in zip(left, widths, strict=True) if rank == 0 else ():
         while not all(_log(target, chunk).exists() for chunk in range(len(chunks))):  # of the other ranks
