@@ -43,7 +43,7 @@ class Settings(BenchSettings):
     pairs: int = setting(3, "timed pairs, after one warm-up of each side", type=positive)
     model: str = setting("resnet50", "of torchvision")
     together: tuple[str, ...] = setting((), "time these models with one decode instead", metavar="A,B,C")
-    images: int = setting(256, "how many; on a CPU a process of the suite takes 128 at a time", type=positive)
+    images: int = setting(256, "how many; on a CPU a process of the suite takes 64 at a time", type=positive)
     batch_size: int = setting(32, "images at a time", type=positive)
     workers: int = setting(4, "processes that read for the plain loop; of the suite's at most, and one per core",
                            type=count)

@@ -25,7 +25,7 @@ from iis.processes import Advance, in_processes, jobs_that_fit
 from iis.runtime import available_cores
 
 CHUNK = 16  # batches; at 32 images and D = 2048 a chunk is 4 MB
-CPU_CHUNK = 128  # images: few enough to keep every core busy to the end, and a millisecond to mark as done
+CPU_CHUNK = 64  # images: few enough to keep every core busy to the end; marking them as done takes a millisecond
 
 Result = TypeVar("Result")
 
