@@ -18,8 +18,7 @@ help:  ## this list
 
 demo: $(READY)  ## the whole suite on its built-in data: 3 backbones x 6 banks, tables and a plot in results/shapes
 	$(RUN) demo/paint_shapes.py
-	$(RUN) demo/pretrain_backbones.py
-	$(RUN) demo/train_tiny_clip.py
+	$(RUN) demo/pretrain_backbones.py --tiny_clip
 	$(SETTINGS) bash concept_extract.sh
 	$(SETTINGS) bash emb_extractor.sh
 	$(SETTINGS) bash ip_train.sh

@@ -1,12 +1,12 @@
 """Stage 2 in images per second: the loop one would write, against extractor/embed.py with the same resampler.
 
-    python bench/embeddings.py                # some 2 minutes; writes bench/results/embeddings.json
+    python bench/embeddings.py                # some 5 minutes; writes bench/results/embeddings.json
     python bench/embeddings.py --together shufflenet_v2_x0_5,mobilenet_v3_small,resnet18    # about a minute;
                                               # each model by itself, against one decode for all: together.json
 
 JPEG files of 500 x 375 -> ResNet-50 (random weights) at 224 pixels -> features. Plain: PIL, torchvision's transforms
 and a DataLoader that hands on float tensors; the model as it is; a list of features, joined at the end. Suite: from
-the same files to a finished embedding file, in fp32 and under --precision bf16.
+the same files to a finished embedding file, in fp32 and under --precision bf16; on a CPU that is a process per core.
 """
 
 import sys
@@ -43,10 +43,10 @@ class Settings(BenchSettings):
     pairs: int = setting(3, "timed pairs, after one warm-up of each side", type=positive)
     model: str = setting("resnet50", "of torchvision")
     together: tuple[str, ...] = setting((), "time these models with one decode instead", metavar="A,B,C")
-    images: int = setting(64, "how many", type=positive)
+    images: int = setting(256, "how many; on a CPU a process of the suite takes 64 at a time", type=positive)
     batch_size: int = setting(32, "images at a time", type=positive)
-    workers: int = setting(4, "of either side; where the model runs on the CPU too, the suite starts one per 4 cores "
-                           "at most", type=count)
+    workers: int = setting(4, "processes that read for the plain loop; of the suite's at most, and one per core",
+                           type=count)
 
 
 def main(settings: Settings) -> Path:

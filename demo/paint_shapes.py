@@ -13,14 +13,14 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from joblib import Parallel, delayed
-
 from demo.shapes_world import ATTRIBUTES, CLUTTER, RULES, VERSION, Scene, caption, concepts, paint, scene
 from iis.cli import positive, run_script, setting
+from iis.processes import Advance, in_processes, jobs_that_fit
 from iis.runtime import ROOT, UserError, available_cores, claim_folder, write_json
 
 LIMITS = {"train": 4000, "val": 2000}
@@ -53,7 +53,8 @@ def main(settings: Settings) -> None:
     for folder in {(settings.root / of.name).parent for of in scenes}:
         folder.mkdir(parents=True, exist_ok=True)
     shares = [scenes[first::settings.workers * 4] for first in range(settings.workers * 4)]
-    painted = sum(Parallel(settings.workers)(delayed(paint_missing)(settings.root, share) for share in shares))
+    tasks = [partial(paint_missing, settings.root, share) for share in shares]
+    painted = sum(count for _, count in in_processes(tasks, jobs_that_fit(len(tasks), asked=settings.workers)))
     write_json(captions, {
         "format": "shapes-captions-1", "seed": settings.seed, "attributes": ATTRIBUTES, "clutter": CLUTTER,
         "rules": RULES,
@@ -63,7 +64,7 @@ def main(settings: Settings) -> None:
           f"{time.perf_counter() - start:.1f} s at {settings.root}")
 
 
-def paint_missing(root: Path, scenes: list[Scene]) -> int:
+def paint_missing(root: Path, scenes: list[Scene], advance: Advance) -> int:
     """Paint the scenes whose file is missing; returns how many. Each file appears whole."""
     missing = [of for of in scenes if not (root / of.name).exists()]
     for of in missing:

@@ -1,6 +1,7 @@
 """Pre-train the three small backbones on `shapes`, in about a minute on two CPU cores.
 
     python demo/pretrain_backbones.py           # after demo/paint_shapes.py; 85 s of one core in all, two at a time
+    python demo/pretrain_backbones.py --tiny_clip    # and demo/train_tiny_clip.py beside them
 
 Val top-1 with seed 0: 65 % (small), 82 % (medium), 95 % (large). Checkpoints are plain state dicts: NAME_epochE.pth
 along the way, and the last also as NAME.pth. NAME.json holds the val top-1 of each, the seconds and the settings. A
@@ -11,14 +12,14 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
-from joblib import Parallel, delayed
 from torch import nn
 from torch.nn import functional as F
 
@@ -27,7 +28,8 @@ from demo.shapes_world import ATTRIBUTES
 from iis.cli import positive, run_script, setting
 from iis.datasets import folder_images
 from iis.preprocessing import normalise, preprocessing
-from iis.runtime import ROOT, UserError, available_cores, choose_device, read_json, seed_of, write_json, write_whole
+from iis.processes import Advance, in_processes, jobs_that_fit
+from iis.runtime import ROOT, UserError, choose_device, read_json, seed_of, write_json, write_whole
 
 EPOCHS = {"shapes_small": 12, "shapes_medium": 14, "shapes_large": 14}
 # These are taught every attribute beside the class, through heads that are thrown away: a class needs only warm or
@@ -35,6 +37,7 @@ EPOCHS = {"shapes_small": 12, "shapes_medium": 14, "shapes_large": 14}
 TAUGHT_ATTRIBUTES = ("shapes_large",)
 KEPT = (1, 2, 4, 8)  # and the last
 BATCH, PEAK_RATE = 32, 0.005  # Adam, one cycle
+BYTES = 1e9  # of a process that trains one of them
 
 
 @dataclass(kw_only=True)
@@ -53,6 +56,7 @@ class Settings(ShapesSettings):
 
     models: tuple[str, ...] = setting(tuple(EPOCHS), "which of the backbones")
     epochs: int | None = setting(None, f"passes over the images (default: {EPOCHS})", type=positive)
+    tiny_clip: bool = setting(False, "train the tiny CLIP beside them, as demo/train_tiny_clip.py does")
 
 
 def main(settings: Settings) -> None:
@@ -62,17 +66,21 @@ def main(settings: Settings) -> None:
             raise UserError(f"--models {name} is not one of {', '.join(EPOCHS)}")
     plans = {name: plan_of(settings, settings.epochs or EPOCHS[name], attributes=name in TAUGHT_ATTRIBUTES)
              for name in reversed(EPOCHS) if name in settings.models}  # the slowest first
-    missing = []
+    device, tasks = choose_device(settings.device), []
+    if settings.tiny_clip:  # takes longer than any backbone
+        from demo import train_tiny_clip
+
+        clip = {field.name: getattr(settings, field.name) for field in fields(ShapesSettings)}
+        clip = train_tiny_clip.Settings(**clip, epochs=settings.epochs or train_tiny_clip.Settings.epochs)
+        tasks.append(lambda advance: train_tiny_clip.main(clip))
     for name, plan in plans.items():
         if before := done_before(settings.out / f"{name}.json", settings.out / f"{name}.pth", plan):
             print(f"{name}: done before, val top-1 {100 * before['val_top1']:.1f} %")
         else:
-            missing.append(name)
-    if not missing:
-        return
-    device = choose_device(settings.device)
-    processes = min(len(missing), available_cores()) if device.type == "cpu" else 1
-    Parallel(processes)(delayed(pretrain)(name, plans[name], settings.root, settings.out, device) for name in missing)
+            tasks.append(partial(pretrain, name, plan, settings.root, settings.out, device))
+    jobs = jobs_that_fit(len(tasks), BYTES) if device.type == "cpu" else 1
+    for _ in in_processes(tasks, jobs):
+        pass
 
 
 def plan_of(settings: ShapesSettings, epochs: int, **more: bool) -> dict:
@@ -103,13 +111,8 @@ def load(root: Path, split: str, device: torch.device, exact: dict) -> tuple[tor
     return images_NCHW, torch.tensor(images.labels, device=device), [f"{split}/{name}" for name in images.names]
 
 
-def pretrain(name: str, plan: dict, root: Path, out: Path, device: torch.device) -> None:
-    """Train one backbone and write its checkpoints and, last, its JSON.
-
-    One thread: on busy cores two threads wait for each other at every layer (several times slower), and the
-    weights do not depend on the number of cores.
-    """
-    torch.set_num_threads(1)
+def pretrain(name: str, plan: dict, root: Path, out: Path, device: torch.device, advance: Advance) -> None:
+    """Train one backbone and write its checkpoints and, last, its JSON."""
     start = time.perf_counter()
     torch.manual_seed(seed_of(plan["seed"], name))
     (images_NCHW, labels_N, names), val = (load(root, split, device, preprocessing(64, 64))

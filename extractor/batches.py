@@ -1,22 +1,33 @@
-"""Images in fixed batches: decoded, resized and cropped by worker processes, kept as uint8 until the device.
+"""Images in fixed batches: decoded, resized and cropped on the processor, kept as uint8 until the device.
 
 An image is decoded once for all the models that embed it; models that resize and crop alike share the pixels.
+`over_chunks` decides who does what: beside a GPU, processes read for the one that computes; without, every process
+reads and computes.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from itertools import islice
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from iis.datasets import ImageSet, UnreadableImage
 from iis.preprocessing import to_uint8
+from iis.processes import Advance, in_processes, jobs_that_fit
 from iis.runtime import available_cores
+
+CHUNK = 16  # batches; at 32 images and D = 2048 a chunk is 4 MB
+CPU_CHUNK = 64  # images: few enough to keep every core busy to the end; marking them as done takes a millisecond
+
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -77,18 +88,17 @@ def ranges(count: int, size: int) -> list[range]:
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
+def chunks_of(count: int, size: int, device: torch.device) -> list[list[range]]:
+    """The batches of `size` images, in chunks: what a process of several takes at a time."""
+    rows, each = ranges(count, size), CHUNK if device.type != "cpu" else max(1, CPU_CHUNK // size)
+    return [rows[start:start + each] for start in range(0, len(rows), each)]
+
+
 def batches(images: ImageSet, preprocessings: Sequence[dict[str, Any]], rows: Sequence[range], workers: int,
             device: torch.device) -> Iterator[Batch]:
-    """One `Batch` for each range of `rows`, in order, on `device`; at most `workers` processes and one per core.
-
-    Where the model runs on the CPU too, a quarter of the cores read and the rest compute until the last batch is
-    taken: as many threads as cores beside busy workers wait for one another. On fewer than four cores one worker
-    reads beside threads on all: a ResNet-50 needs it for a tenth of the time, and would miss half the cores.
-    """
-    prepared = _Prepared(images, preprocessings)
-    cores, threads = available_cores(), torch.get_num_threads()
-    on_cpu = device.type == "cpu"
-    workers = max(0, min(workers, max(1, cores // 4) if on_cpu else cores, len(rows) - 1))
+    """One `Batch` for each range of `rows`, in order, on `device`, read ahead by at most `workers` processes and one
+    per core; 0 reads here."""
+    prepared, workers = _Prepared(images, preprocessings), max(0, min(workers, available_cores(), len(rows) - 1))
 
     def loader(count: int) -> Iterator[Batch]:
         return iter(DataLoader(prepared, batch_size=None, sampler=rows, num_workers=count,
@@ -99,13 +109,39 @@ def batches(images: ImageSet, preprocessings: Sequence[dict[str, Any]], rows: Se
     except (OSError, RuntimeError, AssertionError) as error:  # no processes here: sandboxes, some notebooks
         print(f"workers: {error}; images are read in the main process instead", file=sys.stderr)
         source = loader(0)
-    try:
-        if on_cpu:
-            torch.set_num_threads(min(threads, cores - cores // 4))
-        for batch in source:
-            yield batch.to(device)
-    finally:
-        torch.set_num_threads(threads)
+    for batch in source:
+        yield batch.to(device)
+
+
+def over_chunks(images: ImageSet, preprocessings: Sequence[dict[str, Any]], chunks: Sequence[Sequence[range]],
+                compute: Callable[[int, Iterator[Batch]], Result], workers: int, device: torch.device, bar: Any,
+                bytes_each: float = 0) -> Iterator[tuple[int, Result]]:
+    """(place, compute(place, its batches)) of every chunk, as they end; `compute` takes all the batches, each of which
+    advances `bar`.
+
+    On a CPU at most `workers` processes of one thread each take the chunks, one per core as far as memory holds
+    `bytes_each` for each; what `compute` changes in memory stays theirs. Beside a GPU `compute` runs here, in order,
+    and the processes read ahead.
+    """
+    if device.type == "cpu":
+        def task(place: int, advance: Advance) -> Result:
+            return compute(place, _counted(batches(images, preprocessings, chunks[place], 0, device), advance))
+
+        jobs = jobs_that_fit(len(chunks), bytes_each) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's ranks
+        # Where processes cannot be forked, one computes with all threads.
+        yield from in_processes([partial(task, place) for place in range(len(chunks))], max(1, min(jobs, workers)), bar,
+                                None if sys.platform == "linux" else torch.get_num_threads())
+        return
+    stream = batches(images, preprocessings, [rows for chunk in chunks for rows in chunk], workers, device)
+    for place, chunk in enumerate(chunks):
+        yield place, compute(place, _counted(islice(stream, len(chunk)), bar.update))
+    next(stream, None)  # ends the workers
+
+
+def _counted(stream: Iterator[Batch], advance: Advance) -> Iterator[Batch]:
+    for batch in stream:
+        yield batch
+        advance(1)
 
 
 def precise(device: torch.device, precision: str) -> Any:

@@ -18,7 +18,7 @@ from extractor.settings import backbone_of, need_dataset
 from extractor.visual_element_emb_extractor import Settings
 from iis.cli import run_script
 from iis.names import own_head_file
-from iis.runtime import UserError, write_json
+from iis.runtime import UserError, progress, write_json
 
 TRIED = 2000  # images for each alternative
 IMAGENET_VAL = 50_000  # images behind the figures of torchvision's weights
@@ -89,20 +89,32 @@ def predictions(images: Any, backbone: Any, prepared: list[dict], settings: Sett
     unreadable. An alternative (A > 0) whose image size the model does not take stays at -1."""
     import torch
 
-    from extractor.batches import batches, precise, ranges
+    from extractor.batches import chunks_of, over_chunks, precise
+    from extractor.fast_forward import cpu_bytes, in_slices
     from iis.preprocessing import normalise
 
-    found_AN = torch.full((len(prepared), len(images)), -1)
-    with torch.inference_mode(), precise(device, settings.precision):
-        for batch in batches(images, prepared, ranges(len(images), settings.batch_size), settings.workers, device):
-            for place, pixels in enumerate(batch.pixels):
-                try:
-                    logits_BC = backbone.module(normalise(pixels, prepared[place]))
-                except (RuntimeError, AssertionError):
-                    if place == 0:
-                        raise
-                    continue
-                found_AN[place, batch.rows] = logits_BC.argmax(1).cpu()
+    chunks, found_AN = chunks_of(len(images), settings.batch_size, device), torch.full((len(prepared), len(images)), -1)
+
+    def compute(place: int, stream: Any) -> Any:
+        rows = range(chunks[place][0].start, chunks[place][-1].stop)
+        found_An = torch.full((len(prepared), len(rows)), -1)
+        with torch.inference_mode(), precise(device, settings.precision):
+            for batch in stream:
+                for one, pixels in enumerate(batch.pixels):
+                    try:
+                        logits_BC = in_slices(lambda some, one=one: backbone.module(normalise(some, prepared[one])),
+                                              pixels)
+                    except (RuntimeError, AssertionError):
+                        if one == 0:
+                            raise
+                        continue
+                    found_An[one, [row - rows.start for row in batch.rows]] = logits_BC.argmax(1).cpu()
+        return rows, found_An
+
+    with progress(total=sum(map(len, chunks)), desc="original head", unit="batch") as bar:
+        for _, (rows, found_An) in over_chunks(images, prepared, chunks, compute, settings.workers, device, bar,
+                                               cpu_bytes(prepared, settings.batch_size)):
+            found_AN[:, rows.start:rows.stop] = found_An
     return found_AN
 
 

@@ -23,6 +23,7 @@ import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,14 @@ from iis.embedding_file import Embeddings, save_embeddings
 from iis.layers import Node
 from iis.names import CLIP_FILES, clip_images_file, clip_label, clip_words_file
 from iis.preprocessing import INTERPOLATIONS, normalise, preprocessing, to_uint8
+from iis.processes import Advance, in_processes, jobs_that_fit
 from iis.runtime import ROOT, UserError, make_output_folder, nearest, read_json, write_whole
 from iis.weights import fit, read_checkpoint, weights_hash
 
 IMAGES = Node("clip_image", "output")  # where `embed` finds the embedding of an `ImageTower`
 WORDS = "text"  # the node of word embeddings
 OPENAI_KEYS = {"input_resolution", "context_length", "vocab_size"}  # only OpenAI's files hold these beside weights
+A_TASK = 64  # words that a process of the CPU encodes at a time
 NO_NETWORK_AFTER = 10  # seconds; left alone, huggingface_hub tries for 47
 
 # ---- the towers ----
@@ -322,13 +325,21 @@ def embed_words(clip: Clip, concepts: Sequence[str], concept_set: Path, shared: 
         print(f"{published}: done already")
         return published
     if not is_done(file, provenance):
-        features_Md = clip.encode_words(concepts)
+        few = A_TASK if clip.device.type == "cpu" else len(concepts)
+        tasks = [partial(_encode, clip, concepts[start:start + few]) for start in range(0, len(concepts), few)]
+        jobs = jobs_that_fit(len(tasks)) if clip.device.type == "cpu" else 1
+        found = dict(in_processes(tasks, jobs))
+        features_Md = torch.cat([found[index] for index in range(len(tasks))])
         record = {"label": clip.label, "seconds": round(time.time() - started, 1), "torch": str(torch.__version__)}
         save_embeddings(file, Embeddings(features_Md, torch.zeros(len(concepts), dtype=torch.int64), ["concept"],
                                          list(concepts), provenance, record))
         print(f"{file}: {len(concepts):,} x {clip.width}, {time.time() - started:.1f} s, {clip.device}")
     give(file, published)
     return published
+
+
+def _encode(clip: Clip, words: Sequence[str], advance: Advance) -> torch.Tensor:
+    return clip.encode_words(words)
 
 
 def give(file: Path, other: Path) -> None:

@@ -1,8 +1,9 @@
 """Images -> embedding files: streamed to disk, resumable after a kill at any moment, shared between ranks.
 
-Work is cut into chunks of `CHUNK` batches. A chunk's rows go to their own place in `FILE.partial/features.f32`, then
-`chunk-N.json` marks it as done. Batches are the same whether a run was interrupted or not, so the numbers are the
-same bit for bit. Under torchrun, rank r takes chunks r, r + W, …; rank 0 waits for the others and writes the file.
+Work is cut into chunks of batches. A chunk's rows go to their own place in `FILE.partial/features.f32`, then
+`chunk-N.json` marks it as done. Batches are the same whether a run was interrupted or not, and in any number of
+processes, so the numbers are the same bit for bit. Under torchrun, rank r takes chunks r, r + W, …; rank 0 waits for
+the others and writes the file.
 """
 
 from __future__ import annotations
@@ -11,12 +12,11 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ import numpy as np
 import torch
 import torchvision
 
-from extractor.batches import batches, precise, ranges
-from extractor.fast_forward import Compiled, at_a_time, ready
+from extractor.batches import Batch, chunks_of, over_chunks, precise, ranges
+from extractor.fast_forward import Compiled, cpu_bytes, in_slices, ready
 from iis.backbones import Backbone
 from iis.cli import disk, print_plan, size
 from iis.datasets import UNNAMED, ImageSet
@@ -33,9 +33,8 @@ from iis.embedding_file import Embeddings, differing, load_embeddings, save_embe
 from iis.layers import HEAD_INPUT, Node, represent, resolve
 from iis.names import elements_file, model_label, representations_file, slug
 from iis.preprocessing import normalise
-from iis.runtime import UserError, claim_folder, make_output_folder, progress, read_json, write_json
-
-CHUNK = 16  # batches; at 32 images and D = 2048 a chunk is 4 MB
+from iis.processes import thread_limit, threads_wanted
+from iis.runtime import UserError, claim_folder, make_output_folder, progress, read_json, torch_rng, write_json
 
 
 @dataclass
@@ -111,16 +110,23 @@ def prepared(target: Target) -> Target:
 def features_of(target: Target, pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Float32 features (B, D) on the device, of uint8 pixels (B, 3, H, W); target: as `prepared` leaves it. A GPU may
     still be computing them."""
-    few = len(pixels) if target.compiled or device.type != "cpu" else at_a_time(pixels)
     with torch.inference_mode(), precise(device, target.precision):
-        return torch.cat([target.forward(normalise(some, target.model.preprocessing)).float()
-                          for some in pixels.split(few)])  # (B, D)
+        return in_slices(lambda some: target.forward(normalise(some, target.model.preprocessing)).float(), pixels,
+                         whole=bool(target.compiled))  # (B, D)
 
 
 def width_of(target: Target, device: torch.device) -> int:
     """D."""
     side = target.model.preprocessing["crop"]
     return features_of(prepared(target), torch.zeros(1, 3, side, side, device=device), device).shape[1]
+
+
+def _compile(target: Target, device: torch.device) -> None:
+    """Compile on images of noise, before processes are forked: all of them then have what one has compiled."""
+    if target.compiled:
+        side = target.model.preprocessing["crop"]
+        noise = torch.randint(256, (target.compiled, 3, side, side), generator=torch_rng("compile"), dtype=torch.uint8)
+        features_of(target, noise.contiguous(memory_format=torch.channels_last).to(device), device)
 
 
 def ranks() -> tuple[int, int]:
@@ -164,24 +170,28 @@ def embed_together(images: ImageSet, targets: Sequence[Target], batch_size: int,
             print(f"{target.file}: done already")
     if not left:
         return
-    widths, pictures_hash = [width_of(target, device) for target in left], _images_hash(images)
+    with thread_limit(threads_wanted()) if device.type == "cpu" else nullcontext():
+        widths, pictures_hash = [width_of(target, device) for target in left], _images_hash(images)
+        if device.type == "cpu":
+            for target in left:
+                _compile(target, device)
+    chunks = chunks_of(len(images), batch_size, device)
     for target, width in zip(left, widths, strict=True):
         claim_folder(target.partial, {**target.provenance, "pictures": len(images), "pictures_hash": pictures_hash,
-                                      "width": width, "batch_size": batch_size}, "unfinished embeddings")
+                                      "width": width, "batch_size": batch_size, "chunk": len(chunks[0])},
+                     "unfinished embeddings")
         (target.partial / "features.f32").touch()
-    rows = ranges(len(images), batch_size)
-    chunks = [rows[start:start + CHUNK] for start in range(0, len(rows), CHUNK)]
     missing = [chunk for chunk in range(rank, len(chunks), world)
                if not all(_log(target, chunk).exists() for target in left)]
     todo = [batch for chunk in missing for batch in chunks[chunk]]
-    read = batches(images, [target.model.preprocessing for target in left], todo, workers, device)
-    stream = iter(progress(read, total=len(todo), desc=" + ".join(target.file.name for target in left), unit="batch"))
-    with ExitStack() as opened:
-        files = [opened.enter_context(open(target.partial / "features.f32", "rb+")) for target in left]
-        for chunk in missing:
+    preprocessings = [target.model.preprocessing for target in left]
+
+    def compute(place: int, stream: Iterator[Batch]) -> None:
+        with ExitStack() as opened:  # by each process for itself: a shared file would share its position
+            files = [opened.enter_context(open(target.partial / "features.f32", "rb+")) for target in left]
             unreadable: dict[int, str] = {}
             before: list[tuple] = []  # written while the device computes the next batch
-            for batch in islice(stream, len(chunks[chunk])):
+            for batch in stream:
                 unreadable |= batch.unreadable
                 begun = [(file, batch.rows, _fetched(features_of(target, pixels, device)))
                          for target, file, pixels in zip(left, files, batch.pixels, strict=False)]
@@ -191,8 +201,12 @@ def embed_together(images: ImageSet, targets: Sequence[Target], batch_size: int,
             for target, file in zip(left, files, strict=True):
                 file.flush()
                 os.fsync(file.fileno())
-                write_json(_log(target, chunk), {"unreadable": unreadable})
-        next(stream, None)  # ends the bar and the workers
+                write_json(_log(target, missing[place]), {"unreadable": unreadable})
+
+    with progress(total=len(todo), desc=" + ".join(target.file.name for target in left), unit="batch") as bar:
+        for _ in over_chunks(images, preprocessings, [chunks[chunk] for chunk in missing], compute, workers, device,
+                             bar, cpu_bytes(preprocessings, batch_size, any(target.compiled for target in left))):
+            pass
     for target, width in zip(left, widths, strict=True) if rank == 0 else ():
         while not all(_log(target, chunk).exists() for chunk in range(len(chunks))):  # of the other ranks
             time.sleep(0.2)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ TOLERANCE = 1e-4  # of `distance`, in fp32
 TOLERANCE_BF16 = 0.05
 SLICE = 8 * 224 ** 2  # pixels that a CPU embeds at a time: larger maps are fetched from memory anew by every layer
 TRIED = 2  # images that a folded model is tried on
+BASE, PER_PIXEL = 100e6, 3 * 4 * 64  # bytes of a process: of itself, and of a pixel's activations as in a VGG
 
 
 def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -53,9 +55,17 @@ def ready(module: nn.Module, node: Node, side: int) -> nn.Module:
     return folded if off <= TOLERANCE else module
 
 
-def at_a_time(images: torch.Tensor) -> int:
-    """How many of these (B, 3, H, W) a CPU embeds at a time."""
-    return max(1, SLICE // images[0, 0].numel())
+def in_slices(function: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor,
+              whole: bool = False) -> torch.Tensor:
+    """function(images) of images (B, 3, H, W), a few at a time on a CPU unless `whole`."""
+    few = len(images) if whole or images.device.type != "cpu" else max(1, SLICE // images[0, 0].numel())
+    return torch.cat([function(some) for some in images.split(few)])
+
+
+def cpu_bytes(preprocessings: Sequence[dict[str, Any]], batch_size: int, whole: bool = False) -> float:
+    """What a process needs to embed batches on the CPU, in bytes, beside the weights, which all of them share."""
+    pixels = [batch_size * one["crop"] ** 2 for one in preprocessings]
+    return BASE + 3 * sum(pixels) + PER_PIXEL * (max(pixels) if whole else min(max(pixels), SLICE))
 
 
 class Compiled:

@@ -10,10 +10,9 @@ import hashlib
 import io
 import json
 import os
-import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -26,6 +25,7 @@ from extractor.elements import AT_MOST
 from iis.cli import disk, positive, print_plan, setting, size, write_settings
 from iis.datasets import UNNAMED, ImageSet, UnreadableImage, folder_images, is_synset, load_dataset, same_classes
 from iis.names import elements_folder
+from iis.processes import Advance, in_processes, jobs_that_fit
 from iis.runtime import (
     UserError,
     available_cores,
@@ -43,6 +43,7 @@ LISTED = 20  # unreadable images named on the screen; complete.json names all
 TRIED = 3  # images that a dry run cuts
 USUAL = {"imagenet": (1000, 1_281_167, 50_000), "cifar10": (10, 50_000, 10_000), "cifar100": (100, 50_000, 10_000),
          "shapes": (8, 4_000, 2_000)}  # classes, train and val images: what a dry run expects before they are there
+A_TASK = 8  # images at most: handing a task over takes longer the more of them wait
 PHOTOGRAPH = {"segments": 50e3, "patches": 25e3}  # bytes of a JPEG element of ImageNet
 
 
@@ -213,13 +214,15 @@ def walk(images: ImageSet, cut: Cut, folder: Path, settings: dict[str, Any], ima
         stems = _stems(images)
         with open(folder / "pictures.jsonl", "a", encoding="utf-8") as handle:
             while todo := _next_round(by_class, log, image_per_class):
-                # A worker need not hold the names of a million other images.
-                one = partial(_cut_one, images.only(todo), [stems[index] for index in todo], cut, folder, format)
-                rows = progress(_in_order(one, len(todo), workers), total=len(todo), unit="image", desc=tag)
-                for index, row in zip(todo, rows, strict=True):
-                    handle.write(json.dumps(row) + "\n")
-                    handle.flush()
-                    log[index] = row
+                jobs = jobs_that_fit(len(todo), asked=workers)
+                some = max(1, min(A_TASK, len(todo) // (4 * jobs)))
+                tasks = [partial(_cut_some, images, stems, cut, folder, format, todo[start:start + some])
+                         for start in range(0, len(todo), some)]
+                with progress(total=len(todo), unit="image", desc=tag) as bar:
+                    for _, rows in in_processes(tasks, jobs, bar):  # as they end; the log is sorted below
+                        handle.write("".join(json.dumps(row) + "\n" for row in rows.values()))
+                        handle.flush()
+                        log |= rows
         for indices in _unreadable_classes(by_class, log):
             raise UserError(f"the class {images.class_names[images.labels[indices[0]]]} has no readable image among "
                             f"its {len(indices)} ({log[indices[0]]['unreadable']}); mend one")
@@ -241,8 +244,18 @@ def walk(images: ImageSet, cut: Cut, folder: Path, settings: dict[str, Any], ima
     return summary
 
 
-def _cut_one(images: ImageSet, stems: list[str], cut: Cut, folder: Path, format: str, index: int) -> dict[str, Any]:
-    """Cut and save one image; its row of `pictures.jsonl`."""
+def _cut_some(images: ImageSet, stems: list[str], cut: Cut, folder: Path, format: str, indices: Sequence[int],
+              advance: Advance) -> dict[int, dict[str, Any]]:
+    """Cut and save these images; index -> row of `pictures.jsonl`."""
+    rows = {}
+    for index in indices:
+        rows[index] = _cut_one(images, stems[index], cut, folder, format, index)
+        advance(1)
+    return rows
+
+
+def _cut_one(images: ImageSet, stem: str, cut: Cut, folder: Path, format: str, index: int) -> dict[str, Any]:
+    """Cut and save one image; its row."""
     name = images.names[index]
     try:
         image = images.open(index)
@@ -250,7 +263,7 @@ def _cut_one(images: ImageSet, stems: list[str], cut: Cut, folder: Path, format:
         return {"picture": name, "unreadable": str(error)}
     files = []
     for tag, element in cut(image, name):
-        files.append(f"{stems[index]}_{tag}{SUFFIX[format]}")
+        files.append(f"{stem}_{tag}{SUFFIX[format]}")
         data = encoded(element, format)
         write_whole(folder / files[-1], lambda temporary, data=data: temporary.write_bytes(data))
     if not files:
@@ -263,29 +276,6 @@ def encoded(element: Image.Image, format: str) -> bytes:
     data = io.BytesIO()
     element.save(data, format, **({} if format == "png" else {"quality": 95, "subsampling": 0}))
     return data.getvalue()
-
-
-def _in_order(function: Callable[[int], Any], count: int, workers: int) -> Iterator[Any]:
-    """function(0), …, function(count - 1), in order, from `workers` processes of one thread each."""
-    if min(workers, count) == 1:
-        yield from map(function, range(count))
-        return
-    from joblib import Parallel, delayed, parallel_config
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
-
-    try:
-        # Workers of a killed parent end once they have been idle for that many seconds.
-        with parallel_config("loky", inner_max_num_threads=1, idle_worker_timeout=20):
-            yield from Parallel(min(workers, count), return_as="generator")(
-                delayed(_in_worker)(function, index) for index in range(count))
-    except TerminatedWorkerError:
-        raise UserError("the system ended a worker process, most likely for want of memory; start the same command "
-                        "again with fewer --workers, it goes on where it stopped") from None
-
-
-def _in_worker(function: Callable[[int], Any], index: int) -> Any:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent answers it
-    return function(index)
 
 
 def read_stage1(folder: Path) -> dict[str, Any] | None:

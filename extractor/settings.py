@@ -30,7 +30,8 @@ class BackboneSettings:
     resume: str | None = setting(None, "a local checkpoint: the same as --weights PATH, and wins", metavar="PATH")
     device: str | None = setting(None, "cpu, cuda or cuda:N (default: cuda where there is one)")
     batch_size: int = setting(32, "images at a time", type=positive, also=("-b",))
-    workers: int = setting(16, "processes that read images, at most one per core", type=count, also=("-j",))
+    workers: int = setting(16, "processes, at most one per core: on a CPU they read and compute, beside a GPU read",
+                           type=count, also=("-j",))
     interpolation: str | None = setting(None, "bilinear, bicubic … (default: the weights'; published: bilinear)")
     val_resize_size: int | None = setting(None, "pixels of the shorter side (default: the weights'; published: 256)",
                                           type=positive)

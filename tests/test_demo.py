@@ -94,7 +94,8 @@ def test_pretraining_keeps_checkpoints_and_is_done_once(painted, capfd):
             "cpu", "--epochs", 3, "--out", painted / out, *more)
         return capfd.readouterr().out
 
-    pretrain("one"), pretrain("two")
+    pretrain("one"), pretrain("two", "--tiny_clip")
+    assert json.loads((painted / "two/tiny_clip_auroc.json").read_text())["epochs"] == 3
     assert [getattr(small_backbones, name)().fc.in_features for name in pretrain_backbones.EPOCHS] == [32, 64, 128]
     small, large = (json.loads((painted / f"one/shapes_{size}.json").read_text()) for size in ("small", "large"))
     assert list(small["checkpoints"]) == [f"shapes_small_epoch{epoch}.pth" for epoch in (1, 2, 3)]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from painted import paint
 from PIL import Image
 
 from extractor import embed as module
-from extractor.batches import batches
+from extractor.batches import Batch, batches, over_chunks
 from extractor.embed import Target, embed_together, folder_name, is_done, plan_target
 from iis.backbones import load_backbone
 from iis.datasets import ImageSet, folder_images
@@ -74,13 +75,22 @@ def test_one_decode_serves_all_and_equal_geometry_shares_the_pixels(grey, monkey
     assert found.pixels[2].shape == (3, 3, 4, 4) and found.pixels[2][:, 0, 0, 0].tolist() == [0, 10, 20]
 
 
-def test_threads_are_given_back(grey):
-    before = torch.get_num_threads()
-    stream = batches(grey, [preprocessing(8, 8)], [range(0, 3), range(4, 7)], 1, CPU)
-    next(stream)
-    assert torch.get_num_threads() <= before
-    stream.close()
-    assert torch.get_num_threads() == before
+def test_beside_a_gpu_processes_read_and_this_one_computes(grey, monkeypatch):
+    monkeypatch.setattr(Batch, "to", lambda self, device: self)
+    here, seen, bar = os.getpid(), [], SimpleNamespace(update=lambda steps: seen.append("bar"))
+
+    def compute(place, stream):
+        found = [batch.rows for batch in stream]
+        seen.append(place)
+        return os.getpid(), found
+
+    chunks = [[range(0, 2), range(2, 4)], [range(4, 7)]]
+    found = list(over_chunks(grey, [preprocessing(8, 8)], chunks, compute, 2, SimpleNamespace(type="other"), bar))
+    assert found == [(0, (here, [[0, 1], [2]])), (1, (here, [[4, 5, 6]]))] and seen == ["bar", "bar", 0, "bar", 1]
+    monkeypatch.setattr("iis.processes.available_cores", lambda: 2)
+    found = dict(over_chunks(grey, [preprocessing(8, 8)], chunks, compute, 2, CPU, bar))
+    assert [found[place][1] for place in (0, 1)] == [[[0, 1], [2]], [[4, 5, 6]]]
+    assert here not in {process for process, _ in found.values()}
 
 
 # ---- names of folders and files; provenance compares nodes, not spellings ----
@@ -115,7 +125,8 @@ def test_names_of_folders_and_files(tmp_path):
 
 
 @pytest.fixture
-def place(tmp_path):
+def place(tmp_path, monkeypatch):
+    monkeypatch.setattr("extractor.batches.CPU_CHUNK", 32)  # images: three chunks of 70
     for number in range(70):
         name = f"cat/{number:02d}" if number < 30 else f"dog/{number - 30:02d}"
         paint(tmp_path / "in" / f"{name}.png", (12, 15), seed=number)
@@ -173,12 +184,14 @@ def test_every_row_is_the_feature_of_its_own_image(place, capsys):
 
 
 def test_killed_at_any_moment_and_started_again_gives_the_same_bits(place):
-    whole = load_embeddings(run(place, "whole.pkl", workers=1))
+    for number in range(70, 300):  # five chunks of two batches, two of them at a time
+        paint(place / "in" / "dog" / f"{number}.png", (12, 15), seed=number)
+    whole = load_embeddings(run(place, "whole.pkl", batch_size=32))
     script = [sys.executable, str(ROOT / "extractor" / "visual_element_emb_extractor.py"), "--model",
               f"{place}/net.py:net", "--weights", "none", "--data-path", str(place / "in"), "--save_root", str(place),
-              "--model_name", "out", "-b", "2", "-j", "1", "--device", "cpu"]
+              "--model_name", "out", "-b", "32", "-j", "2", "--device", "cpu"]
     file, partial = place / "out" / "visual_element_emb.pkl", place / "out" / "visual_element_emb.pkl.partial"
-    process = subprocess.Popen(script, env={**os.environ, "SLOW": "0.06", "OMP_NUM_THREADS": "1"},
+    process = subprocess.Popen(script, env={**os.environ, "SLOW": "0.2", "OMP_NUM_THREADS": "1"},
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.time() + 60
@@ -191,16 +204,31 @@ def test_killed_at_any_moment_and_started_again_gives_the_same_bits(place):
     assert not file.exists() and not (partial / "chunk-000002.json").exists()
     assert json.loads((partial / "chunk-000000.json").read_text()) == {"unreadable": {}}
     assert {"pictures", "pictures_hash", "width", "batch_size"} <= set(json.loads(
-        (partial / "manifest.json").read_text())) and (partial / "features.f32").stat().st_size >= 32 * 5 * 4
+        (partial / "manifest.json").read_text())) and (partial / "features.f32").stat().st_size >= 64 * 5 * 4
     before = (partial / "chunk-000000.json").stat().st_mtime_ns
-    other = subprocess.run([*script, "-b", "4"], capture_output=True, text=True)
-    assert other.returncode == 2 and "batch_size = 2, and this run has batch_size = 4" in other.stderr
+    other = subprocess.run([*script, "-b", "16"], capture_output=True, text=True)
+    assert other.returncode == 2 and "batch_size = 32, and this run has batch_size = 16" in other.stderr
     assert (partial / "chunk-000000.json").stat().st_mtime_ns == before
     again = subprocess.run(script, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     found = load_embeddings(file)
     assert found.content_hash == whole.content_hash and found.image_paths == whole.image_paths
-    assert "70 x 5" in again.stdout
+    assert "300 x 5" in again.stdout
+
+
+def test_processes_give_the_bits_of_one_and_their_errors(place, monkeypatch, capsys):
+    monkeypatch.setattr("iis.processes.available_cores", lambda: 3)
+    (place / "in" / "cat" / "07.png").write_bytes(b"broken")
+    ran, features = [], module.features_of
+    monkeypatch.setattr(module, "features_of", lambda *given: (ran.append(given), features(*given))[1])
+    one, three = (load_embeddings(run(place, f"{workers}.pkl", workers=workers)) for workers in (1, 3))
+    assert len(ran) == 1 + 35 + 1  # the width; all batches; the width, and the batches in other processes
+    assert one.content_hash == three.content_hash and one.image_paths == three.image_paths
+    assert one.record["unreadable"] == three.record["unreadable"] == ["cat/07.png"]
+    assert capsys.readouterr().err.count("35/35") == 2
+    (place / "net.py").write_text(OWN.replace("return x", "return x / (len(x) == 1)"))  # infinite for a whole batch
+    with pytest.raises(UserError, match="not finite"):
+        run(place, "other.pkl", workers=3)
 
 
 def test_two_files_over_one_decode_are_the_files_made_apart(place, monkeypatch):

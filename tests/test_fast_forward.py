@@ -135,12 +135,12 @@ def test_what_cannot_be_compiled_runs_as_it_is(net, node, compiler, sentence, ca
 
 
 def test_the_flag_reaches_the_model_and_is_recorded(tmp_path, monkeypatch, compiler):
-    class_folders(tmp_path / "in", 5, names=["a"])  # two batches of 2, and one
+    class_folders(tmp_path / "in", 5, names=["a"])  # two batches of 2, and one image
     monkeypatch.setattr(embed, "Compiled", lambda module, node, batch: Compiled(module, node, batch, compiler))
     flags = ["--model", "resnet20", "--weights", "none", "--device", "cpu", "-b", "2", "-j", "0", "--data-path",
              str(tmp_path / "in"), "--save_root", str(tmp_path), "--model_name"]
     script.main(parse(script.Settings, [*flags, "plain"]))
     script.main(parse(script.Settings, [*flags, "fast", "--compile"]))
     plain, fast = (load_embeddings(tmp_path / name / "visual_element_emb.pkl") for name in ("plain", "fast"))
-    assert compiler.batches == [2, 2, 2] and (plain.record["compiled"], fast.record["compiled"]) == (False, True)
+    assert compiler.batches == [2, 2, 2, 2] and (plain.record["compiled"], fast.record["compiled"]) == (False, True)
     assert torch.allclose(plain.features_ND, fast.features_ND, atol=1e-5)

@@ -50,6 +50,18 @@ def test_every_task_runs_once_on_one_thread(jobs, monkeypatch):
     torch.set_num_threads(usual)
 
 
+def test_processes_do_not_take_over_the_threads_of_their_parent(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        torch.randn(400, 400).exp()  # OpenMP's threads start: a second thread would wait for them for ever, when forked
+        found = [threads for _, (_, _, threads, _) in in_processes([task(1), task(2)], 2)]
+    finally:
+        torch.set_num_threads(before)
+    assert found == [1, 1]
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_an_error_comes_back_as_it_is(jobs):
     def fails(advance):

@@ -58,6 +58,7 @@ def test_all_files_and_their_numbers(place, tiny, capsys, monkeypatch):
     opened = []
     whole = ImageSet.open
     monkeypatch.setattr(ImageSet, "open", lambda self, row: opened.append(row) or whole(self, row))
+    monkeypatch.setattr("extractor.clip.A_TASK", 2)  # words: two tasks
     run(place, tiny)
     printed = capsys.readouterr()
     assert "1 duplicates left out (Red)" in printed.err
