@@ -11,10 +11,11 @@ import ctypes
 import multiprocessing
 import os
 import pickle
+import queue
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -66,15 +67,20 @@ def in_processes(tasks: Sequence[Callable[[Advance], Result]], jobs: int, bar: A
     counter, shown, finished = context.Value("q", 0), 0, False
     pool = ProcessPoolExecutor(jobs, context, _begin, (tasks, counter, os.getpid()))
     try:
-        futures = {pool.submit(_run, index): index for index in range(len(tasks))}
-        left = set(futures)
-        while left:
-            done, left = wait(left, POLL_S, FIRST_COMPLETED)
+        index_of = {pool.submit(_run, index): index for index in range(len(tasks))}
+        ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
+        for future in index_of:
+            future.add_done_callback(ended.put)
+        while index_of:
+            try:
+                future = ended.get(timeout=POLL_S)
+            except queue.Empty:
+                future = None
             now = counter.value
             advance(now - shown)
             shown = now
-            for future in done:
-                yield futures[future], pickle.loads(future.result())
+            if future:
+                yield index_of.pop(future), pickle.loads(future.result())
         finished = True
     except BrokenProcessPool:
         raise UserError("the system ended a process, most likely for want of memory; start the same command again with "
