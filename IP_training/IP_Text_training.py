@@ -56,9 +56,10 @@ def main(settings: Settings) -> Path:
     inputs = load_inputs(settings, with_elements=False)
     text = load_text_inputs(settings, inputs)
     make_bank, identity = words(settings, inputs, text, settings.num_concepts), identity_of_text(settings, text)
+    most_concepts = settings.num_concepts or len(text.words)
     if settings.sparsity_ratio:
-        return train_bank(settings, "Text", inputs, make_bank, settings.num_concepts, identity)
-    return train_elastic_net(settings, inputs, make_bank, settings.num_concepts or len(text.words), identity)
+        return train_bank(settings, "Text", inputs, make_bank, settings.num_concepts, identity, most_concepts)
+    return train_elastic_net(settings, inputs, make_bank, most_concepts, identity)
 
 
 def train_elastic_net(settings: Settings, inputs: Inputs, make_bank: MakeBank, most_concepts: int,

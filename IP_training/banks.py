@@ -126,7 +126,7 @@ def prototypes(elements: Embeddings, num_concepts: int, choice: str = "balanced"
 def clusters(elements: Embeddings, num_concepts: int, choice: str = "balanced") -> MakeBank:
     """M k-means centres of up to 20,000 normalised element embeddings (paper, section 3); the evidence of a centre is
     the images of its nearest elements. choice: see `chosen_elements`."""
-    import sklearn.cluster  # noqa: F401  # here, so that the processes that make the banks need not
+    import sklearn.cluster  # noqa: F401  # before processes are forked, once for all of them
 
     elements = check_enough(as_embeddings(elements), num_concepts)
 

@@ -64,8 +64,8 @@ class Grid(Files):
     feature_memory: float | None = setting(None, "memory for the raw features as float32; larger ones are read from "
                                            "their file batch by batch, with the same result (default: half of what is "
                                            "free)", metavar="GIB")
-    jobs: int | None = setting(None, "processes on a CPU, of one thread each, with the same result (default: one per "
-                               "core, as far as memory holds them)", type=positive)
+    jobs: int | None = setting(None, "processes on a CPU, of one thread each; the result is the same to "
+                               "rounding (default: one per core, as far as memory holds them)", type=positive)
     tf32: bool = setting(False, "matrix products on CUDA in TF32: faster, 10 bits of mantissa; recorded in the ledger")
     device: str | None = setting(None, "cpu, cuda or cuda:N (default: cuda when there is one)")
     dry_run: bool = setting(False, "only print what would be trained: shapes, bytes and folders")

@@ -41,9 +41,11 @@ class Captured:
         return self.output
 
     def _capture(self) -> torch.cuda.CUDAGraph | bool:
-        graph = torch.cuda.CUDAGraph()
+        graph, device = torch.cuda.CUDAGraph(), self.inputs[0].device
         try:
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # another thread may be reading
+            # On the tensors' own device, which need not be the current one; another thread may be reading meanwhile.
+            with (torch.cuda.device(device),
+                  torch.cuda.graph(graph, stream=torch.cuda.Stream(device), capture_error_mode="thread_local")):
                 self.output = self.function(*self.inputs)
         except RuntimeError as error:
             print(f"cuda graph: {' '.join(str(error).split())[:160]}; steps are launched kernel by kernel",

@@ -35,7 +35,7 @@ from IP_training.shares import BankOf, GroupsOf
 from IP_training.train_heads import HeadGroup, Trained, by_learning_rate
 
 TEMPERATURE = 0.1  # what the normalised q is divided by (release); τ of the softmax is 1
-FLOATS_PER_ENTRY = 6  # of q: itself, two Adam moments, the gradient, and a share of what the cell at work takes
+FLOATS_PER_ENTRY = 10  # of q: itself, two Adam moments, the gradient, and what the cell at work takes
 
 
 @functools.lru_cache(maxsize=1)  # the head groups of a seed take the same step one after the other

@@ -28,7 +28,6 @@ from iis.results import LEDGER, add_rows, cell_of, merged, pack_correct, read_le
 from iis.runtime import (
     UserError,
     available_bytes,
-    available_cores,
     choose_device,
     claim_folder,
     keep_freed_memory,
@@ -43,33 +42,32 @@ from IP_training.config import TrainingSettings
 from IP_training.inputs import Inputs
 from IP_training.predictor import InterpretationHeads, LinearHeads, Normaliser, fit_normaliser, interpret
 from IP_training.shares import BankOf, GroupsOf, Share, shares_each, split, train_shares
-from IP_training.train_heads import HeadGroup, Recipe, Trained, by_learning_rate
+from IP_training.train_heads import HeadGroup, Recipe, Trained, by_learning_rate, saved_cells
 
 DENSE_LEDGER = "dense_heads.jsonl"
-# Called with seeds, the device and the processes that may help. Gives for each seed what makes its heads, and what
+# Called with seeds, the device and how many processes may be used. Gives for each seed what makes its heads, and what
 # gives a trained head's bank.
 Prepare = Callable[[Sequence[Seed], torch.device, int], Iterable[tuple[GroupsOf, BankOf]]]
 
 
 def train_bank(settings: TrainingSettings, kind: str, inputs: Inputs, make_bank: MakeBank, num_concepts: int | None,
-               bank_settings: dict[str, Any]) -> Path:
+               bank_settings: dict[str, Any], most_concepts: int = 200) -> Path:
     """Train what the ledger lacks on a bank that is made once per seed. Returns the folder with the ledger.
 
     kind: the bank's name in paths and ledger. bank_settings: what else decides the bank; it becomes part of every row
-    and of the folder's manifest. num_concepts: M, or None where the bank itself decides.
+    and of the folder's manifest. num_concepts: M, or None where the bank itself decides, on at most `most_concepts`.
     """
 
     def prepare(seeds: Sequence[Seed], device: torch.device, jobs: int) -> Iterator[tuple[GroupsOf, BankOf]]:
-        threads = None if device.type == "cpu" else available_cores()
-        banks = dict(in_processes([lambda advance, seed=seed: make_bank(seed) for seed in seeds], jobs, None, threads))
+        banks = dict(in_processes([lambda advance, seed=seed: make_bank(seed) for seed in seeds], jobs))
         for index, seed in enumerate(seeds):
             yield predictors_on(inputs, banks[index], seed, device, settings.sparsifier)
 
-    return train_groups(settings, kind, inputs, prepare, num_concepts, bank_settings)
+    return train_groups(settings, kind, inputs, prepare, num_concepts, bank_settings, most_concepts=most_concepts)
 
 
 def train_groups(settings: TrainingSettings, kind: str, inputs: Inputs, prepare: Prepare, num_concepts: int | None,
-                 bank_settings: dict[str, Any], cell_bytes: float = 0) -> Path:
+                 bank_settings: dict[str, Any], cell_bytes: float = 0, most_concepts: int = 200) -> Path:
     """`train_bank` for heads that may learn their own bank (End2End). cell_bytes: memory that a head takes."""
     started, trained, device = time.monotonic(), 0, choose_device(settings.device, silent=settings.dry_run)
     identity = identity_of(settings, kind, num_concepts, inputs, bank_settings)
@@ -78,8 +76,9 @@ def train_groups(settings: TrainingSettings, kind: str, inputs: Inputs, prepare:
         print_training_plan(settings, kind, inputs, num_concepts, folder)
         return folder
     keep_freed_memory()
-    at_once, jobs = seeds_at_once(settings, inputs, num_concepts or 200, cell_bytes, device)
-    run = Run(settings, inputs, identity, folder, prepare, device, jobs, cell_bytes)
+    most_concepts = num_concepts or most_concepts
+    at_once, jobs = seeds_at_once(settings, inputs, most_concepts, cell_bytes, device)
+    run = Run(settings, inputs, identity, folder, prepare, device, jobs, cell_bytes, most_concepts)
     with claimed(folder, identity, LEDGER), tf32_products(settings.tf32):
         write_settings(settings, folder / "settings.yaml")
         seeds = [seed_of_run(settings, number, len(inputs.train)) for number in settings.seed_numbers]
@@ -108,7 +107,8 @@ def seeds_at_once(settings: TrainingSettings, inputs: Inputs, num_concepts: int,
 
 @dataclass
 class Run:
-    """The grid of one bank on one representation: what of it is missing, and where it goes. Only this process writes.
+    """The grid of one bank on one representation: what of it is missing, and where it goes. Only this process writes
+    ledgers and predictors.
 
     jobs: processes that train. cell_bytes: memory that a head takes beside what all share (0: next to none).
     """
@@ -121,6 +121,7 @@ class Run:
     device: torch.device
     jobs: int
     cell_bytes: float
+    most_concepts: int
 
     def ledger(self, dense: bool) -> Path:
         """The ledger of the run, or the one of the dense heads, which all banks share."""
@@ -132,33 +133,49 @@ class Run:
     def train(self, seeds: Sequence[Seed]) -> int:
         """Train what the ledgers lack of these seeds; how many heads that were."""
         shares = self.shares(seeds)
-        heads, weights = sum(len(share.cells) for share in shares), self.identity["num_concepts"] or 200
+        heads, weights = sum(len(share.cells) for share in shares), self.most_concepts * self.inputs.num_classes
         what = f"{self.identity['bank']}, seeds " + ", ".join(str(seed.number) for seed in seeds)
         with progress(total=self.settings.n_epoch * heads, desc=what, unit="head epoch",
                       disable=not shares) as bar:  # closed before a message about a stop
             for share, found, seconds in train_shares(shares, self.inputs, recipe_of(self.settings), self.device,
-                                                      self.jobs, weights * self.inputs.num_classes, bar):
+                                                      self.jobs, weights, bar):
                 self.keep(share, found, seconds)
                 bar.set_postfix_str(f"seed {share.seed.number}: {'dense' if share.dense else 'predictors'} "
                                     f"{max(max(head.top1) for head in found):.3f}", refresh=False)
         self.copy_dense_rows(seeds)
-        for dense, seed in itertools.product((True, False), seeds):  # and those of a run with other shares
-            for left in self.ledger(dense).parent.glob(f"resume_seed{seed.number}_*.pt"):
-                left.unlink()
+        for seed, name in itertools.product(seeds, ("resume_seed{}_*", ".resume_seed{}_*.tmp.pt")):  # what kills left
+            for left in self.folder.glob(name.format(seed.number)):
+                left.unlink(missing_ok=True)
         return heads
 
     def shares(self, seeds: Sequence[Seed]) -> list[Share]:
         """The missing heads, dense ones first: they take longest where D is large."""
-        cells = {dense: [(seed, self.missing(seed, dense)) for seed in seeds] for dense in (True, False)}
-        shares = [self.share(seed, some, dense_heads(self.inputs, seed, self.device), "dense")
-                  for seed, some in cells[True] if some]
-        left = [(seed, some) for seed, some in cells[False] if some]
-        prepared = self.prepare([seed for seed, _ in left], self.device, self.jobs)
-        for (seed, some), heads in zip(left, prepared, strict=True):
-            most = self.cell_bytes and max(1, int(available_bytes(self.device) / 2 // (self.jobs * self.cell_bytes)))
-            parts = split(some, shares_each(len(seeds), len(some), self.jobs, most))
-            shares += [self.share(seed, part, heads, f"{number}of{len(parts)}")
-                       for number, part in enumerate(parts, start=1)]
+        left = {dense: [(seed, cells) for seed in seeds if (cells := self.missing(seed, dense))]
+                for dense in (True, False)}
+        shares = []
+        for seed, cells in left[True]:
+            shares += self.cut(seed, cells, dense_heads(self.inputs, seed, self.device), lambda count: 1)
+        most = self.cell_bytes and max(1, int(available_bytes(self.device) / 2 // (self.jobs * self.cell_bytes)))
+        prepared = self.prepare([seed for seed, _ in left[False]], self.device, self.jobs)
+        for (seed, cells), heads in zip(left[False], prepared, strict=True):
+            shares += self.cut(seed, cells, heads,
+                               lambda count: shares_each(len(left[False]), count, self.jobs, most))
+        return shares
+
+    def cut(self, seed: Seed, cells: list[Cell], heads: tuple[GroupsOf, BankOf],
+            parts: Callable[[int], int]) -> list[Share]:
+        """A seed's cells in shares: first those whose state a killed run has kept, then the others, in `parts(count)`.
+        """
+        folder, shares = self.ledger(cells[0].dense).parent, []
+        kind = "dense" if cells[0].dense else "predictors"
+        for file in sorted(folder.glob(f"resume_seed{seed.number}_{kind}*.pt")):
+            kept = saved_cells(file)
+            if set(kept) <= set(cells):
+                shares.append(Share(seed, kept, *heads, file))
+                cells = [cell for cell in cells if cell not in kept]
+        for part in split(cells, parts(len(cells))) if cells else ():
+            name = f"resume_seed{seed.number}_{kind}_{part[0].ratio:g}_{part[0].learning_rate:g}.pt"  # no two alike
+            shares.append(Share(seed, part, *heads, folder / name))
         return shares
 
     def missing(self, seed: Seed, dense: bool) -> list[Cell]:
@@ -166,11 +183,6 @@ class Run:
         done = {cell_of(row) for row in read_ledger(self.ledger(dense))}
         return [cell for cell in (dense_cells if dense else predictor_cells)(self.settings, seed.number)
                 if cell not in done]
-
-    def share(self, seed: Seed, cells: list[Cell], heads: tuple[GroupsOf, BankOf], name: str) -> Share:
-        """A share with the file that keeps its state between epochs."""
-        resume_file = self.ledger(cells[0].dense).with_name(f"resume_seed{seed.number}_{name}.pt")
-        return Share(seed, cells, *heads, resume_file)
 
     def keep(self, share: Share, heads: Sequence[Trained], seconds: float) -> None:
         """Write the predictors and rows of trained heads. Rows of dense heads go without the identity: they belong to

@@ -14,6 +14,7 @@ import functools
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 
@@ -85,10 +86,11 @@ def launch(z: torch.Tensor, scale_GM: torch.Tensor, shift_GM: torch.Tensor, drop
     z, x_GBM = z.contiguous(), z.new_empty(heads, rows, concepts)
     width = triton.next_power_of_2(concepts)
     at_once = max(1, ENTRIES // width)
-    select_kernel[triton.cdiv(rows, at_once), heads](
-        z, scale_GM.contiguous(), shift_GM.contiguous(), counts(dropped, z.device), x_GBM, rows,
-        rows * concepts if z.dim() == 3 else 0, concepts, width, at_once, rule == "strict",
-        num_warps=max(1, width // ENTRIES))
+    with torch.cuda.device(z.device) if z.is_cuda else nullcontext():  # Triton launches on the current device
+        select_kernel[triton.cdiv(rows, at_once), heads](
+            z, scale_GM.contiguous(), shift_GM.contiguous(), counts(dropped, z.device), x_GBM, rows,
+            rows * concepts if z.dim() == 3 else 0, concepts, width, at_once, rule == "strict",
+            num_warps=max(1, width // ENTRIES))
     return x_GBM
 
 

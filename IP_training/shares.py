@@ -1,10 +1,11 @@
 """Heads in shares: cells of one seed that train together, on a CPU in a process of their own (iis/processes.py).
 
-Seeds come first, then learning rates, then ratios. Which heads share a process changes no head.
+Seeds come first, then learning rates, then ratios. Which heads share a process changes a head by rounding at most.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,8 +23,8 @@ from IP_training.inputs import Inputs
 from IP_training.predictor import Normaliser
 from IP_training.train_heads import HeadGroup, Recipe, Trained, fit_grid
 
-EVEN = 0.9  # of the processes' time that shares should fill
-LARGE = 50_000  # weights of a head; smaller ones gain nothing from a second thread
+EVEN = 0.9  # the part of all processes' time that must be spent at work
+LARGE = 50_000  # weights of a predictor; smaller ones gain nothing from a second thread
 
 GroupsOf = Callable[[Sequence[Cell]], list[HeadGroup]]
 BankOf = Callable[[Trained], tuple[Bank | None, Normaliser | None]]  # (None, None) of a dense head
@@ -65,17 +66,17 @@ def shares_each(seeds: int, cells: int, jobs: int, most: int = 0) -> int:
 
 def train_shares(shares: Sequence[Share], inputs: Inputs, recipe: Recipe, device: torch.device, jobs: int,
                  weights: int, bar: Any = None) -> Iterator[tuple[Share, list[Trained], float]]:
-    """(share, its heads, seconds a head) as the shares end. weights: of a head. bar: advances by an epoch of a head."""
-    threads = threads_wanted()
-    if device.type != "cpu" or weights >= LARGE and threads == 1:  # of one process; several have one each
-        threads = available_cores()
+    """(share, its heads, seconds a head) as the shares end. weights: M x C. bar: advances by an epoch of a head."""
     y_N, y_V = (split.labels_N.to(device) for split in (inputs.train, inputs.val))
+    threads = threads_wanted()  # of one process; several have one each
+    if weights >= LARGE and "OMP_NUM_THREADS" not in os.environ:
+        threads = available_cores()
 
     def train(share: Share, advance: Advance) -> tuple[list[Trained], float]:
-        started, per_epoch = time.monotonic(), len(share.cells)
+        started, count = time.monotonic(), len(share.cells)
         heads = fit_grid(share.groups_of(share.cells), y_N, y_V, recipe, share.seed.number, share.seed.selection,
-                         share.resume_file, lambda epochs: advance(per_epoch * epochs))
-        return heads, (time.monotonic() - started) / per_epoch
+                         share.resume_file, lambda epochs: advance(count * epochs))
+        return heads, (time.monotonic() - started) / count
 
     for index, (heads, seconds) in in_processes([partial(train, share) for share in shares], jobs, bar, threads):
         yield shares[index], heads, seconds

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -202,8 +203,20 @@ def classes_ahead(logits_GCB: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
     return num_classes - behind.sum(1)
 
 
-def _cells(groups: Sequence[HeadGroup]) -> list[list[float]]:
-    return [[cell.seed, cell.ratio, cell.learning_rate] for group in groups for cell in group.cells]
+def _cells(groups: Sequence[HeadGroup]) -> list[list[list[float]]]:
+    return [[[cell.seed, cell.ratio, cell.learning_rate] for cell in group.cells] for group in groups]
+
+
+def saved_cells(file: Path) -> list[Cell]:
+    """The cells of the heads whose state a file keeps. Raises `UserError` where it cannot be read."""
+    return [Cell(*cell) for group in _load(file, "cpu")["cells"] for cell in group]
+
+
+def _load(file: Path, device: torch.device | str) -> dict[str, Any]:
+    try:
+        return torch.load(file, map_location=device, weights_only=True)
+    except Exception:
+        raise UserError(f"{file} cannot be read; delete it and start again") from None
 
 
 def _save(file: Path, epoch: int, groups: Sequence[HeadGroup], optimizer: torch.optim.Optimizer,
@@ -218,10 +231,7 @@ def _save(file: Path, epoch: int, groups: Sequence[HeadGroup], optimizer: torch.
 def _restore(file: Path, groups: Sequence[HeadGroup], optimizer: torch.optim.Optimizer,
              trained: Sequence[Sequence[Trained]]) -> int:
     """Take up the state of a killed run; the epoch to go on with, 0 where the file is of other heads."""
-    try:
-        state = torch.load(file, map_location=next(groups[0].heads.parameters()).device, weights_only=True)
-    except Exception:
-        raise UserError(f"{file} cannot be read; delete it and start again") from None
+    state = _load(file, next(groups[0].heads.parameters()).device)
     if state["cells"] != _cells(groups):
         return 0
     optimizer.load_state_dict(state["optimizer"])

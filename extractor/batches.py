@@ -127,7 +127,7 @@ def over_chunks(images: ImageSet, preprocessings: Sequence[dict[str, Any]], chun
         def task(place: int, advance: Advance) -> Result:
             return compute(place, _counted(batches(images, preprocessings, chunks[place], 0, device), advance))
 
-        jobs = jobs_that_fit(len(chunks), bytes_each) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's ranks
+        jobs = jobs_that_fit(len(chunks), bytes_each, ranks=int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # of torchrun
         # Where processes cannot be forked, one computes with all threads.
         yield from in_processes([partial(task, place) for place in range(len(chunks))], max(1, min(jobs, workers)), bar,
                                 None if sys.platform == "linux" else torch.get_num_threads())

@@ -29,21 +29,30 @@ PR_SET_PDEATHSIG = 1  # Linux: the signal a process gets when its parent dies
 
 
 def threads_wanted() -> int:
-    """Threads of a process that works alone: one, unless OMP_NUM_THREADS says otherwise."""
+    """Threads of a process that works alone: OMP_NUM_THREADS; without it one, or all once a GPU does the small work."""
     text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    return max(1, int(text)) if text.isdecimal() else 1
+    if text.isdecimal():
+        return max(1, int(text))
+    return available_cores() if cuda_in_use() else 1
 
 
-def jobs_that_fit(tasks: int, bytes_each: float = 0, asked: int | None = None) -> int:
+def cuda_in_use() -> bool:
+    """Whether this process works with a GPU."""
+    torch = sys.modules.get("torch")  # not imported for this: stage 1 does without it
+    return torch is not None and torch.cuda.is_initialized()
+
+
+def jobs_that_fit(tasks: int, bytes_each: float = 0, asked: int | None = None, ranks: int = 1) -> int:
     """How many processes to run `tasks` in: `asked`, else one per core as far as half of the free memory holds
-    `bytes_each` for each. One where OMP_NUM_THREADS asks for threads, where processes cannot be forked, and in a
-    process that is one of several already."""
-    if sys.platform != "linux" or multiprocessing.parent_process() is not None:
+    `bytes_each` for each; one where OMP_NUM_THREADS asks for threads. ranks: processes like this one, of torchrun,
+    that share the machine. One where processes cannot be forked: outside Linux, in a process that is one of several
+    already, and once CUDA is in use."""
+    if sys.platform != "linux" or multiprocessing.parent_process() is not None or cuda_in_use():
         return 1
     if asked is None:
-        asked = available_cores() if threads_wanted() == 1 else 1
+        asked = available_cores() // ranks if threads_wanted() == 1 else 1
         if bytes_each:
-            asked = min(asked, int(available_bytes() / 2 // bytes_each))
+            asked = min(asked, int(available_bytes() / 2 // (ranks * bytes_each)))
     return max(1, min(asked, tasks))
 
 
@@ -59,7 +68,8 @@ def in_processes(tasks: Sequence[Callable[[Advance], Result]], jobs: int, bar: A
     advance: Advance = bar.update if bar is not None else lambda steps: None
     jobs = min(jobs, len(tasks))
     if jobs <= 1:
-        with thread_limit(threads or threads_wanted()):
+        forked = multiprocessing.parent_process() is not None  # and so without OpenMP's other threads
+        with thread_limit(1 if forked else threads or threads_wanted()):
             for index, task in enumerate(tasks):
                 yield index, task(advance)
         return
@@ -76,7 +86,7 @@ def in_processes(tasks: Sequence[Callable[[Advance], Result]], jobs: int, bar: A
                 future = ended.get(timeout=POLL_S)
             except queue.Empty:
                 future = None
-            now = counter.value
+            now = counter.get_obj().value  # without its lock, which a process may have taken along when it ended
             advance(now - shown)
             shown = now
             if future:
@@ -84,7 +94,7 @@ def in_processes(tasks: Sequence[Callable[[Advance], Result]], jobs: int, bar: A
         finished = True
     except BrokenProcessPool:
         raise UserError("the system ended a process, most likely for want of memory; start the same command again with "
-                        "fewer of them, it goes on where it stopped") from None
+                        "a smaller --jobs or --workers, it goes on where it stopped") from None
     finally:
         for child in () if finished else set(multiprocessing.active_children()) - others:
             child.terminate()
@@ -93,10 +103,10 @@ def in_processes(tasks: Sequence[Callable[[Advance], Result]], jobs: int, bar: A
 
 @contextmanager
 def thread_limit(threads: int) -> Iterator[None]:
-    """At most so many threads in PyTorch, BLAS and OpenMP; what was, afterwards."""
+    """So many threads in PyTorch, BLAS and OpenMP; what was, afterwards."""
     from threadpoolctl import threadpool_limits
 
-    torch = sys.modules.get("torch")  # not imported for this: stage 1 does without it
+    torch = sys.modules.get("torch")
     before = torch and torch.get_num_threads()
     with threadpool_limits(threads):
         if torch:
@@ -120,6 +130,7 @@ def _begin(tasks: Sequence[Callable[[Advance], Any]], counter: Any, parent: int)
     _tasks, _counter, _limit = tasks, counter, thread_limit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent answers it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the line above
         os._exit(1)
@@ -132,5 +143,10 @@ def _advance(steps: int) -> None:
 
 
 def _run(index: int) -> bytes:
-    # Plain pickle: PyTorch's own way to pass tensors keeps a file open for each.
-    return pickle.dumps(_tasks[index](_advance), pickle.HIGHEST_PROTOCOL)
+    # SIGTERM ends a task, and never a result half sent, for whose rest the parent would wait.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    try:
+        # Plain pickle: PyTorch's own way to pass tensors keeps a file open for each.
+        return pickle.dumps(_tasks[index](_advance), pickle.HIGHEST_PROTOCOL)
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

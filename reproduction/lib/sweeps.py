@@ -225,13 +225,13 @@ class Steps:
 
 def run_cells(name: str, cells: Sequence[dict[str, Any]], same: Sequence[str], run: Callable[[dict[str, Any]], Path],
               ledger_of: Callable[[dict[str, Any]], Path], index: Path, only: str | None = None,
-              dry_run: bool = False, jobs: int = 1) -> None:
+              dry_run: bool = False, jobs_of: Callable[[int], int] = lambda cells: 1) -> None:
     """Run every cell with the word `only` in its name that is not finished; the index (JSON) is written after each: the
     cells with "folder", "seconds" and "message".
 
     same: the keys by which a cell is found in an earlier index; run: makes a cell and returns its folder; ledger_of:
-    where a finished cell's ledger lies; jobs: cells at a time, each in a process of its own, for cells that share
-    nothing. Raises `UserError` with the messages of all that failed.
+    where a finished cell's ledger lies; jobs_of: how many of so many unfinished cells run at a time, each in a process
+    of its own, for cells that share nothing. Raises `UserError` with the messages of all that failed.
     """
     before = read_json(index) if index.exists() else []
     entries = []
@@ -252,6 +252,7 @@ def run_cells(name: str, cells: Sequence[dict[str, Any]], same: Sequence[str], r
     tasks = [partial(_run_cell, run, entry, f"{number} of {len(todo)}", started)
              for number, entry in enumerate(todo, start=1)]
     # One after another they keep PyTorch's threads, and what they share.
+    jobs = jobs_of(len(tasks)) if tasks else 1
     found = in_processes(tasks, jobs) if jobs > 1 else ((place, task()) for place, task in enumerate(tasks))
     for place, outcome in found:
         todo[place] |= outcome
