@@ -37,7 +37,8 @@ class Captured:
             return self.function(*tensors)
         for place, one in zip(self.inputs, tensors, strict=True):
             place.copy_(one)
-        self.graph.replay()
+        with torch.cuda.device(self.inputs[0].device):  # a graph is launched on the current device
+            self.graph.replay()
         return self.output
 
     def _capture(self) -> torch.cuda.CUDAGraph | bool:
