@@ -45,6 +45,7 @@ from IP_training.shares import BankOf, GroupsOf, Share, shares_each, split, trai
 from IP_training.train_heads import HeadGroup, Recipe, Trained, by_learning_rate, saved_cells
 
 DENSE_LEDGER = "dense_heads.jsonl"
+ABANDONED_S = 600.0  # an older half-written file belongs to no run that still writes it
 # Called with seeds, the device and how many processes may be used. Gives for each seed what makes its heads, and what
 # gives a trained head's bank.
 Prepare = Callable[[Sequence[Seed], torch.device, int], Iterable[tuple[GroupsOf, BankOf]]]
@@ -143,9 +144,12 @@ class Run:
                 bar.set_postfix_str(f"seed {share.seed.number}: {'dense' if share.dense else 'predictors'} "
                                     f"{max(max(head.top1) for head in found):.3f}", refresh=False)
         self.copy_dense_rows(seeds)
-        for seed, name in itertools.product(seeds, ("resume_seed{}_*", ".resume_seed{}_*.tmp.pt")):  # what kills left
-            for left in self.folder.glob(name.format(seed.number)):
-                left.unlink(missing_ok=True)
+        for seed, dense in itertools.product(seeds, (True, False)):  # what killed runs have left
+            folder = self.ledger(dense).parent
+            left = [] if dense else list(folder.glob(f"resume_seed{seed.number}_*.pt"))
+            left += [file for file in folder.glob(f".resume_seed{seed.number}_*.tmp.pt") if age(file) > ABANDONED_S]
+            for file in left:
+                file.unlink(missing_ok=True)
         return heads
 
     def shares(self, seeds: Sequence[Seed]) -> list[Share]:
@@ -252,6 +256,11 @@ def activations(inputs: Inputs, bank: Bank, seed: Seed,
     bank_MD = bank.vectors_MD.to(device)
     normaliser = fit_normaliser(bank.blocks, inputs.train.features_ND, bank_MD, seed.train_rows)
     return normaliser, *(interpret(split.features_ND, bank_MD, normaliser) for split in (inputs.train, inputs.val))
+
+
+def age(file: Path) -> float:
+    """Seconds since a file was written; 0 where it is gone."""
+    return time.time() - file.stat().st_mtime if file.exists() else 0.0
 
 
 def recipe_of(settings: TrainingSettings) -> Recipe:

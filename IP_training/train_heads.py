@@ -214,9 +214,12 @@ def saved_cells(file: Path) -> list[Cell]:
 
 def _load(file: Path, device: torch.device | str) -> dict[str, Any]:
     try:
-        return torch.load(file, map_location=device, weights_only=True)
+        state = torch.load(file, map_location=device, weights_only=True)
+        if not state["cells"] or not {"epoch", "heads", "optimizer", "trained"} <= state.keys():
+            raise ValueError
     except Exception:
         raise UserError(f"{file} cannot be read; delete it and start again") from None
+    return state
 
 
 def _save(file: Path, epoch: int, groups: Sequence[HeadGroup], optimizer: torch.optim.Optimizer,

@@ -24,6 +24,7 @@ from iis.runtime import UserError, available_bytes, available_cores
 
 Result = TypeVar("Result")
 Advance = Callable[[int], None]  # a task calls it with the steps it has done since the last call
+MOST = 4  # processes per core, whatever was asked for
 POLL_S = 0.5  # between two updates of the progress bar
 PR_SET_PDEATHSIG = 1  # Linux: the signal a process gets when its parent dies
 
@@ -53,7 +54,7 @@ def jobs_that_fit(tasks: int, bytes_each: float = 0, asked: int | None = None, r
         asked = available_cores() // ranks if threads_wanted() == 1 else 1
         if bytes_each:
             asked = min(asked, int(available_bytes() / 2 // (ranks * bytes_each)))
-    return max(1, min(asked, tasks))
+    return max(1, min(asked, tasks, MOST * available_cores()))
 
 
 def in_processes(tasks: Sequence[Callable[[Advance], Result]], jobs: int, bar: Any = None,
@@ -77,7 +78,14 @@ def in_processes(tasks: Sequence[Callable[[Advance], Result]], jobs: int, bar: A
     counter, shown, finished = context.Value("q", 0), 0, False
     pool = ProcessPoolExecutor(jobs, context, _begin, (tasks, counter, os.getpid()))
     try:
-        index_of = {pool.submit(_run, index): index for index in range(len(tasks))}
+        try:
+            index_of = {pool.submit(_run, index): index for index in range(len(tasks))}
+        except OSError as error:  # too many processes or open files; those that began wait for work
+            for child in set(multiprocessing.active_children()) - others:
+                child.kill()
+                child.join()
+            raise UserError(f"{jobs} processes cannot be started ({error.strerror}); start the same command again with "
+                            "a smaller --jobs or --workers") from None
         ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
         for future in index_of:
             future.add_done_callback(ended.put)

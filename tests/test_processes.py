@@ -1,5 +1,7 @@
 """Tasks in processes: results, progress, threads, errors, and no process left behind."""
 
+import errno
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -76,6 +78,22 @@ def test_a_killed_process_is_a_sentence():
         list(in_processes([lambda advance: os.kill(os.getpid(), signal.SIGKILL)] * 2, 2))
 
 
+def test_processes_that_cannot_be_started_are_a_sentence(monkeypatch):
+    """The second fork fails, as under a limit on processes; the first is not left behind."""
+    forks, fork = [], os.fork
+
+    def limited():
+        forks.append(1)
+        if len(forks) == 2:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return fork()
+
+    monkeypatch.setattr(os, "fork", limited)
+    with pytest.raises(UserError, match="^3 processes cannot be started"):
+        list(in_processes([task(number) for number in range(3)], 3))
+    assert not multiprocessing.active_children()
+
+
 def test_threads_and_jobs(monkeypatch):
     monkeypatch.setattr(processes, "available_cores", lambda: 8)
     monkeypatch.setattr(processes, "available_bytes", lambda: 1000)
@@ -89,7 +107,7 @@ def test_threads_and_jobs(monkeypatch):
     assert jobs_that_fit(3) == 3
     assert jobs_that_fit(100, bytes_each=200) == 2  # of half of 1000 bytes
     assert jobs_that_fit(100, bytes_each=10_000) == 1
-    assert jobs_that_fit(100, asked=7) == 7
+    assert jobs_that_fit(100, asked=7) == 7 and jobs_that_fit(100, asked=10**9) == 4 * 8
     assert jobs_that_fit(0) == 1
 
 

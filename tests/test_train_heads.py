@@ -137,8 +137,11 @@ def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path, monkeypatch, kind):
     fit([kind()], resume_file=file)  # another part of the grid starts afresh
     assert len(calls) == 10
     file.write_bytes(b"half a file")
-    with pytest.raises(UserError, match="resume.pt cannot be read; delete it"):
-        fit([kind()], resume_file=file)
+    for state in (None, {"x": 1}, {"cells": []}):
+        if state is not None:
+            torch.save(state, file)
+        with pytest.raises(UserError, match="resume.pt cannot be read; delete it"):
+            fit([kind()], resume_file=file)
 
 
 def test_holdout_selects_without_looking_at_validation():
