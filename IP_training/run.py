@@ -154,16 +154,13 @@ class Run:
 
     def shares(self, seeds: Sequence[Seed]) -> list[Share]:
         """The missing heads, dense ones first: they take longest where D is large."""
-        left = {dense: [(seed, cells) for seed in seeds if (cells := self.missing(seed, dense))]
-                for dense in (True, False)}
-        shares = []
-        for seed, cells in left[True]:
+        left, shares = self.missing(seeds, dense=False), []
+        for seed, cells in self.missing(seeds, dense=True):
             shares += self.cut(seed, cells, dense_heads(self.inputs, seed, self.device), lambda count: 1)
         most = self.cell_bytes and max(1, int(available_bytes(self.device) / 2 // (self.jobs * self.cell_bytes)))
-        prepared = self.prepare([seed for seed, _ in left[False]], self.device, self.jobs)
-        for (seed, cells), heads in zip(left[False], prepared, strict=True):
-            shares += self.cut(seed, cells, heads,
-                               lambda count: shares_each(len(left[False]), count, self.jobs, most))
+        prepared = self.prepare([seed for seed, _ in left], self.device, self.jobs)
+        for (seed, cells), heads in zip(left, prepared, strict=True):
+            shares += self.cut(seed, cells, heads, lambda count: shares_each(len(left), count, self.jobs, most))
         return shares
 
     def cut(self, seed: Seed, cells: list[Cell], heads: tuple[GroupsOf, BankOf],
@@ -182,11 +179,12 @@ class Run:
             shares.append(Share(seed, part, *heads, folder / name))
         return shares
 
-    def missing(self, seed: Seed, dense: bool) -> list[Cell]:
-        """The cells of a seed that the ledger lacks."""
+    def missing(self, seeds: Sequence[Seed], dense: bool) -> list[tuple[Seed, list[Cell]]]:
+        """(seed, its cells that the ledger lacks), of the seeds where it lacks any."""
         done = {cell_of(row) for row in read_ledger(self.ledger(dense))}
-        return [cell for cell in (dense_cells if dense else predictor_cells)(self.settings, seed.number)
-                if cell not in done]
+        cells = dense_cells if dense else predictor_cells
+        left = [(seed, [cell for cell in cells(self.settings, seed.number) if cell not in done]) for seed in seeds]
+        return [(seed, some) for seed, some in left if some]
 
     def keep(self, share: Share, heads: Sequence[Trained], seconds: float) -> None:
         """Write the predictors and rows of trained heads. Rows of dense heads go without the identity: they belong to
@@ -248,6 +246,15 @@ def predictors_on(inputs: Inputs, bank: Bank, seed: Seed, device: torch.device,
                 for same_rate in by_learning_rate(cells)]
 
     return groups_of, lambda head: (bank, normaliser)
+
+
+def shares_of(settings: TrainingSettings, inputs: Inputs, bank: Bank, seed: Seed, seeds: int, device: torch.device,
+              jobs: int) -> list[Share]:
+    """All heads of a seed, one of `seeds` that train at once in `jobs` processes, with nothing kept on disk."""
+    cells = predictor_cells(settings, seed.number)
+    predictors = predictors_on(inputs, bank, seed, device, settings.sparsifier)
+    return [Share(seed, dense_cells(settings, seed.number), *dense_heads(inputs, seed, device)),
+            *(Share(seed, part, *predictors) for part in split(cells, shares_each(seeds, len(cells), jobs)))]
 
 
 def activations(inputs: Inputs, bank: Bank, seed: Seed,

@@ -209,12 +209,12 @@ def _cells(groups: Sequence[HeadGroup]) -> list[list[list[float]]]:
 
 def saved_cells(file: Path) -> list[Cell]:
     """The cells of the heads whose state a file keeps. Raises `UserError` where it cannot be read."""
-    return [Cell(*cell) for group in _load(file, "cpu")["cells"] for cell in group]
+    return [Cell(*cell) for group in _load(file, "cpu", mmap=True)["cells"] for cell in group]  # reads no tensor
 
 
-def _load(file: Path, device: torch.device | str) -> dict[str, Any]:
+def _load(file: Path, device: torch.device | str, mmap: bool = False) -> dict[str, Any]:
     try:
-        state = torch.load(file, map_location=device, weights_only=True)
+        state = torch.load(file, map_location=device, weights_only=True, mmap=mmap)
         if not state["cells"] or not {"epoch", "heads", "optimizer", "trained"} <= state.keys():
             raise ValueError
     except Exception:

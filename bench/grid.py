@@ -26,13 +26,14 @@ from torch.utils.data import DataLoader
 from bench.timing import BenchSettings, Job, paired, report, start
 from iis.cli import count, positive, run_script, setting
 from iis.embedding_file import Embeddings
-from iis.grid import DENSE, LEARNING_RATES, RATIOS, Cell, dropped_count
+from iis.grid import LEARNING_RATES, RATIOS, dropped_count
 from iis.runtime import available_cores
 from IP_training.banks import Bank, Seed
+from IP_training.config import TrainingSettings
 from IP_training.inputs import Inputs
 from IP_training.predictor import interpret
-from IP_training.run import dense_heads, predictors_on
-from IP_training.shares import Share, shares_each, split, train_shares
+from IP_training.run import shares_of
+from IP_training.shares import train_shares
 from IP_training.train_heads import Recipe
 
 TARGETS = {10: (30, 60), 100: (18, 25)}  # C: must and aim on two cores, beside a DataLoader with 4 workers
@@ -120,15 +121,9 @@ def main(settings: Settings) -> Path:
 
 def whole_grid(data: Data, batch_size: int, epochs: int = 1, seeds: int = 1, jobs: int = 1) -> Callable[[], list]:
     """Stage 3 with all heads of some seeds: 24 predictors and 3 dense heads each."""
-    inputs, device, shares = data.inputs(), data.bank_MD.device, []
-    bank = Bank("Random", data.bank_MD, [])
-    for number in range(seeds):
-        seed = Seed(number, number)
-        cells = [Cell(number, ratio, rate) for ratio in RATIOS for rate in LEARNING_RATES]
-        shares.append(Share(seed, [Cell(number, DENSE, rate) for rate in LEARNING_RATES],
-                            *dense_heads(inputs, seed, device)))
-        predictors = predictors_on(inputs, bank, seed, device, "mask")
-        shares += [Share(seed, part, *predictors) for part in split(cells, shares_each(seeds, len(cells), jobs))]
+    inputs, device, bank = data.inputs(), data.bank_MD.device, Bank("Random", data.bank_MD, [])
+    shares = [share for number in range(seeds) for share in
+              shares_of(TrainingSettings(), inputs, bank, Seed(number, number), seeds, device, jobs)]
     weights = len(bank) * data.num_classes
     return lambda: list(train_shares(shares, inputs, Recipe(epochs, batch_size), device, jobs, weights))
 

@@ -98,7 +98,7 @@ def in_processes(tasks: Sequence[Callable[[Advance], Result]], jobs: int, bar: A
             advance(now - shown)
             shown = now
             if future:
-                yield index_of.pop(future), pickle.loads(future.result())
+                yield index_of.pop(future), pickle.loads(future.result())  # what `_run` wrote, from no file
         finished = True
     except BrokenProcessPool:
         raise UserError("the system ended a process, most likely for want of memory; start the same command again with "

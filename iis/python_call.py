@@ -74,18 +74,8 @@ def score(x_train: Array, y_train: Array | Sequence, x_val: Array, y_val: Array 
     """
     from IP_training.config import SPARSIFIERS, TrainingSettings
     from IP_training.inputs import Inputs, check_features
-    from IP_training.run import (
-        dense_cells,
-        dense_heads,
-        identity_of,
-        predictor_cells,
-        predictors_on,
-        recipe_of,
-        row_of,
-        seed_of_run,
-        seeds_at_once,
-    )
-    from IP_training.shares import Share, shares_each, split, train_shares
+    from IP_training.run import identity_of, recipe_of, row_of, seed_of_run, seeds_at_once, shares_of
+    from IP_training.shares import train_shares
 
     if missing := sorted(set(RATIOS) - set(ratios)):
         raise UserError(f"ratios lacks {missing}: the IIS is the area over {RATIOS}; more ratios may be added")
@@ -103,27 +93,24 @@ def score(x_train: Array, y_train: Array | Sequence, x_val: Array, y_val: Array 
                                 holdout=holdout, sparsifier=sparsifier)
     inputs, make_bank = Inputs(train, val, None, train.class_names), _bank_maker(bank, num_concepts, train.width)
     where, rows = choose_device(device, silent=True), []
-    numbers = list(settings.seed_numbers)
-    made = [make_bank(seed_of_run(settings, number, len(train))) for number in numbers]
-    for one in made:
-        if one.vectors_MD.shape[1] != train.width:
-            raise UserError(f"the bank has D = {one.vectors_MD.shape[1]}, and x_train D = {train.width}: make it of "
+    of_seeds = [seed_of_run(settings, number, len(train)) for number in settings.seed_numbers]
+    banks = [make_bank(seed) for seed in of_seeds]
+    for made in banks:
+        if made.vectors_MD.shape[1] != train.width:
+            raise UserError(f"the bank has D = {made.vectors_MD.shape[1]}, and x_train D = {train.width}: make it of "
                             "elements embedded as x_train was")
-    at_once, jobs = seeds_at_once(settings, inputs, max(map(len, made)), 0, where)
+    most = max(map(len, banks))
+    at_once, jobs = seeds_at_once(settings, inputs, most, 0, where)
     with progress(total=epochs * seeds * len(learning_rates) * (1 + len(settings.ratios)), desc="heads",
                   unit="head epoch", disable=not show_progress) as bar:
         for start in range(0, seeds, at_once):
-            shares = []
-            for number, one in zip(numbers[start:start + at_once], made[start:start + at_once], strict=True):
-                seed, cells = seed_of_run(settings, number, len(train)), predictor_cells(settings, number)
-                predictors = predictors_on(inputs, one, seed, where, sparsifier)
-                shares += [Share(seed, dense_cells(settings, number), *dense_heads(inputs, seed, where)),
-                           *(Share(seed, part, *predictors)
-                             for part in split(cells, shares_each(min(at_once, seeds), len(cells), jobs)))]
-            weights = max(map(len, made)) * inputs.num_classes
-            for share, trained, _ in train_shares(shares, inputs, recipe_of(settings), where, jobs, weights, bar):
-                one = made[share.seed.number - numbers[0]]
-                identity = identity_of(settings, one.kind, len(one), inputs, {})
+            together = slice(start, start + at_once)
+            shares = [share for seed, made in zip(of_seeds[together], banks[together], strict=True)
+                      for share in shares_of(settings, inputs, made, seed, min(at_once, seeds), where, jobs)]
+            for share, trained, _ in train_shares(shares, inputs, recipe_of(settings), where, jobs,
+                                                  most * inputs.num_classes, bar):
+                made = banks[share.seed.number - of_seeds[0].number]
+                identity = identity_of(settings, made.kind, len(made), inputs, {})
                 rows += [{**identity, **row_of(head, share.bank_of(head)[0], sparsifier, 0.0)} for head in trained]
     rows.sort(key=cell_of)
     summary = summarise(rows, draws, "the result")
