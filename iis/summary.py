@@ -127,7 +127,8 @@ def _table(chosen: dict, last: dict, seeds: Sequence[int], ratios: Sequence[floa
 def _bootstrap(chosen: dict, seeds: Sequence[int], ratios: Sequence[float], count: int, draws: int) -> np.ndarray:
     correct_RSN = np.array([[unpack_correct(chosen[seed, ratio]["hits"], count) for ratio in ratios] for seed in seeds])
     dense_RN = np.array([unpack_correct(chosen[seed, DENSE]["hits"], count) for seed in seeds])
-    return bootstrap_iis(ratios, correct_RSN, dense_RN, draws)
+    # Over images alone: seeds have their std beside it.
+    return bootstrap_iis(ratios, correct_RSN, dense_RN, draws).mean(1)
 
 
 # ---- remarks: what a reader must know before using the number ----

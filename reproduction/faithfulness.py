@@ -26,7 +26,7 @@ import torch
 from iis.cli import count, positive, run_script, setting
 from iis.plots import COLOURS
 from iis.runtime import UserError, each, numpy_rng, torch_rng, write_text
-from iis.statistics import interval, mean_std, plus_minus
+from iis.statistics import bootstrap_means, interval, mean_std, over_seeds, plus_minus
 from reproduction.lib.explanation import Predictor, load_predictor, stored_seeds
 from reproduction.lib.figures import legend_below, panels
 from reproduction.lib.outputs import write_figure, write_table
@@ -44,7 +44,7 @@ CAPTION = ("Area under the probability of the predicted class (and under top-1),
            "removed: first those that speak most for the predicted class against the {reference}, first those that "
            "speak least for it, and the mean of {orders} random orders. Changed by one removal: share of the "
            "predictions that become another class without their single most important concept. Mean ± std over seeds; "
-           "in brackets the 95 % bootstrap interval over validation images. The head is linear, so contributions are "
+           "in brackets the 95 % interval over seeds and validation images. The head is linear, so contributions are "
            "exact by construction; the table tells how few concepts predictions rest on, not what the concepts mean.")
 
 
@@ -98,11 +98,12 @@ def measure(run: Run, settings: Settings) -> dict[str, Any]:
     kept = {"setting": run.variant or run.folder.name, "M": len(first.bank_MD), "s": first.ratio, "kept": first.kept}
     line = {**named, "elements": run.elements, **kept, "seeds": len(seeds), "pictures": len(rows)}
     marks, areas, shown = {"marks": "; ".join(run.marks)}, {}, {}
-    of_seeds = pd.DataFrame([one.quantities() for one in curves])  # (R, K) of arrays (N,)
-    drawn = bootstrap_means(np.stack(of_seeds.sum() / len(seeds)), settings.draws)
-    for name, draws in zip(of_seeds, drawn.T, strict=True):
-        mean, std = mean_std([values_N.mean() for values_N in of_seeds[name]])
-        low, high = interval(draws)
+    quantities = [one.quantities() for one in curves]  # of each seed, K arrays (N,)
+    values_RKN = np.array([list(one.values()) for one in quantities])
+    drawn_BRK = bootstrap_means(values_RKN, settings.draws)
+    for k, name in enumerate(quantities[0]):
+        mean, std = mean_std(values_RKN[:, k].mean(1))
+        low, high = interval(over_seeds(drawn_BRK[:, :, k]))
         areas |= {name: mean, f"{name}, std": std, f"{name}, low": low, f"{name}, high": high}
         within = f" [{low:.3f}, {high:.3f}]" if name == CHANGED or "−" in name else ""
         shown[name] = plus_minus(mean, std, 3) + within
@@ -199,15 +200,6 @@ def _remove(predictor: Predictor, x_BM: torch.Tensor, score_BM: torch.Tensor, la
         logits_BC = predictor.logits(x_BM.masked_fill(rank_BM < (share * count_B1).round(), 0.0))
         steps.append(torch.stack([logits_BC.softmax(1).gather(1, first_B1)[:, 0], logits_BC.argmax(1) == labels_B]))
     return torch.stack(steps, dim=1).double().numpy()
-
-
-def bootstrap_means(values_KN: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:
-    """Means of K quantities over resamples of the N images, (draws, K); one resample serves all K."""
-    count, rng, means = values_KN.shape[1], numpy_rng(seed, "bootstrap", values_KN.shape[1]), []
-    for start in range(0, draws, 100):  # 100 x N counts at a time
-        picks = rng.multinomial(count, np.full(count, 1 / count), size=min(100, draws - start))
-        means.append(picks @ values_KN.T / count)
-    return np.concatenate(means)
 
 
 if __name__ == "__main__":

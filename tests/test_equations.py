@@ -15,8 +15,7 @@ from iis.equations import (
     too_close_to_chance,
 )
 from iis.grid import DENSE, RATIOS, Cell, check_ratios, dropped_count, kept_count
-from iis.runtime import UserError, numpy_rng
-from iis.statistics import bootstrap_iis, interval, mean_std, plus_minus
+from iis.runtime import UserError
 
 
 def test_area_by_hand():
@@ -66,31 +65,3 @@ def test_saturation_needs_every_ratio_near_one():
     # dense 0.917 over 10,000: standard error 0.00276, of a ratio of two 0.00425, times 0.98: 0.0042
     assert near_ceiling(0.9781, 0.98, 0.917, 10_000) and not near_ceiling(0.9742, 0.98, 0.917, 10_000)
     assert near_ceiling(1.08, 0.98, 0.917, 10_000)  # above it too
-
-
-def test_mean_and_std_by_hand():
-    assert mean_std([1.0, 2.0, 4.0]) == pytest.approx((7 / 3, np.sqrt(7 / 3)))  # squares 16/9 + 1/9 + 25/9, over 2
-    assert mean_std([0.5]) == (0.5, None)
-    assert plus_minus(0.81234, 0.0021) == "0.8123 ± 0.0021" and plus_minus(0.5, None, 2) == "0.50"
-
-
-def test_bootstrap_equals_a_plain_loop():
-    rng = np.random.default_rng(0)
-    correct_RSN, dense_RN = rng.random((2, 8, 60)) < 0.6, rng.random((2, 60)) < 0.8
-    scores = bootstrap_iis(RATIOS, correct_RSN, dense_RN, draws=105, seed=3)
-    picks = numpy_rng(3, "bootstrap", 60).multinomial(60, np.full(60, 1 / 60), size=100)
-    assert len(scores) == 105
-    for score, counts in zip(scores, picks, strict=False):
-        rows = np.repeat(np.arange(60), counts)
-        plain = [area(RATIOS, correct_RSN[r][:, rows].mean(1) / dense_RN[r][rows].mean()) for r in range(2)]
-        assert score == pytest.approx(np.mean(plain), rel=1e-5)
-
-
-def test_bootstrap_spread_matches_theory():
-    """One head that is right with p = 0.5 at every ratio, over an always-right dense head: IIS = 0.98 · accuracy."""
-    correct = np.random.default_rng(1).random(2000) < 0.5
-    scores = bootstrap_iis(RATIOS, np.tile(correct, (1, 8, 1)), np.ones((1, 2000), bool), draws=2000)
-    assert scores.std() == pytest.approx(0.98 * np.sqrt(0.25 / 2000), rel=0.08)
-    low, high = interval(scores)
-    assert low < 0.98 * correct.mean() < high
-    assert high - low == pytest.approx(2 * 1.96 * scores.std(), rel=0.1)

@@ -22,7 +22,7 @@ from IP_training import IP_Prototype_training
 from IP_training.predictor import Normaliser
 from reproduction import explain as script
 from reproduction import faithfulness
-from reproduction.faithfulness import CHANGED, ORDERS, bootstrap_means, order_curves
+from reproduction.faithfulness import CHANGED, ORDERS, order_curves
 from reproduction.lib import explained_images, runs
 from reproduction.lib.explained_images import Subject, concept_of, embed_images, spread
 from reproduction.lib.explanation import Predictor, explain, explain_class, load_predictor, strongest
@@ -323,15 +323,6 @@ def test_random_orders_are_seeded_and_even():  # after one of 4 removals: the me
             singles.append(float(after_C.softmax(0)[before_C.argmax()]))
         after_one = found.probability_OFN[list(ORDERS).index("random"), 1, n]
         assert after_one == pytest.approx(np.mean(singles), abs=5 * np.std(singles) / 20 + 1e-6)
-
-
-def test_bootstrap_of_means():
-    values_KN = np.random.default_rng(0).normal(size=(2, 400))
-    drawn = bootstrap_means(np.concatenate([values_KN, values_KN[:1], np.ones((1, 400))]), draws=2000)
-    assert drawn.shape == (2000, 4) and (drawn[:, 0] == drawn[:, 2]).all()  # paired: one resample serves all
-    assert drawn[:, 3] == pytest.approx(1)
-    assert drawn[:, 0].mean() == pytest.approx(values_KN[0].mean(), abs=0.005)
-    assert drawn[:, 0].std() == pytest.approx(values_KN[0].std() / 20, rel=0.1)
 
 
 def test_the_script(toy, capsys, monkeypatch):

@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+
+from iis.equations import area
+from iis.grid import RATIOS
+from iis.runtime import numpy_rng
+from iis.statistics import bootstrap_iis, bootstrap_means, interval, mean_std, over_seeds, plus_minus
+from reproduction.lib.statistics import holm
+
+
+def test_mean_and_std_by_hand():
+    assert mean_std([1.0, 2.0, 4.0]) == pytest.approx((7 / 3, np.sqrt(7 / 3)))  # squares 16/9 + 1/9 + 25/9, over 2
+    assert mean_std([0.5]) == (0.5, None)
+    assert plus_minus(0.81234, 0.0021) == "0.8123 ± 0.0021" and plus_minus(0.5, None, 2) == "0.50"
+
+
+def test_bootstrap_equals_a_plain_loop():
+    rng = np.random.default_rng(0)
+    correct_RSN, dense_RN = rng.random((2, 8, 60)) < 0.6, rng.random((2, 60)) < 0.8
+    scores = bootstrap_iis(RATIOS, correct_RSN, dense_RN, draws=105, seed=3).mean(1)
+    picks = numpy_rng(3, "bootstrap", 60).multinomial(60, np.full(60, 1 / 60), size=100)
+    assert len(scores) == 105
+    for score, counts in zip(scores, picks, strict=False):
+        rows = np.repeat(np.arange(60), counts)
+        plain = [area(RATIOS, correct_RSN[r][:, rows].mean(1) / dense_RN[r][rows].mean()) for r in range(2)]
+        assert score == pytest.approx(np.mean(plain), rel=1e-5)
+
+
+def test_bootstrap_spread_matches_theory():
+    """One head that is right with p = 0.5 at every ratio, over an always-right dense head: IIS = 0.98 · accuracy."""
+    correct = np.random.default_rng(1).random(2000) < 0.5
+    scores = bootstrap_iis(RATIOS, np.tile(correct, (1, 8, 1)), np.ones((1, 2000), bool), draws=2000)[:, 0]
+    assert scores.std() == pytest.approx(0.98 * np.sqrt(0.25 / 2000), rel=0.08)
+    low, high = interval(scores)
+    assert low < 0.98 * correct.mean() < high
+    assert high - low == pytest.approx(2 * 1.96 * scores.std(), rel=0.1)
+
+
+def test_bootstrap_of_means():
+    values_N = np.random.default_rng(0).normal(size=400)
+    drawn_BRK = bootstrap_means(np.array([[values_N, -values_N], [values_N, np.ones(400)]]), draws=2000)
+    assert drawn_BRK.shape == (2000, 2, 2)
+    assert (drawn_BRK[:, 0, 0] == drawn_BRK[:, 1, 0]).all()  # paired: one resample serves all
+    assert drawn_BRK[:, 1, 1] == pytest.approx(1)
+    assert drawn_BRK[:, 0, 0].mean() == pytest.approx(values_N.mean(), abs=0.005)
+    assert drawn_BRK[:, 0, 0].std() == pytest.approx(values_N.std() / 20, rel=0.1)
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_an_interval_over_seeds_and_images_covers_the_truth(seeds):
+    """Values with a seed's and an image's share of their own, truth 0. Images alone cover it far too rarely."""
+    rng, covered, by_images = np.random.default_rng(seeds), 0, 0
+    for trial in range(400):
+        values_RN = rng.normal(size=(seeds, 1)) * 0.1 + rng.normal(size=50) * 0.7 + rng.normal(size=(seeds, 50)) * 0.1
+        drawn_BR = bootstrap_means(values_RN[:, None], 300, trial)[..., 0]
+        low, high = interval(over_seeds(drawn_BR, trial))
+        covered += low < 0 < high
+        low, high = interval(drawn_BR.mean(1))
+        by_images += low < 0 < high
+    assert 0.93 < covered / 400 < 0.995 and by_images / 400 < 0.93
+
+
+def test_one_seed_leaves_the_interval_of_the_images():
+    drawn_B1 = bootstrap_means(np.random.default_rng(0).normal(size=(1, 1, 40)), 50)[..., 0]
+    assert (over_seeds(drawn_B1) == drawn_B1[:, 0]).all()
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, None, 0.03, 0.005]) == pytest.approx([0.03, 0.06, None, 0.06, 0.02])
+    assert holm([0.6, 0.5]) == [1.0, 1.0] and holm([]) == [] and holm([None]) == [None]
