@@ -18,7 +18,7 @@ from iis.cli import path, run_script, setting
 from iis.plots import write_arr
 from iis.results import LEDGER, read_ledger
 from iis.runtime import ROOT, UserError, each, make_output_folder, write_json, write_text
-from iis.statistics import plus_minus
+from iis.statistics import plus_minus, within
 from iis.summary import MARKS, TITLE, is_release_folder, mark_of, release_summary, summarise
 
 # Settings beside TITLE that a label names where the runs of a comparison differ in them. FOLLOWS: only where they
@@ -87,9 +87,8 @@ def report(file: Path, draws: int) -> dict[str, Any]:
     print(f"\n{result['label']}  ({seeds} seed{'s' if seeds > 1 else ''}, {result['n_val']} validation images, "
           f"D = {result['width']})")
     print(text_table(result))
-    low, high = result["bootstrap"]["interval_95"]
     print(f"IIS = {with_spread(score)}{mark_of(result)} of {result['span']:g} ({score['normalised']:.4f} of its span); "
-          f"bootstrap over images 95 % [{low:.4f}, {high:.4f}]")
+          f"bootstrap over images 95 %: {within(*result['bootstrap']['interval_95'])}")
     print(f"last epoch instead of best: IIS = {with_spread(result['iis_last'])}; chance-corrected: "
           f"{with_spread(result['iis_chance_corrected'])}")
     print("\n".join(result["remarks"]))
