@@ -9,7 +9,7 @@ import pytest
 from iis.grid import DENSE, LEARNING_RATES, RATIOS
 from iis.results import add_rows, merged, pack_correct, read_ledger, select, unpack_correct
 from iis.runtime import UserError
-from iis.summary import mark_of, remarks_on_rows, summarise
+from iis.summary import mark_of, release_summary, remarks_on_rows, summarise
 
 COUNT = 1000
 SCRIPT = "iis_computing.py"
@@ -101,6 +101,52 @@ def test_marks_stand_with_their_sentence(changes, marks, signs, words):
     assert result["marks"] == marks and mark_of(result) == signs
     warnings = [remark for remark in result["remarks"] if remark.startswith("warning: ")]
     assert len(warnings) == len(marks) and words in "".join(warnings[-1:])
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_dense_head_exactly_at_chance_has_no_chance_corrected_iis(tmp_path, here):
+    """Of one seed: null in valid JSON, a sentence, and the other seed's value as it was."""
+    rows = [*hand_made(seeds=(0,)), *hand_made(seeds=(1,), dense=0.1)]
+    result = summarise(rows, draws=5)
+    first, second = result["iis_chance_corrected"]["per_seed"]
+    assert first == pytest.approx(0.42, abs=2e-3) and second is None
+    assert {name: result["iis_chance_corrected"][name] for name in ("mean", "std", "normalised")} == {
+        "mean": None, "std": None, "normalised": None}
+    assert {line["arr_chance_corrected"] for line in result["table"]} == {None} and result["iis"]["mean"] > 0.4
+    sentence, = [remark for remark in result["remarks"] if "undefined" in remark]
+    assert "seed 1 is exactly at chance (0.1000)" in sentence
+    for name in "ab":
+        add_rows(tmp_path / name / "results.jsonl", rows)
+    status, out, _ = here(SCRIPT, "--model_root", tmp_path)
+    assert status == 0 and "chance-corrected: undefined" in out and sentence in out
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    iis, (line, _) = (json.loads((tmp_path / name).read_text(), parse_constant=refuse)
+                      for name in ("a/iis.json", "comparison.json"))
+    assert iis["iis_chance_corrected"]["mean"] is None and line["iis_chance_corrected"] is None
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_dense_head_that_gets_nothing_right(tmp_path):
+    with pytest.raises(UserError, match="dense head of seed 1 gets no validation image right.*labels.*--n_epoch"):
+        summarise([*hand_made(seeds=(0,)), *hand_made(seeds=(1,), dense=0.0)], draws=5)
+    for ratio in RATIOS:
+        (tmp_path / f"200##{ratio:g}##0.01##0.911##0.5##0.8511.pth").touch()
+    (tmp_path / "standard##0.01##0.842##0.0##0.9286.pth").touch()
+    with pytest.raises(UserError, match="nothing to divide by"):
+        release_summary(tmp_path)
+    # After the last epoch alone: the IIS stands, that of the last epoch does not.
+    late = [{**line, "last_top1": 0.0} if line["ratio"] == DENSE and line["seed"] else line for line in hand_made()]
+    result = summarise(late, draws=5)
+    assert result["iis"]["mean"] == pytest.approx(0.49, abs=1e-3) and result["iis_last"]["mean"] is None
+    assert result["iis_last"]["per_seed"] == [pytest.approx(0.49, abs=1e-3), None]
+    assert any("seed 1 is right about no image after the last epoch" in remark for remark in result["remarks"])
+    # Right about one image: a third of the resamples lack it, and the others decide the interval.
+    few = summarise(hand_made(seeds=(0,), dense=0.001, accuracies=[0.001] * 8), draws=100)["bootstrap"]
+    assert 20 < few["undefined"] < 55 and few["interval_95"] == [pytest.approx(0.98)] * 2
+    assert few["std"] == pytest.approx(0, abs=1e-6)
 
 
 def test_notes_on_the_training():

@@ -51,7 +51,7 @@ def paired_heads(count=2000, seeds=3):
     rng = np.random.default_rng(2)
     ease_N = rng.normal(1.5, 2, count)
     dense_RN = ease_N + rng.normal(0, 0.4, (seeds, count)) > 0
-    return ease_N - np.linspace(0, 0.07, 8)[:, None] + rng.normal(0, 0.4, (seeds, 8, count)) > 0, dense_RN
+    return ease_N - np.linspace(0, 0.03, 8)[:, None] + rng.normal(0, 0.4, (seeds, 8, count)) > 0, dense_RN
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
