@@ -142,10 +142,9 @@ class Estimate(NamedTuple):
     p: float
     seeds: int
 
-    def text(self, digits: int = 4, unit: float = 1) -> str:
-        """"+0.0123 [+0.0010, +0.0236]", times `unit`."""
-        mean, low, high = (f"{unit * value:+.{digits}f}" for value in self[:3])
-        return f"{mean} [{low}, {high}]"
+    def text(self, digits: int = 4) -> str:
+        """"+0.0123 [+0.0010, +0.0236]"."""
+        return f"{self.mean:+.{digits}f} [{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
 
 
 def estimate(of_seeds_R: np.ndarray, drawn_BR: np.ndarray) -> Estimate:
