@@ -21,6 +21,7 @@ from iis.runtime import numpy_rng
 from iis.statistics import interval, mean_std, over_seeds
 
 FEWEST, FEWEST_FOR_BOOTSTRAP = 3, 5
+FEWEST_SEEDS = 5  # for a claim that two banks differ: three give Student's t two degrees of freedom
 EXACT_UP_TO = 5040  # 7!: all orders of seven models
 DRAWS = 10_000
 ASSOCIATION = ("rho", "rho_p", "low", "high", "dropped", "tau", "tau_p", "null_mean", "null_sd", "null_p")
