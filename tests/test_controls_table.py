@@ -38,7 +38,7 @@ def test_choices_by_hand(tmp_path):
     # Differences 0.815 − 0.92 and 0.805 − 0.9 of the strong one, 0.835 − 0.86 and 0.825 − 0.84 of the weak one. Dense
     # heads are right where predictors are, so images add little; t(0.975, 1) = 12.7062.
     assert float(random["difference"]) == pytest.approx(-0.1 * unit)
-    assert float(random["difference_low"]) == pytest.approx(unit * (-0.1 - 12.70620 * 0.005), rel=0.3)
+    assert float(random["difference_low"]) == pytest.approx(unit * (-0.1 - 12.70620 * 0.005), rel=0.05)
     assert float(random["p"]) == pytest.approx(2 * stats.t.sf(0.1 / 0.005, 1), rel=0.1) and random["pairs"] == "2"
     assert float(random["holm_p"]) == pytest.approx(2 * float(random["p"]))  # of two choices of this model
     # F of the two models: means −0.02 and −0.1, both with variance 0.005² · 2: 2 · 0.04² · 2 / 0.00005 = 128.

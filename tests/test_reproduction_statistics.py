@@ -14,6 +14,8 @@ from reproduction.lib.statistics import (
     associate,
     bootstrap_rho,
     division_null,
+    estimate,
+    heterogeneity_p,
     over_orders,
     paired_difference,
     rank_correlation,
@@ -110,6 +112,28 @@ def test_sign_flips_by_hand(differences, p):
     # 1, 2, 3: of the 8 patterns only +++ and --- reach |sum| 6; -1, 2, 3: those two and two more reach |sum| 4.
     found = paired_difference(differences, np.zeros(len(differences)))
     assert found.sign_flip_p == p and (found.t_p is None) == (len(set(differences)) == 1)
+
+
+def test_models_that_differ_more_than_their_seeds():
+    values_KR = [[0.1, 0.2, 0.3], [0.2, 0.3, 0.5], [0.4, 0.6, 0.6]]
+    assert heterogeneity_p(values_KR) == pytest.approx(stats.f_oneway(*values_KR).pvalue)
+    assert heterogeneity_p([[0.1, 0.1], [0.1, 0.1]]) == 1 and heterogeneity_p([[0.1, 0.1], [0.2, 0.2]]) == 0
+    assert heterogeneity_p([[0.1, 0.2]]) is None and heterogeneity_p([[0.1], [0.2]]) is None
+
+
+def test_estimates_over_seeds_and_images():
+    """Seeds alone: Student's interval and p. Images alone: tails of the resamples. Both: wider than either."""
+    rng = np.random.default_rng(0)
+    of_seeds, images = np.array(AFTER) - BASE, 0.01 * rng.standard_normal((2000, 1))
+    seeds_alone = estimate(of_seeds, np.tile(of_seeds, (2000, 1)))
+    known = paired_difference(AFTER, BASE)
+    assert seeds_alone.p == pytest.approx(known.t_p)
+    assert (seeds_alone.low, seeds_alone.high) == pytest.approx((known.low, known.high), abs=1e-4)
+    both, one = estimate(of_seeds, of_seeds + images), estimate(of_seeds[:1], of_seeds[:1] + images)
+    assert both.low < seeds_alone.low and both.high > seeds_alone.high and both.p > seeds_alone.p
+    assert one.p == pytest.approx(2 * stats.norm.sf(of_seeds[0] / 0.01), abs=0.03)
+    assert (both.seeds, one.seeds, one.text(3)[:6]) == (5, 1, "+0.010")
+    assert estimate(np.ones(3), np.ones((999, 3))).p == 2 / 1000 and estimate(np.zeros(2), np.zeros((99, 2))).p == 1
 
 
 def test_balanced_accuracy_against_scikit_learn():
