@@ -111,7 +111,8 @@ def measure(run: Run, settings: Settings) -> dict[str, Any]:
     drawn_BRK = bootstrap_means(values_RKN, settings.draws)
     for k, name in enumerate(quantities[0]):
         mean, std = mean_std(values_RKN[:, k].mean(1))
-        low, high = interval(over_seeds(drawn_BRK[:, :, k]))
+        least = -1.0 if "−" in name else 0.0  # of a difference of two areas, of an area
+        low, high = (min(max(end, least), 1.0) for end in interval(over_seeds(drawn_BRK[:, :, k])))
         if name in COMPARED:
             drawn[name] = values_RKN[:, k].mean(1), drawn_BRK[:, :, k]
         areas |= {name: mean, f"{name}, std": std, f"{name}, low": low, f"{name}, high": high}
