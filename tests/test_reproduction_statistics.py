@@ -1,4 +1,4 @@
-"""Correlations over models, paired differences and variance components: against SciPy, plain loops, and by hand."""
+"""Correlations over models and paired differences: against SciPy, plain loops, and by hand."""
 
 from itertools import permutations
 
@@ -7,7 +7,6 @@ import pytest
 from scipy import stats
 from sklearn.metrics import balanced_accuracy_score
 
-from iis.runtime import UserError
 from reproduction.lib.run_files import balanced_accuracy
 from reproduction.lib.statistics import (
     ASSOCIATION,
@@ -15,11 +14,12 @@ from reproduction.lib.statistics import (
     associate,
     bootstrap_rho,
     division_null,
+    estimate,
+    heterogeneity_p,
     over_orders,
     paired_difference,
     rank_correlation,
 )
-from reproduction.variance_shares import components, mean_squares, share_intervals, simulate
 
 X6, Y6 = [0.31, 0.12, 0.55, 0.55, 0.20, 0.90], [0.7, 0.1, 0.4, 0.8, 0.4, 0.9]  # with ties in both
 AFTER, BASE = [0.91, 0.93, 0.90, 0.95, 0.92], [0.90, 0.91, 0.905, 0.92, 0.90]
@@ -114,56 +114,26 @@ def test_sign_flips_by_hand(differences, p):
     assert found.sign_flip_p == p and (found.t_p is None) == (len(set(differences)) == 1)
 
 
-# ---- variance components ----
+def test_models_that_differ_more_than_their_seeds():
+    values_KR = [[0.1, 0.2, 0.3], [0.2, 0.3, 0.5], [0.4, 0.6, 0.6]]
+    assert heterogeneity_p(values_KR) == pytest.approx(stats.f_oneway(*values_KR).pvalue)
+    assert heterogeneity_p([[0.1, 0.1], [0.1, 0.1]]) == 1 and heterogeneity_p([[0.1, 0.1], [0.2, 0.2]]) == 0
+    assert heterogeneity_p([[0.1, 0.2]]) is None and heterogeneity_p([[0.1], [0.2]]) is None
 
 
-def test_two_way_components_by_hand():
-    # Rows (banks) 1 3 | 5 9: mean 4.5. Bank means 2, 7; head means 3, 6; rest 1 - 2 - 3 + 4.5 = 0.5 up to sign.
-    # MS bank = 2 · (2.5² + 2.5²) = 25, MS head = 2 · (1.5² + 1.5²) = 9, MS rest = 4 · 0.25 = 1.
-    scores = np.array([[[1.0, 3.0], [5.0, 9.0]]])
-    assert mean_squares(scores) == pytest.approx({"bank": 25, "head": 9, "bank × head": 1})
-    found = components(scores)
-    assert found.variance == pytest.approx({"bank": 12, "head": 4, "bank × head": 1}) and found.negative == ()
-    assert found.shares == pytest.approx({"bank": 12 / 17, "head": 4 / 17, "bank × head": 1 / 17})
-    # Pure interaction: both main effects have mean square 0, so their estimates are -MS / 2: given as 0, and named.
-    found = components(np.array([[[1.0, -1.0], [-1.0, 1.0]]]))
-    assert found.negative == ("bank", "head") and found.variance == {"bank": 0, "head": 0, "bank × head": 4}
-    assert np.isnan(list(components(np.ones((2, 2, 2))).shares.values())).all()
-    with pytest.raises(UserError, match="at least 2 banks and 2 heads"):
-        components(np.zeros((1, 1, 3)))
-
-
-def test_mean_squares_are_those_of_nested_linear_models():
-    """Each mean square is the drop in the residual sum of squares when its dummies join the model (least squares)."""
-    S, B, H = 3, 4, 5
-    scores = np.random.default_rng(1).standard_normal((S, B, H))
-    s, b, h = (index.ravel() for index in np.indices((S, B, H)))
-
-    def residual(*labels):
-        columns = np.concatenate([label[:, None] == np.unique(label) for label in labels], axis=1).astype(float)
-        fit = columns @ np.linalg.lstsq(columns, scores.ravel(), rcond=None)[0]
-        return ((scores.ravel() - fit) ** 2).sum()
-
-    one, bank, both = np.zeros_like(s), s * B + b, s * H + h
-    assert mean_squares(scores) == pytest.approx({
-        "stage-1 sample": (residual(one) - residual(s)) / (S - 1),
-        "bank": (residual(s) - residual(bank)) / (S * (B - 1)),
-        "head": (residual(one) - residual(h)) / (H - 1),
-        "stage-1 sample × head": (residual(s, h) - residual(both)) / ((S - 1) * (H - 1)),
-        "bank × head": residual(bank, both) / (S * (B - 1) * (H - 1))})
-
-
-def test_components_of_simulated_scores_and_their_intervals():
-    """Unbiased: over many draws the mean of the estimates is the truth; here with all sources large."""
-    truth = {"stage-1 sample": 4.0, "bank": 3.0, "head": 2.0, "stage-1 sample × head": 1.0, "bank × head": 0.5}
+def test_estimates_over_seeds_and_images():
+    """Seeds alone: Student's interval and p. Images alone: tails of the resamples. Both: wider than either."""
     rng = np.random.default_rng(0)
-    found = [components(simulate(truth, (12, 6, 12), rng)).variance for _ in range(400)]
-    for source, value in truth.items():
-        estimates = [variance[source] for variance in found]
-        assert np.mean(estimates) == pytest.approx(value, abs=4 * np.std(estimates) / 400 ** 0.5), source
-    one = components(simulate({"bank": 3.0, "head": 1.0, "bank × head": 1.0}, (1, 40, 40), np.random.default_rng(0)))
-    wide, narrow = (share_intervals(one, (1, size, size), draws=300)["bank"] for size in (4, 40))
-    assert narrow[0] < one.shares["bank"] < narrow[1] and narrow[1] - narrow[0] < wide[1] - wide[0]
+    of_seeds, images = np.array(AFTER) - BASE, 0.01 * rng.standard_normal((2000, 1))
+    seeds_alone = estimate(of_seeds, np.tile(of_seeds, (2000, 1)))
+    known = paired_difference(AFTER, BASE)
+    assert seeds_alone.p == pytest.approx(known.t_p)
+    assert (seeds_alone.low, seeds_alone.high) == pytest.approx((known.low, known.high), abs=1e-4)
+    both, one = estimate(of_seeds, of_seeds + images), estimate(of_seeds[:1], of_seeds[:1] + images)
+    assert both.low < seeds_alone.low and both.high > seeds_alone.high and both.p > seeds_alone.p
+    assert one.p == pytest.approx(2 * stats.norm.sf(of_seeds[0] / 0.01), abs=0.03)
+    assert (both.seeds, one.seeds, one.text(3)[:6]) == (5, 1, "+0.010")
+    assert estimate(np.ones(3), np.ones((999, 3))).p == 2 / 1000 and estimate(np.zeros(2), np.zeros((99, 2))).p == 1
 
 
 def test_balanced_accuracy_against_scikit_learn():

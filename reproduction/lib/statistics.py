@@ -18,9 +18,10 @@ from typing import NamedTuple
 import numpy as np
 
 from iis.runtime import numpy_rng
-from iis.statistics import interval, mean_std
+from iis.statistics import interval, mean_std, over_seeds
 
 FEWEST, FEWEST_FOR_BOOTSTRAP = 3, 5
+FEWEST_SEEDS = 5  # for a claim that two banks differ: three give Student's t two degrees of freedom
 EXACT_UP_TO = 5040  # 7!: all orders of seven models
 DRAWS = 10_000
 ASSOCIATION = ("rho", "rho_p", "low", "high", "dropped", "tau", "tau_p", "null_mean", "null_sd", "null_p")
@@ -130,6 +131,57 @@ def paired_difference(values: Sequence[float], base: Sequence[float]) -> Differe
     t_p = float(stats.ttest_1samp(differences, 0).pvalue) if np.ptp(differences) else None
     flips = stats.permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=np.inf)
     return Difference(mean, std, mean - half, mean + half, t_p, float(flips.pvalue), count)
+
+
+class Estimate(NamedTuple):
+    """A mean over `seeds` seeds with its 95 % interval and two-sided p against 0, in which seeds and validation images
+    vary together (`iis.statistics.over_seeds`); those of one seed are of the images alone."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    seeds: int
+
+    def text(self, digits: int = 4) -> str:
+        """"+0.0123 [+0.0010, +0.0236]"."""
+        return f"{self.mean:+.{digits}f} [{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
+
+
+def estimate(of_seeds_R: np.ndarray, drawn_BR: np.ndarray) -> Estimate:
+    """What each of R seeds has, (R,), and has in B resamples of the images, (B, R): of a difference, for each pair of
+    seeds."""
+    drawn_BR = _comparable(drawn_BR)
+    return Estimate(float(np.mean(of_seeds_R)), *interval(over_seeds(drawn_BR)), p_over_seeds(drawn_BR),
+                    drawn_BR.shape[1])
+
+
+def p_over_seeds(drawn_BR: np.ndarray) -> float:
+    """Two-sided p against 0: twice the smaller tail of the distribution that `over_seeds` draws from. Student's t is
+    integrated and not drawn, so that the p of clear differences is not 0; where all seeds agree exactly, or there is
+    one, it is at least 2 / (B + 1)."""
+    from scipy import stats
+
+    draws, seeds = drawn_BR.shape
+    mean_B = drawn_BR.mean(1)
+    error = drawn_BR.mean(0).std(ddof=1) / seeds ** 0.5 if seeds > 1 else 0.0
+    if error:
+        below = float(stats.t.cdf(-mean_B / error, seeds - 1).mean())
+        return 2 * min(below, 1 - below)
+    return min(1.0, 2 * min((mean_B <= 0).sum() + 1, (mean_B >= 0).sum() + 1) / (draws + 1))
+
+
+def heterogeneity_p(differences_KR: Sequence[Sequence[float]]) -> float | None:
+    """p of the F test that K models have one mean difference, against the spread of R seeds within models. None where
+    there is one model, or one seed, to compare with."""
+    from scipy import stats
+
+    values_KR = _comparable(differences_KR)
+    if min(values_KR.shape) < 2:
+        return None
+    if not np.ptp(values_KR, axis=1).any():  # no spread within models
+        return float(not np.ptp(values_KR))
+    return float(stats.f_oneway(*values_KR).pvalue)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
