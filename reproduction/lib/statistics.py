@@ -7,7 +7,8 @@ patterns, so the smallest p of sign flips is 2 / 2^R (0.25 for three seeds, 0.06
 IIS = ∫ acc(s) ds / dense divides by the accuracy it is compared with. Division alone is no artefact: where the IIS is
 unrelated to dense accuracy, ∫ acc(s) ds is proportional to it, and that is the null of `retention_slope`. But dense
 accuracy is measured with error, and the same error in the divisor and on the other axis gives a negative correlation.
-So the functions over models compare the IIS on one half of the images with the dense accuracy on the other half.
+It matters between nets that are alike. So `retention_slope` and `rho_within` compare the IIS on one half of the images
+with the dense accuracy on the other half; `associate` takes the values as they are.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from iis.statistics import interval, mean_std
 FEWEST, FEWEST_FOR_BOOTSTRAP = 3, 5  # the second for slopes too: their interval has n − 2 degrees of freedom
 EXACT_UP_TO = 5040  # 7!: all orders of seven models
 DRAWS = 10_000
-HALVINGS = 10
+HALVINGS = 10  # of the images, at random
 ASSOCIATION = ("rho", "rho_p", "low", "high", "dropped", "tau", "tau_p", "null_mean", "null_sd", "null_p")
 
 
