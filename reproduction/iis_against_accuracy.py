@@ -195,21 +195,22 @@ def signed(value: float) -> str:
 
 
 def scatter(found: dict[str, Sequence[Run]], title: str = "") -> Any:
-    """A figure with a panel per {title: runs}: IIS against dense top-1, families joined unless they are one net
-    trained again, mean ± std over seeds; hollow are checkpoints, marks are those of the runs."""
+    """A figure with a panel per {title: runs}: IIS against dense top-1, families joined, and models named, unless
+    they are one net trained again; mean ± std over seeds; hollow are checkpoints, marks are those of the runs."""
     figure, axes = panels(len(found), f"{title}: IIS against dense accuracy".removeprefix(": "))
     families = sorted({run.family for runs in found.values() for run in runs})
+    again = {run.family for runs in found.values() for run in runs if replicate(run)}
     for one, (name, runs) in zip(axes, found.items(), strict=True):
         runs = sorted(runs, key=lambda run: (run.epoch or 0, run.dense))
         for place, family in enumerate(families):
             mine = [run for run in runs if run.family == family]
-            loose = {"linestyle": "none"} if any(map(replicate, mine)) else {}
+            loose = {"linestyle": "none"} if family in again else {}
             _draw(one, [run for run in mine if run.epoch is None], style(place) | loose, family)
             _draw(one, [run for run in mine if run.epoch is not None], style(place) | HOLLOW,
                   f"{family} along pre-training")
         draw_marks(one, runs, lambda run: (100 * run.dense, run.iis))
         used = [run for run in runs if run.meaningful and run.epoch is None]
-        for run in (run for run in runs if run.epoch is None and not replicate(run)):
+        for run in (run for run in runs if run.epoch is None and run.family not in again):
             short = run.model.removeprefix(run.family).lstrip("_-:") or run.model  # 50 of resnet50
             one.annotate(short, (100 * run.dense, run.iis), xytext=(5, 4), textcoords="offset points", fontsize=7)
         # Over families of several models one ρ would call what differs between families an effect of accuracy.
