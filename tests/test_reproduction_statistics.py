@@ -1,7 +1,5 @@
 """Correlations over models and paired differences: against SciPy, plain loops, and by hand."""
 
-from itertools import permutations
-
 import numpy as np
 import pytest
 from scipy import stats
@@ -13,12 +11,14 @@ from reproduction.lib.statistics import (
     DRAWS,
     associate,
     bootstrap_rho,
-    division_null,
     estimate,
+    halves,
     heterogeneity_p,
     over_orders,
     paired_difference,
     rank_correlation,
+    retention_slope,
+    rho_within,
 )
 
 X6, Y6 = [0.31, 0.12, 0.55, 0.55, 0.20, 0.90], [0.7, 0.1, 0.4, 0.8, 0.4, 0.9]  # with ties in both
@@ -63,7 +63,7 @@ def test_many_models_draw_a_seeded_null_near_scipys_p():
 
 def test_too_few_or_constant_models_have_no_correlation():
     nothing = dict.fromkeys(ASSOCIATION)
-    assert associate([1, 2], [1, 2]) == nothing and division_null([1, 2], [1, 2]) == (None, None, None)
+    assert associate([1, 2], [1, 2]) == nothing
     assert associate([0.98, 0.98, 0.98], [0.7, 0.8, 0.9]) == {**nothing, "dropped": 0}
     four, five = associate([1, 2, 3, 4], [1, 2, 4, 3]), associate([1, 2, 3, 4, 5], [1, 2, 4, 3, 5])
     assert some(four, "low", "high", "dropped") == [None, None, 0] and five["low"] < five["rho"] <= five["high"]
@@ -86,14 +86,98 @@ def test_bootstrap_is_the_percentiles_of_scipys_rho_over_resamples():
     assert dropped / DRAWS == pytest.approx(0.8**5 + 0.2**5, abs=0.015)
 
 
-def test_division_alone_by_hand_and_by_a_plain_loop():
-    # Equal areas: area / dense falls wherever dense rises, whatever the order.
-    assert division_null([0.6, 0.6, 0.6, 0.6], [0.7, 0.8, 0.85, 0.9]) == pytest.approx((-1, -1, -1))
-    area, dense = [0.50, 0.61, 0.55, 0.72], [0.60, 0.70, 0.80, 0.90]
-    rhos = [stats.spearmanr([a / d for a, d in zip(area, order, strict=True)], order).statistic
-            for order in permutations(dense)]
-    assert division_null(area, dense) == pytest.approx((np.mean(rhos), *np.quantile(rhos, [0.025, 0.975])))
-    assert division_null(area, [0.8] * 4) == (None, None, None)
+# ---- the IIS and the accuracy that it divides by ----
+
+
+def made_models(rng, count, spread, together, effect=0.0, images=2000):
+    """Whether predictor (standing for ∫ acc ds) and dense head are right, (count, images) each. True dense accuracy
+    varies by a factor of about 1 ± spread, true IIS by 2 % and, times effect, with dense. together: share of images on
+    which both heads find the same difficulty; half of the difficulty is common to all models."""
+    dense_n = np.clip(0.7 * np.exp(rng.normal(0, spread, count)), 0.05, 0.98)
+    iis_n = 0.9 * np.exp(rng.normal(0, 0.02, count) + effect * np.log(dense_n / 0.7))
+
+    def difficulty():  # the mean of two uniform numbers, turned into one
+        mean_nN = (rng.random((1, images)) + rng.random((count, images))) / 2
+        return np.where(mean_nN < 0.5, 2 * mean_nN**2, 1 - 2 * (1 - mean_nN)**2)
+
+    hard_nN, other_nN = difficulty(), difficulty()
+    same_nN = rng.random((count, images)) < together
+    return (np.where(same_nN, hard_nN, other_nN) < (dense_n * iis_n)[:, None]) * 1.0, (hard_nN < dense_n[:, None]) * 1.0
+
+
+def test_an_exact_law_is_found_and_few_or_equal_models_say_nothing():
+    # All images alike: no chance. ∫acc = 0.8 · dense^1.5, exactly.
+    dense = np.repeat([[0.4], [0.5], [0.6], [0.8], [0.9]], 10, axis=1)
+    found = retention_slope(0.8 * dense**1.5, dense)
+    assert (found.slope, found.low, found.high, found.reliable) == pytest.approx((1.5, 1.5, 1.5, 1))
+    assert found.p < 1e-6
+    assert retention_slope(0.8 * dense[:4], dense[:4]) == (None,) * 5
+    equal = retention_slope(0.8 * dense, np.full_like(dense, 0.5))
+    assert equal.slope is None and not equal.reliable
+    # Families whose level differs: b = 1.5 within them alone.
+    six = np.repeat([[0.4], [0.5], [0.6], [0.7], [0.8], [0.9]], 10, axis=1)
+    level = np.array([1, 1, 1, 0.5, 0.5, 0.5])[:, None]
+    assert retention_slope(level * six**1.5, six, list("aaabbb")).slope == pytest.approx(1.5)
+    assert retention_slope(level * six**1.5, six).slope < 1
+
+
+def test_a_slope_without_chance_is_that_of_scipys_regression():
+    rng = np.random.default_rng(2)
+    dense_n = rng.uniform(0.5, 0.9, 9)
+    area_n = 0.9 * dense_n**0.8 * np.exp(rng.normal(0, 0.05, 9))
+    found, known = retention_slope(*(np.repeat(v[:, None], 8, 1) for v in (area_n, dense_n))), stats.linregress(
+        np.log(dense_n), np.log(area_n))
+    assert found.slope == pytest.approx(known.slope)
+    half = stats.t.ppf(0.975, 7) * known.stderr
+    assert (found.low, found.high) == pytest.approx((known.slope - half, known.slope + half))
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(known.slope - 1) / known.stderr, 7))
+
+
+def test_halves_are_disjoint_and_whole():
+    values = np.arange(14.0).reshape(2, 7)
+    of_Hn = halves(values)
+    assert of_Hn.shape == (20, 2) and (3 * of_Hn + 4 * of_Hn[::-1])[:10] == pytest.approx(
+        np.tile(values.sum(1), (10, 1)))
+    assert len(np.unique(of_Hn)) > 10 and np.array_equal(of_Hn, halves(values))
+
+
+def test_chance_in_the_divisor_makes_no_slope():
+    """With 15 nets that differ little, the plain slope falls far below 1 though the IIS is unrelated to accuracy."""
+    rng = np.random.default_rng(0)
+    ours, plain, rejected = [], [], []
+    for _ in range(120):
+        area, dense = made_models(rng, 15, 0.03, 0.0)
+        found = retention_slope(area, dense)
+        plain.append(stats.linregress(np.log(dense.mean(1)), np.log(area.mean(1))).slope)
+        if found.slope is not None:
+            ours.append(found.slope)
+            rejected.append(found.p < 0.05)
+    assert len(ours) > 110 and np.mean(plain) < 0.9
+    assert np.median(ours) == pytest.approx(1, abs=0.07) and np.mean(rejected) < 0.11
+    with_effect = [retention_slope(*made_models(rng, 12, 0.2, 0.8, effect=-0.3)) for _ in range(10)]
+    assert all(found.p < 0.01 for found in with_effect)
+    assert np.mean([found.slope for found in with_effect]) == pytest.approx(0.7, abs=0.05)
+
+
+def test_correlation_within_families_by_hand():
+    # Between the families the IIS falls, within them it rises.
+    dense = np.array([0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
+    iis = np.array([0.7, 0.8, 0.9, 0.2, 0.3, 0.4])
+    area, dense = (np.repeat(v[:, None], 6, 1) for v in (iis * dense, dense))
+    found = rho_within(area, dense, list("aaabbb"))
+    # Differences to the family's mean are −0.1, 0, 0.1 in both families: ranks 1.5 3.5 5.5 twice, ρ = 1. Of 3! · 3!
+    # orders within families only one gives 1, and one −1.
+    assert found["rho"] == pytest.approx(1) and found["p"] == pytest.approx(2 / 36, abs=0.01)
+    assert associate(iis, dense[:, 0])["rho"] < 0
+    assert set(rho_within(area, dense, list("aabbcc")).values()) == {None}  # two degrees of freedom
+
+
+def test_resamples_within_families_keep_the_families():
+    x = np.array([1, 2, 3, 11, 12, 13.0])
+    (low, high), dropped = bootstrap_rho(x, x**2, families=list("aaabbb"))
+    assert low == high == 1 and dropped == 0
+    (low, _), _ = bootstrap_rho(x, np.array([3, 2, 1, 13, 12, 11.0]), families=list("aaabbb"))
+    assert low >= bootstrap_rho(x, np.array([3, 2, 1, 13, 12, 11.0]))[0][0]
 
 
 def test_paired_differences_against_scipy():
