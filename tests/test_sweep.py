@@ -170,10 +170,15 @@ def test_cells_of_a_fine_tuning(tmp_path):
                                        "recipe: {num_concepts: 8}\n"
                                        "ablations: {num_concepts: [4, 8], sparsity: [0.5], seeds: 1}\n")))
     assert [cell["name"] for cell in cells] == [
-        "before_seed0", "interpretability_M8_s0.1_seed0", "dense_M8_s0.1_seed0", "interpretability_M8_s0.1_seed1",
-        "dense_M8_s0.1_seed1", "interpretability_M4_s0.1_seed0", "interpretability_M8_s0.5_seed0"]
-    cells = cells_of(read_plan(written(tmp_path, start + "objectives: [dense]\nrecipe: {num_pictures: 9}\n")))
-    assert [cell["name"] for cell in cells][:2] == ["before_seed0", "before_seed1"]  # each seed has its own images
+        "before_seed0", "before_seed1", "interpretability_M8_s0.1_seed0", "dense_M8_s0.1_seed0",
+        "interpretability_M8_s0.1_seed1", "dense_M8_s0.1_seed1", "interpretability_M4_s0.1_seed0",
+        "interpretability_M8_s0.5_seed0"]
+    assert {cell["learning_rate"] for cell in cells} == {None, 0.01}
+    plan = read_plan(written(tmp_path, start + "tuning: {learning_rate: [0.1, 0.2]}\n"))
+    rates = {cell["name"]: cell["learning_rate"] for cell in cells_of(plan, {"dense": 0.1, "interpretability": 0.2})}
+    assert rates["dense_M200_s0.1_seed1"] == rates["interpretability_M200_s0.1_rate_of_dense_seed1"] == 0.1
+    assert rates["interpretability_M200_s0.1_seed0"] == 0.2 and len(rates) == 2 * 5
+    assert len(cells_of(plan, dict.fromkeys(("dense", "interpretability"), 0.2))) == 2 * 4  # no rate but its own
 
 
 @pytest.mark.parametrize("cores", [1, 2])
@@ -183,6 +188,7 @@ def test_from_yaml_to_table(world, monkeypatch, capsys, cores):  # noqa: F811
     monkeypatch.setattr("IP_training.IP_Finetuning.elements_folder", lambda *_: world / "elements")
     file = written(world, f"model_config: {world}/net.yaml\ndataset: {world}/toy.yaml\nseeds: 2\n"
                    "recipe: {epochs: 1, batch_size: 12, num_concepts: 4, workers: 0}\n"
+                   "tuning: {learning_rate: [0.01, 10000], seeds: 1, holdout: 0.25}\n"
                    "objectives: [interpretability, dense]\nablations: {num_concepts: [2, 99], seeds: 1}\n"
                    "measure: {num_concepts: 4, seeds: 1, n_epoch: 2}\n", "finetuning_toy.yaml")
     run = lambda: call(finetuning, file, "--device", "cpu", "--save_dir", world / "runs")  # noqa: E731
@@ -194,19 +200,18 @@ def test_from_yaml_to_table(world, monkeypatch, capsys, cores):  # noqa: F811
         return run_cell(plan, cell, folder, device)
 
     monkeypatch.setattr(finetuning, "run_cell", failing)
-    with pytest.raises(UserError, match="1 of 7 cells failed(.|\n)*dense_M4_s0.1_seed0: no luck"):
+    with pytest.raises(UserError, match="1 of 8 cells failed(.|\n)*dense_M4_s0.1_seed0: no luck"):
         run()
     monkeypatch.setattr(finetuning, "run_cell", run_cell)
     run()
-    assert [entry["message"] for entry in json.loads((world / "runs" / "runs.json").read_text())] == [None] * 7
+    assert [entry["message"] for entry in json.loads((world / "runs" / "runs.json").read_text())] == [None] * 8
     monkeypatch.setattr(finetuning, "run_cell", None)  # all are finished: none is called
     run()
     out = world / "table"
     call(finetuning_table, "--sweep", world / "runs", "--save_dir", out)
     assert {file.name for file in out.iterdir()} >= {
-        *(f"finetuning{name}.{suffix}" for name in ("", "_num_concepts") for suffix in ("csv", "md", "tex")),
+        *(f"finetuning{name}.{suffix}" for name in ("", "_ablations", "_tuning") for suffix in ("csv", "md", "tex")),
         "finetuning_curves.png", "finetuning_curves.pdf"}
-    assert not (out / "finetuning_sparsity.csv").exists()  # one value only
     lines = {line["objective"]: line for line in rows_of(out / "finetuning.csv")}
     assert list(lines) == ["as it came", "CE + λ CE(IP), Eq. 8", "CE alone (control)"]
     after = {(objective, seed): json.loads((world / "runs" / f"{objective}_M4_s0.1_seed{seed}" / "finetuning.json")
@@ -216,7 +221,7 @@ def test_from_yaml_to_table(world, monkeypatch, capsys, cores):  # noqa: F811
     expected = 50 * sum(after["interpretability", seed] - after["dense", seed] for seed in (0, 1))
     assert float(eq8["own_head_difference"]) == pytest.approx(expected) and eq8["iis_pairs"] == "2"
     assert control["own_head_difference"] == ""
-    assert [line["M"] for line in rows_of(out / "finetuning_num_concepts.csv")] == ["2", "4", "99"]
+    assert [line["M"] for line in rows_of(out / "finetuning_ablations.csv")] == ["2", "99"]
     collected = {(line["setting"], line["variant"], line["measure"]): line for line in lines_of_fine_tuning(world)}
     line = collected["after fine-tuning", "M = 4", "original head top-1"]
     assert line["value"] == pytest.approx(float(eq8["own_head"]), abs=1e-3) and line["seeds"] == 2
