@@ -3,17 +3,24 @@ and the fine-tuning table from its cells."""
 
 import json
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from made_sweep import call, rows_of
+from scipy import stats
 from test_finetuning import world  # noqa: F401 - a fixture
 
 from iis import processes
 from iis.runtime import UserError
 from reproduction import finetuning, finetuning_table, sweep
 from reproduction.finetuning import cells_of, read_plan
+from reproduction.finetuning_table import COMPARED
 from reproduction.lib import sweeps
+from reproduction.lib.finetuned import best_rates
 from reproduction.lib.measured import lines_of_fine_tuning
+from reproduction.lib.runs import read_run
+from reproduction.lib.statistics import holm
 from reproduction.lib.sweeps import read_sweep
 
 PLAIN = """
@@ -181,6 +188,35 @@ def test_cells_of_a_fine_tuning(tmp_path):
     assert len(cells_of(plan, dict.fromkeys(("dense", "interpretability"), 0.2))) == 2 * 4  # no rate but its own
 
 
+def test_the_rate_that_is_taken():
+    cells = pd.DataFrame([("dense", 0.1, 90), ("dense", 0.1, 92), ("dense", 0.03, 91), ("dense", 0.03, 91),
+                          ("interpretability", 0.1, 80), ("interpretability", 0.03, 70)],
+                         columns=["objective", "learning_rate", "own_head"])
+    assert best_rates(cells) == {"dense": 0.03, "interpretability": 0.1}  # of two equal means the smaller rate
+
+
+def test_pairs_with_measurement_seeds_of_their_own_hold_the_level():
+    """5 seeds without any effect, 20,000 times: stage 3 adds noise of the size of `noise` to that of fine-tuning, 1."""
+    rng, shares = np.random.default_rng(0), []
+    for noise in (1.0, 100.0):
+        arm_RK = rng.normal(size=(20_000, 5)) + noise * rng.normal(size=(20_000, 5))
+        each, once = (noise * rng.normal(size=(20_000, count)) for count in (5, 1))
+        shares += [float((stats.ttest_1samp(arm_RK - before, 0, axis=1).pvalue < 0.05).mean())
+                   for before in (each, once)]
+    assert shares == pytest.approx([0.05, 0.21, 0.05, 0.32], abs=0.01)  # each seed's own; one measurement for all
+
+
+@pytest.mark.parametrize("text, sentence", [
+    ("tuning: {learning_rate: 0.1}", "learning_rate should be a list"),
+    ("tuning: {seeds: 2}", "learning_rate should be a list"), ("tuning: {rate: [0.1]}", "unknown key 'rate'"),
+    ("tuning: {learning_rate: [0.1], seeds: 0}", "tuning: seeds should be a whole number above 0"),
+    ("tuning: {learning_rate: [0.1], holdout: 2}", "--holdout 2 must be"),
+    ("tuning: {learning_rate: [0.1]}\nrecipe: {learning_rate: 0.1}", "leave one of them out")])
+def test_a_tuning_that_makes_no_sense(tmp_path, text, sentence):
+    with pytest.raises(UserError, match=sentence):
+        read_plan(written(tmp_path, f"model_config: net\ndataset: toy\n{text}\n"))
+
+
 @pytest.mark.parametrize("cores", [1, 2])
 def test_from_yaml_to_table(world, monkeypatch, capsys, cores):  # noqa: F811
     monkeypatch.setattr(processes, "available_cores", lambda: cores)
@@ -188,8 +224,9 @@ def test_from_yaml_to_table(world, monkeypatch, capsys, cores):  # noqa: F811
     monkeypatch.setattr("IP_training.IP_Finetuning.elements_folder", lambda *_: world / "elements")
     file = written(world, f"model_config: {world}/net.yaml\ndataset: {world}/toy.yaml\nseeds: 2\n"
                    "recipe: {epochs: 1, batch_size: 12, num_concepts: 4, workers: 0}\n"
-                   "tuning: {learning_rate: [0.01, 10000], seeds: 1, holdout: 0.25}\n"
-                   "objectives: [interpretability, dense]\nablations: {num_concepts: [2, 99], seeds: 1}\n"
+                   "tuning: {learning_rate: [0.01, 0.1], seeds: 1, holdout: 0.25}\n"
+                   "objectives: [interpretability, dense]\n"
+                   "ablations: {num_concepts: [2, 99], sparsity: [0.5], seeds: 2}\n"
                    "measure: {num_concepts: 4, seeds: 1, n_epoch: 2}\n", "finetuning_toy.yaml")
     run = lambda: call(finetuning, file, "--device", "cpu", "--save_dir", world / "runs")  # noqa: E731
     run_cell = finetuning.run_cell
@@ -200,11 +237,11 @@ def test_from_yaml_to_table(world, monkeypatch, capsys, cores):  # noqa: F811
         return run_cell(plan, cell, folder, device)
 
     monkeypatch.setattr(finetuning, "run_cell", failing)
-    with pytest.raises(UserError, match="1 of 8 cells failed(.|\n)*dense_M4_s0.1_seed0: no luck"):
+    with pytest.raises(UserError, match="1 of 12 cells failed(.|\n)*dense_M4_s0.1_seed0: no luck"):
         run()
     monkeypatch.setattr(finetuning, "run_cell", run_cell)
     run()
-    assert [entry["message"] for entry in json.loads((world / "runs" / "runs.json").read_text())] == [None] * 8
+    assert [entry["message"] for entry in json.loads((world / "runs" / "runs.json").read_text())] == [None] * 12
     monkeypatch.setattr(finetuning, "run_cell", None)  # all are finished: none is called
     run()
     out = world / "table"
@@ -214,6 +251,13 @@ def test_from_yaml_to_table(world, monkeypatch, capsys, cores):  # noqa: F811
         "finetuning_curves.png", "finetuning_curves.pdf"}
     lines = {line["objective"]: line for line in rows_of(out / "finetuning.csv")}
     assert list(lines) == ["as it came", "CE + λ CE(IP), Eq. 8", "CE alone (control)"]
+    tuned = {(cell["objective"], cell["learning_rate"]): json.loads(
+        (world / "runs" / "tuning" / cell["name"] / "finetuning.json").read_text())["after"]["dense_top1"]
+        for cell in json.loads((world / "runs" / "tuning" / "runs.json").read_text())}
+    rates = {objective: 0.1 if tuned[objective, 0.1] > tuned[objective, 0.01] else 0.01
+             for objective in ("interpretability", "dense")}
+    made = {cell["name"]: cell["learning_rate"] for cell in json.loads((world / "runs" / "runs.json").read_text())}
+    assert {made[f"{objective}_M4_s0.1_seed1"] == rate for objective, rate in rates.items()} == {True}
     after = {(objective, seed): json.loads((world / "runs" / f"{objective}_M4_s0.1_seed{seed}" / "finetuning.json")
              .read_text())["after"]["dense_top1"] for objective in ("interpretability", "dense") for seed in (0, 1)}
     eq8, control = lines["CE + λ CE(IP), Eq. 8"], lines["CE alone (control)"]
@@ -221,7 +265,24 @@ def test_from_yaml_to_table(world, monkeypatch, capsys, cores):  # noqa: F811
     expected = 50 * sum(after["interpretability", seed] - after["dense", seed] for seed in (0, 1))
     assert float(eq8["own_head_difference"]) == pytest.approx(expected) and eq8["iis_pairs"] == "2"
     assert control["own_head_difference"] == ""
-    assert [line["M"] for line in rows_of(out / "finetuning_ablations.csv")] == ["2", "99"]
+    runs = {(name, seed): read_run(world / "runs" / f"{name}_seed{seed}" / "iis", draws=2)
+            for name in ("before", "dense_M4_s0.1", "interpretability_M4_s0.5") for seed in (0, 1)}
+    assert [runs[key].summary["seeds"] for key in runs] == [[0], [1]] * 3  # each seed is measured with its own
+    mean = lambda name, measure: sum(measure(runs[name, seed]) for seed in (0, 1)) / 2  # noqa: E731
+    before, iis = lines["as it came"], lambda run: run.iis
+    assert before["seeds"] == before["iis_pairs"] == "2"
+    assert float(before["iis"]) == pytest.approx(mean("before", iis))
+    assert float(before["iis_difference"]) == pytest.approx(mean("before", iis) - mean("dense_M4_s0.1", iis))
+    ablated = {(line["M"], line["s"]): line for line in rows_of(out / "finetuning_ablations.csv")}
+    assert list(ablated) == [("2", "0.1"), ("4", "0.5"), ("99", "0.1")]
+    at_half = lambda run: 100 * run.summary["curves"]["best"]["accuracy"][0][run.summary["ratios"].index(0.5)]  # noqa: E731
+    assert float(ablated["4", "0.5"]["fresh_ip_difference"]) == pytest.approx(
+        mean("interpretability_M4_s0.5", at_half) - mean("dense_M4_s0.1", at_half))
+    number = lambda text: float(text) if text else None  # noqa: E731
+    for table, measures in ((lines, COMPARED), (ablated, [name for name in COMPARED if name != "predictor"])):
+        names = [(key, name) for key in table if key != "CE alone (control)" for name in measures]
+        found = [[number(table[key][f"{name}_{p}"]) for key, name in names] for p in ("t_p", "holm_p")]
+        assert found[1] == holm(found[0]) and any(found[0])
     collected = {(line["setting"], line["variant"], line["measure"]): line for line in lines_of_fine_tuning(world)}
     line = collected["after fine-tuning", "M = 4", "original head top-1"]
     assert line["value"] == pytest.approx(float(eq8["own_head"]), abs=1e-3) and line["seeds"] == 2
