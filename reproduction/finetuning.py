@@ -34,9 +34,8 @@ from reproduction.lib.finetuned import BEFORE, CONTROL, EQ8, FOLDER, INDEX, NAME
 from reproduction.lib.sweeps import call_script, checked, find_sweep, run_cells
 
 OBJECTIVES = tuple(name for name in NAMES if name != BEFORE)
-# What a folder is made with.
-MANIFEST = ("model_config", "weights", "dataset", "element_kind", "recipe", "tuning", "measure")
-KEYS = (*MANIFEST, "seeds", "objectives", "ablations")
+MANIFEST = ("model_config", "weights", "dataset", "element_kind", "recipe", "measure")  # what a folder is made with
+KEYS = (*MANIFEST, "tuning", "seeds", "objectives", "ablations")
 
 
 @dataclass(kw_only=True)
@@ -54,7 +53,7 @@ def main(settings: Settings) -> None:
     file = find_sweep(settings.sweep)
     plan = read_plan(file)
     root = make_output_folder(settings.save_dir or FOLDER / file.stem)
-    claim_folder(root, {key: plan[key] for key in MANIFEST}, "backbones")
+    claim_folder(root, {**{key: plan[key] for key in MANIFEST}, "holdout": plan["tuning"].get("holdout")}, "backbones")
     jobs = lambda cells: jobs_of(plan, cells, settings.device)  # noqa: E731
     cells = cells_of(plan, tune(plan, f"{file.stem}, tuning", root / TUNING, settings.device, jobs))
     ledger_of = lambda cell: root / cell["name"] / "iis" / LEDGER  # noqa: E731
@@ -62,8 +61,10 @@ def main(settings: Settings) -> None:
             cell["objective"] == BEFORE and (settings.only or "") in cell["name"] and not ledger_of(cell).is_file()
             for cell in cells):  # once, for all seeds, before they run beside each other
         embed(plan, 0, plan["weights"], root / BEFORE, settings.device)
-    run_cells(file.stem, cells, ["name"], lambda cell: run_cell(plan, cell, root, settings.device), ledger_of,
-              root / INDEX, settings.only, jobs_of=jobs)
+    # Where a longer list to tune from gives another rate, IP_Finetuning.py refuses the folder of the old one.
+    run_cells(file.stem, cells, ["name", "learning_rate"],
+              lambda cell: run_cell(plan, cell, root, settings.device), ledger_of, root / INDEX, settings.only,
+              jobs_of=jobs)
 
 
 def read_plan(file: Path) -> dict[str, Any]:
