@@ -244,6 +244,7 @@ def test_from_yaml_to_table(world, monkeypatch, capsys, cores):  # noqa: F811
     assert [entry["message"] for entry in json.loads((world / "runs" / "runs.json").read_text())] == [None] * 12
     monkeypatch.setattr(finetuning, "run_cell", None)  # all are finished: none is called
     run()
+    monkeypatch.setattr(finetuning, "run_cell", run_cell)
     out = world / "table"
     call(finetuning_table, "--sweep", world / "runs", "--save_dir", out)
     assert {file.name for file in out.iterdir()} >= {
@@ -291,7 +292,12 @@ def test_from_yaml_to_table(world, monkeypatch, capsys, cores):  # noqa: F811
     assert ("before fine-tuning", "measured at M = 4", "IIS") in collected
     assert ("before fine-tuning", "", "dense top-1") in collected
     assert ("before fine-tuning", "", "original head top-1") not in collected
-    file.write_text(file.read_text().replace("epochs: 1", "epochs: 2"))
+    text = file.read_text()
+    file.write_text(text.replace("[0.01, 0.1]", "[0.5]"))  # another rate is found, and the old cells keep theirs
+    with pytest.raises(UserError, match="dense_M4_s0.1_seed1: .* made with learning_rate = 0.*, and this run has "
+                                        "learning_rate = 0.5"):
+        call(finetuning, file, "--device", "cpu", "--save_dir", world / "runs", "--only", "dense_M4_s0.1_seed1")
+    file.write_text(text.replace("epochs: 1", "epochs: 2"))
     with pytest.raises(UserError, match="holds backbones made with recipe"):
         run()
     assert torch.load(world / "runs" / "dense_M4_s0.1_seed1" / "backbone.pth", weights_only=True)
