@@ -106,7 +106,7 @@ def write(folder: Path, name: str, groups: Sequence[tuple[dict[str, Any], pd.Dat
     for place, (names, cells) in enumerate(groups):
         rates = cells["learning_rate"].dropna().unique()
         line = {**names, "learning_rate": rates[0] if len(rates) else None, "seeds": len(cells)}
-        sparsity = cells["sparsity"].iloc[0] or control["sparsity"].iloc[0]
+        sparsity = pd.concat([cells["sparsity"].dropna(), control["sparsity"]]).iloc[0]
         for measure in MEASURES:
             known = of_seeds(cells, measure, sparsity, control)
             line[measure], line[f"{measure}_std"] = mean_std(known)

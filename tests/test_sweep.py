@@ -274,11 +274,13 @@ def test_from_yaml_to_table(world, monkeypatch, capsys, cores):  # noqa: F811
     assert before["seeds"] == before["iis_pairs"] == "2"
     assert float(before["iis"]) == pytest.approx(mean("before", iis))
     assert float(before["iis_difference"]) == pytest.approx(mean("before", iis) - mean("dense_M4_s0.1", iis))
+    at = lambda ratio: lambda run: 100 * run.summary["curves"]["best"]["accuracy"][0][  # noqa: E731
+        run.summary["ratios"].index(ratio)]
+    assert float(before["fresh_ip"]) == pytest.approx(mean("before", at(0.1)))
     ablated = {(line["M"], line["s"]): line for line in rows_of(out / "finetuning_ablations.csv")}
     assert list(ablated) == [("2", "0.1"), ("4", "0.5"), ("99", "0.1")]
-    at_half = lambda run: 100 * run.summary["curves"]["best"]["accuracy"][0][run.summary["ratios"].index(0.5)]  # noqa: E731
     assert float(ablated["4", "0.5"]["fresh_ip_difference"]) == pytest.approx(
-        mean("interpretability_M4_s0.5", at_half) - mean("dense_M4_s0.1", at_half))
+        mean("interpretability_M4_s0.5", at(0.5)) - mean("dense_M4_s0.1", at(0.5)))
     number = lambda text: float(text) if text else None  # noqa: E731
     for table, measures in ((lines, COMPARED), (ablated, [name for name in COMPARED if name != "predictor"])):
         names = [(key, name) for key in table if key != "CE alone (control)" for name in measures]
