@@ -82,6 +82,8 @@ def read_plan(file: Path) -> dict[str, Any]:
         plan["tuning"] = {"holdout": 0.2, "seeds": 2, "learning_rate": None, **plan["tuning"]}
         if "learning_rate" in plan["recipe"]:
             raise UserError(f"{file}: the recipe has a learning_rate, and the tuning finds one; leave one of them out")
+        if not plan["tuning"]["holdout"]:
+            raise UserError(f"{file}: tuning without a holdout would choose on validation images; set one, as 0.2")
     for name, value in {"objectives": plan["objectives"], **plan["ablations"], **plan["tuning"]}.items():
         if name not in ("seeds", "holdout") and (not isinstance(value, list) or not value):
             raise UserError(f"{file}: {name} should be a list, and is {value!r}")

@@ -211,6 +211,7 @@ def test_pairs_with_measurement_seeds_of_their_own_hold_the_level():
     ("tuning: {seeds: 2}", "learning_rate should be a list"), ("tuning: {rate: [0.1]}", "unknown key 'rate'"),
     ("tuning: {learning_rate: [0.1], seeds: 0}", "tuning: seeds should be a whole number above 0"),
     ("tuning: {learning_rate: [0.1], holdout: 2}", "--holdout 2 must be"),
+    ("tuning: {learning_rate: [0.1], holdout: 0}", "would choose on validation images"),
     ("tuning: {learning_rate: [0.1]}\nrecipe: {learning_rate: 0.1}", "leave one of them out")])
 def test_a_tuning_that_makes_no_sense(tmp_path, text, sentence):
     with pytest.raises(UserError, match=sentence):
