@@ -130,11 +130,11 @@ def write(folder: Path, name: str, groups: Sequence[tuple[dict[str, Any], pd.Dat
             shown = " / ".join("-" if p is None else f"{p:.2g}" for p in (one.t_p, one.sign_flip_p, holm_p))
             row[f"Δ {title}"] = "-" if one.mean is None else f"{one.text(digits)}, p {shown}"
         people.append({**row, "marks": line["marks"]})
-    first = control["results"].iloc[0]
+    first, tested = control["results"].iloc[0], sum(one.t_p is not None for one in found.values())
     caption = (f"{first['model']} on {first['dataset']}, {first['n_train']} images, {first['epochs']} epochs. Mean ± "
                f"std over seeds. Δ: against {NAMES[CONTROL]}, same seeds, on the same {first['n_val']} validation "
                "images; 95 % Student interval over seeds; p of the paired t test / of exact sign flips / of the t test "
-               f"after Holm's correction for the {len(found)} differences of this table. Original head and predictor "
+               f"after Holm's correction for the {tested} differences of this table. Original head and predictor "
                "after the last epoch (nothing is selected); fresh: stage 3 on the fine-tuned backbone, IP at the row's "
                f"s ({control['sparsity'].iloc[0]:g} where it has none), for the control too.")
     return write_table(folder, name, lines, people, caption)
