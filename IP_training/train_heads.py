@@ -109,9 +109,8 @@ def gather(x: torch.Tensor, rows: torch.Tensor, on_device: torch.Tensor) -> torc
 
 @dataclass
 class Trained:
-    """What one head achieved. Curves are per epoch; `correct` (V,) and `state` belong to the best epoch; `correct_after`
-    holds the `correct` of a run that would have ended at a milestone: shorter runs are the beginnings of longer ones.
-    """
+    """What one head achieved. Curves are per epoch; `correct` (V,) and `state` belong to the best epoch.
+    `correct_after` holds, per milestone, the `correct` of a run of so many epochs: it is the beginning of this one."""
 
     cell: Cell
     loss: list[float] = field(default_factory=list)
