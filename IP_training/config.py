@@ -20,7 +20,7 @@ PROTOCOLS = {"paper": {"sparsifier": "mask", "prototypes": "balanced", "element_
 # How long heads train, and with which rates. reproduction/recipe.py measures what the published recipe costs. The
 # converged one has no best rate at its edge, and takes its batch size from the number of training rows: `fit_batches`.
 RECIPES = {"published": {"learning_rates": LEARNING_RATES, "n_epoch": 30, "batch_size": 1024},
-           "converged": {"learning_rates": (*LEARNING_RATES, 1.0), "n_epoch": 300, "batch_size": None}}
+           "converged": {"learning_rates": (*LEARNING_RATES, 0.3, 1.0), "n_epoch": 300, "batch_size": None}}
 LEAST_STEPS, SMALLEST_BATCH = 10, 32  # of the converged recipe: steps in an epoch, rows in a step
 SPARSIFIERS = ("mask", "strict", "shrink")  # the rules of sparsify.py
 AT_LEAST_ONE = ("seeds", "n_epoch", "batch_size", "num_concepts", "proj_steps", "proj_batch_size", "n_iters")
@@ -59,7 +59,7 @@ class Grid(Files):
     ratios: tuple[float, ...] = setting(RATIOS, "sparsity ratios s, each in [0, 1)")
     recipe: Literal["published", "converged"] = setting(
         "published", "sets --learning_rates, --n_epoch and --batch_size where they are left out: "
-        "0.001,0.01,0.1, 30 and 1024; or 0.001,0.01,0.1,1, 300 and at least 10 steps an epoch")
+        "0.001,0.01,0.1, 30 and 1024; or 0.001,0.01,0.1,0.3,1, 300 and at least 10 steps an epoch")
     learning_rates: tuple[float, ...] | None = setting(None, "learning rates of Adam (default: recipe)")
     seeds: int = setting(3, "how many seeds, counted from --first_seed")
     first_seed: int = setting(0, "first seed")

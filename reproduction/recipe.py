@@ -27,9 +27,8 @@ from iis.cli import count, positive, run_script, setting, words
 from iis.equations import accuracy_retention, area
 from iis.grid import DENSE, LEARNING_RATES
 from iis.names import slug
-from iis.processes import in_processes
 from iis.results import LEDGER, add_rows, cell_of, pack_correct, read_ledger, select, unpack_correct
-from iis.runtime import UserError, choose_device, claim_folder, keep_freed_memory, progress
+from iis.runtime import UserError, choose_device, claim_folder, float32_products, keep_freed_memory, progress
 from iis.statistics import bootstrap_means, interval, over_seeds, plus_minus
 from iis.summary import summarise
 from IP_training import banks
@@ -131,15 +130,15 @@ def trained(settings: Settings, model: str, bank: str, batch_size: int, folder: 
     cells = settings.seeds * len(training.learning_rates) * (1 + len(training.ratios))
     recipe = replace(recipe_of(training), milestones=settings.epochs)
     at_once, jobs = seeds_at_once(training, inputs, settings.num_concepts, 0, device)
-    with progress(total=recipe.epochs * cells, desc=f"{model}, {bank}, batches of {batch_size}", unit="head epoch",
-                  initial=recipe.epochs * len(done), disable=len(done) == cells) as bar:
+    with float32_products(), progress(total=recipe.epochs * cells, initial=recipe.epochs * len(done),
+                                      desc=f"{model}, {bank}, batches of {batch_size}", unit="head epoch",
+                                      disable=len(done) == cells) as bar:
         for start in range(0, settings.seeds, at_once):
             seeds = [seed_of_run(training, number, len(inputs.train))
                      for number in training.seed_numbers[start:start + at_once]]
-            made = dict(in_processes([lambda _, seed=seed: make_bank(seed) for seed in seeds], 1))
             shares = []
-            for place, seed in enumerate(seeds):
-                for share in shares_of(training, inputs, made[place], seed, len(seeds), device, jobs):
+            for seed in seeds:
+                for share in shares_of(training, inputs, make_bank(seed), seed, len(seeds), device, jobs):
                     share.cells = [cell for cell in share.cells if cell not in done]
                     if share.cells:
                         first = share.cells[0]
