@@ -110,7 +110,7 @@ class Compiled:
             with torch._inductor.config.patch(freezing=images.device.type == "cpu"):
                 off = distance(function(images), expected)
             exact = expected.dtype == torch.float32 and not torch.is_autocast_enabled(images.device.type)
-            in_float32 = TOLERANCE_TF32 if torch.backends.cudnn.allow_tf32 else TOLERANCE
+            in_float32 = TOLERANCE_TF32 if images.is_cuda and torch.backends.cudnn.allow_tf32 else TOLERANCE
             if not off <= (in_float32 if exact else TOLERANCE_BF16):  # also where it is not a number
                 raise ValueError(f"its features are off by {off:.1g} of the largest")
         except Exception as error:  # the compiler, its C++ compiler, Triton: each fails in its own way
