@@ -22,10 +22,21 @@ from iis.cli import count, positive, run_script, setting, write_settings
 from iis.grid import check_ratios
 from iis.names import elements_folder, slug
 from iis.processes import thread_limit, threads_wanted
-from iis.runtime import ROOT, UserError, choose_device, claim_folder, read_json, seed_of, write_json, write_whole
+from iis.runtime import (
+    ROOT,
+    UserError,
+    choose_device,
+    claim_folder,
+    float32_products,
+    read_json,
+    seed_of,
+    write_json,
+    write_whole,
+)
 
 RESULTS, EPOCHS, CHECKPOINT, STATE = "finetuning.json", "epochs.json", "backbone.pth", "state.pt"
-NOT_IDENTITY = ("config_yaml", "model_config", "weights", "save_dir", "device", "workers", "cache_gb", "data_path")
+NOT_IDENTITY = ("config_yaml", "model_config", "weights", "save_dir", "device", "workers", "cache_gb", "data_path",
+                "tf32")  # recorded where it is on
 
 
 @dataclass(kw_only=True)
@@ -42,6 +53,7 @@ class Run:
     device: str | None = setting(None, "cpu, cuda or cuda:N (default: cuda when there is one)")
     workers: int = setting(8, "processes that read images, one per core at most", type=count)
     cache_gb: float = setting(4.0, "images of a split stay in memory where they take no more GB than this")
+    tf32: bool = setting(False, "products and convolutions on CUDA in TF32: faster, 10 bits of mantissa; recorded")
     seed: int = setting(0, "of images, elements, predictor, batch order and augmentation", type=count)
     holdout: float = setting(0.0, "leave this fraction of the training images out, balanced over classes and seeded, "
                              "and evaluate on them instead of on validation: for choosing settings")
@@ -113,7 +125,8 @@ def main(settings: Settings) -> Path:
     identity = {**{key: value for key, value in sorted(vars(settings).items()) if key not in NOT_IDENTITY},
                 "model": backbone.model, "weights": backbone.weights, "weights_hash": backbone.weights_hash,
                 "preprocessing": backbone.preprocessing, "dataset": dataset.name, "num_concepts": len(names),
-                "n_train": len(train), "n_val": len(val), "elements_hash": f"{seed_of(*names):016x}"}
+                "n_train": len(train), "n_val": len(val), "elements_hash": f"{seed_of(*names):016x}",
+                **({"tf32": True} if settings.tf32 else {})}
     folder = settings.save_dir or default_folder(settings, dataset.name, len(names))
     claim_folder(folder, identity, "a fine-tuned backbone")
     if (folder / RESULTS).exists():
@@ -123,7 +136,8 @@ def main(settings: Settings) -> Path:
     started = time.monotonic()
     feeds = [Feed(part, backbone.preprocessing, settings.workers, settings.cache_gb) for part in (train, val)]
     # On a CPU one thread: two are a fifth faster on a small net, and beside busy neighbours three times as slow.
-    with thread_limit(threads_wanted()) if device.type == "cpu" else nullcontext():
+    threads = thread_limit(threads_wanted()) if device.type == "cpu" else nullcontext()
+    with threads, float32_products(settings.tf32):
         run = FineTuning(backbone, *feeds, pixels, settings, device)
         run.run(folder / STATE, lambda log: write_json(folder / EPOCHS, log))
         bank_MD = run.bank()
@@ -151,7 +165,8 @@ def default_folder(settings: Settings, dataset: str, num_concepts: int) -> Path:
     """IP_training/IP_Finetuning/MODEL/… with what tells the usual settings apart; claim_folder refuses the rest."""
     parts = [dataset, settings.element_kind, settings.objective, f"M{num_concepts}", f"s{settings.sparsity:g}",
              f"lambda{settings.interpretability_weight:g}", settings.num_pictures and f"n{settings.num_pictures}",
-             f"epochs{settings.epochs}", settings.holdout and f"holdout{settings.holdout:g}", f"seed{settings.seed}"]
+             f"epochs{settings.epochs}", settings.holdout and f"holdout{settings.holdout:g}", f"seed{settings.seed}",
+             settings.tf32 and "tf32"]
     name = Path(settings.model_config).name.removesuffix(".yaml")
     return ROOT / "IP_training" / "IP_Finetuning" / slug(name) / slug("_".join(filter(None, parts)))
 

@@ -31,7 +31,7 @@ from iis.cli import positive, run_script, setting
 from iis.datasets import folder_images
 from iis.preprocessing import normalise, preprocessing
 from iis.processes import Advance, in_processes, jobs_that_fit
-from iis.runtime import ROOT, UserError, choose_device, read_json, seed_of, write_json, write_whole
+from iis.runtime import ROOT, UserError, choose_device, float32_products, read_json, seed_of, write_json, write_whole
 
 EPOCHS = {"shapes_small": 12, "shapes_medium": 14, "shapes_large": 14}
 # These are taught every attribute beside the class, through heads that are thrown away: a class needs only warm or
@@ -84,8 +84,9 @@ def main(settings: Settings) -> None:
         else:
             tasks.append(partial(pretrain, name, plan, settings.root, settings.out, device))
     jobs = jobs_that_fit(len(tasks), BYTES) if device.type == "cpu" else 1
-    for _ in in_processes(tasks, jobs):
-        pass
+    with float32_products():
+        for _ in in_processes(tasks, jobs):
+            pass
 
 
 def net_name(name: str, seed: int) -> str:

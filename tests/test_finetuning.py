@@ -59,6 +59,18 @@ def run(world, out="out", **changes):
     return json.loads((folder / "epochs.json").read_text()), torch.load(folder / "backbone.pth", weights_only=True)
 
 
+@pytest.mark.parametrize("switches", [[], ["--tf32"]])
+def test_full_float32_unless_tf32_is_asked_for_and_then_it_is_recorded(world, monkeypatch, switches):
+    seen, function = set(), finetune.losses
+    monkeypatch.setattr(finetune, "losses", lambda *args: (
+        seen.add((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)), function(*args))[1])
+    before = torch.backends.cudnn.allow_tf32
+    folder = IP_Finetuning.main(parse(IP_Finetuning.Settings, [*flags(world, epochs=1), *switches]))
+    assert seen == {(bool(switches),) * 2} and torch.backends.cudnn.allow_tf32 == before
+    for name in ("manifest.json", "finetuning.json"):
+        assert json.loads((folder / name).read_text()).get("tf32", False) == bool(switches)
+
+
 def refusal(world, **changes):
     with pytest.raises(UserError) as error:
         run(world, "refused", **changes)
