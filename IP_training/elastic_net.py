@@ -20,14 +20,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+import scipy.linalg
 import torch
 
 ROWS = 65536  # samples at a time
+HESSIAN_ROWS = 8192  # samples at a time for the Hessian
+DENSE = 1500  # weights and biases in a step, above which the terms between classes are not written down
 METRIC_ROWS = 8192  # samples that a class's curvature is taken from, those of the largest p(1 − p)
 NEAR = 0.8  # a zero weight whose slope is above this share of the penalty takes part in a proximal step
 SWEEPS = 10  # of coordinate descent in a step, at most: a rough minimum serves as well
 DIRECTIONS = 100  # of conjugate gradients in a step, at most
-RIDGE = 1e-9  # on a class's curvature, against columns that are linearly dependent
+RIDGE = 1e-5  # of a class's curvature, against columns that are linearly dependent
 
 
 class Fit(NamedTuple):
@@ -69,8 +73,8 @@ class ElasticNet:
         return float(self._at(self.empty_CK).gradient_CK[:, :-1].abs().max()) / self.alpha
 
     def solve(self, lam: float, start: Fit | None = None, n_iters: int = 1000, tolerance: float = 0.01) -> Fit:
-        """The solution at `lam`, from `start` or W = 0: until `violation` is at most `tolerance` · lam · alpha, or
-        after `n_iters` passes over the data."""
+        """The solution at `lam`, from `start` or W = 0: until no condition is violated by more than `tolerance` · lam ·
+        alpha, or the step ends that takes the passes over the data to `n_iters`."""
         at = self._at(self.empty_CK if start is None else
                       torch.cat([start.W_CM, start.b_C[:, None]], 1).to(self.empty_CK))
         passes, scale, newton_works = 1, 1.0, True
@@ -79,10 +83,18 @@ class ElasticNet:
             converged = max(on_support, off_support) <= tolerance * lam * self.alpha
             if converged or passes >= n_iters:
                 break
-            metric = self._metric(at, lam)
+            takes_part = (at.U_CK != 0) | (at.gradient_CK.abs() > NEAR * lam * self.alpha)
+            takes_part[:, -1] = True
+            if int(takes_part.sum()) <= DENSE:
+                new, used = self._model_step(at, lam, takes_part, tolerance)
+                if new is None:
+                    passes += used
+                    break
+                passes, at = passes + used, new
+                continue
+            metric = self._metric(at, lam, takes_part)
             if newton_works and on_support >= off_support:
-                new, used = self._newton_step(at, lam, metric, n_iters - passes)
-                newton_works = new is not None
+                new, used, newton_works = self._newton_step(at, lam, metric)
             else:
                 new, used, scale = self._proximal_step(at, lam, metric, scale, max(on_support, off_support))
                 newton_works = True
@@ -100,7 +112,7 @@ class ElasticNet:
             log_p = torch.addmm(U_CK[:, -1], x64, U_CK[:, :-1].T).log_softmax(1)  # (B, C)
             loss -= float(log_p.gather(1, y[:, None]).sum())
             p = log_p.exp_()
-            parts.append(p.to(x))
+            parts.append(p.to(x.dtype, copy=True))
             p.scatter_add_(1, y[:, None], p.new_full((len(y), 1), -1.0))  # now the gradient by the logits
             gradient_CK[:, :-1] += p.T @ x64
             gradient_CK[:, -1] += p.sum(0)
@@ -116,16 +128,51 @@ class ElasticNet:
         zero_CK[:, -1] = False
         return (float(excess_CK.masked_fill(zero_CK, 0).max()), float(excess_CK.masked_fill(~zero_CK, 0).max()))
 
-    def _metric(self, at: _Point, lam: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def _model_step(self, at: _Point, lam: float, takes_part: torch.Tensor,
+                    tolerance: float) -> tuple[_Point | None, int]:
+        """The next point: the minimum of the quadratic model with all terms between the weights that take part, or
+        part of the way there; None where that leads nowhere; and passes."""
+        U_CK, threshold_CK = at.U_CK, torch.full_like(at.U_CK, lam * self.alpha)
+        threshold_CK[:, -1] = 0
+        slope_CK = at.gradient_CK.clone()
+        slope_CK[:, :-1] += lam * (1 - self.alpha) * U_CK[:, :-1]
+        curvature_AA, ridge_CK = self._hessian(at, takes_part), torch.zeros_like(U_CK)
+        ridge_CK[:, :-1] = lam * (1 - self.alpha)
+        curvature_AA.diagonal().mul_(1 + RIDGE).add_(ridge_CK[takes_part] + 1e-12)
+        curvature, slope, start, threshold = (one.cpu().numpy() for one in (
+            curvature_AA, slope_CK[takes_part], U_CK[takes_part], threshold_CK[takes_part]))
+        found = minimise_model(curvature, slope, start, threshold, 0.1 * tolerance * lam * self.alpha)
+        step_CK = torch.zeros_like(U_CK).masked_scatter_(takes_part, torch.from_numpy(found - start).to(U_CK))
+        value = self._objective(at, lam)
+        for halvings in range(12):
+            new = self._at(U_CK + 0.5**halvings * step_CK)
+            if self._objective(new, lam) < value:
+                return new, halvings + 2
+        return None, halvings + 2
+
+    def _hessian(self, at: _Point, takes_part: torch.Tensor) -> torch.Tensor:
+        """The loss's Hessian among the weights that take part, (A, A) float64, class after class."""
+        ends = [0, *takes_part.sum(1).cumsum(0).tolist()]
+        columns = [row.nonzero()[:-1, 0] for row in takes_part]  # without the bias
+        total_AA = at.U_CK.new_zeros(ends[-1], ends[-1])
+        for (x, _, _), p in zip(self.parts, at.parts_BC, strict=True):
+            for x, p in zip(x.split(HESSIAN_ROWS), p.split(HESSIAN_ROWS), strict=True):
+                weighted_BA = x.new_empty(len(x), ends[-1])
+                for c, own in enumerate(columns):
+                    mine = slice(ends[c], ends[c + 1])
+                    of_class = torch.nn.functional.pad(x[:, own], (0, 1), value=1.0)
+                    torch.mul(of_class, p[:, c, None], out=weighted_BA[:, mine])
+                    total_AA[mine, mine] += of_class.T @ weighted_BA[:, mine]
+                total_AA -= weighted_BA.T @ weighted_BA
+        return total_AA / len(self.y_N)
+
+    def _metric(self, at: _Point, lam: float, takes_part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Which columns of each class take part, (C, L) with the bias last and −1 where there are fewer, and their
         curvature within the class, (C, L, L) float64; identity where there is no column."""
-        takes_part = (at.U_CK != 0) | (at.gradient_CK.abs() > NEAR * lam * self.alpha)
-        takes_part[:, -1] = True
         sizes = takes_part.sum(1)
         columns_CL = torch.full((self.num_classes, int(sizes.max())), -1, device=sizes.device)
         curvature_CLL = torch.eye(columns_CL.shape[1], dtype=torch.float64,
                                   device=sizes.device).repeat(self.num_classes, 1, 1)
-        ridge = RIDGE + lam * (1 - self.alpha)
         for c in range(self.num_classes):
             own = takes_part[c].nonzero()[:, 0]
             columns_CL[c, -len(own):] = own
@@ -138,7 +185,8 @@ class ElasticNet:
                            / len(p))
             curvature_CLL[c, -len(own):, -len(own):] = (x.T @ (weight[:, None] * x)).double() * factor
         diagonal = curvature_CLL.diagonal(dim1=1, dim2=2)
-        diagonal += ridge
+        diagonal *= 1 + RIDGE
+        diagonal += lam * (1 - self.alpha) + 1e-12
         return columns_CL, curvature_CLL
 
     def _proximal_step(self, at: _Point, lam: float, metric: tuple[torch.Tensor, torch.Tensor], scale: float,
@@ -148,7 +196,7 @@ class ElasticNet:
         index_CL, there_CL = columns_CL.clamp_min(0), columns_CL >= 0
         u_CL, slope_CL = (full.gather(1, index_CL) * there_CL for full in (at.U_CK, at.gradient_CK))
         for tries in range(1, 21):
-            new_CL = minimise_model(scale * curvature_CLL, u_CL, slope_CL, lam, self.alpha, 0.05 * violation)
+            new_CL = minimise_by_class(scale * curvature_CLL, u_CL, slope_CL, lam, self.alpha, 0.05 * violation)
             step_CL = new_CL - u_CL
             new = self._at(at.U_CK.scatter_add(1, index_CL, step_CL * there_CL))
             model = float((slope_CL * step_CL).sum()
@@ -158,9 +206,9 @@ class ElasticNet:
             scale *= 2
         return None, tries, scale
 
-    def _newton_step(self, at: _Point, lam: float, metric: tuple[torch.Tensor, torch.Tensor],
-                     most: int) -> tuple[_Point | None, int]:
-        """The next point, None where the step leads nowhere; and passes, about `most` at most."""
+    def _newton_step(self, at: _Point, lam: float,
+                     metric: tuple[torch.Tensor, torch.Tensor]) -> tuple[_Point | None, int, bool]:
+        """The next point, None where the step leads nowhere; passes; and whether the step was more than a short one."""
         columns_CL, curvature_CLL = metric
         index_CL, free_CK = columns_CL.clamp_min(0), at.U_CK != 0
         free_CK[:, -1] = True
@@ -180,7 +228,7 @@ class ElasticNet:
         z_CK = conditioned(r_CK)
         step_CK, d_CK, old, used = torch.zeros_like(r_CK), z_CK, float((r_CK * z_CK).sum()), 0
         first = old
-        for _ in range(min(DIRECTIONS, max(1, most - 1))):
+        for _ in range(DIRECTIONS):
             curved_CK = self._curved(at, d_CK, lam) * free_CK
             used += 1
             along = float((d_CK * curved_CK).sum())
@@ -203,8 +251,8 @@ class ElasticNet:
             U_CK[:, :-1].masked_fill_(reach_CM <= share, 0)
             new, used = self._at(U_CK), used + 1
             if self._objective(new, lam) < value:
-                return new, used
-        return None, used
+                return new, used, share >= 0.25
+        return None, used, False
 
     def _curved(self, at: _Point, d_CK: torch.Tensor, lam: float) -> torch.Tensor:
         """The objective's Hessian at a point times d, off the kinks of the penalty. One pass over the data."""
@@ -259,7 +307,50 @@ def violations(gradient_CK: torch.Tensor, U_CK: torch.Tensor, lam: float, alpha:
     return excess_CK
 
 
-def minimise_model(curvature_CLL: torch.Tensor, now_CL: torch.Tensor, gradient_CL: torch.Tensor, lam: float,
+def minimise_model(curvature_AA: np.ndarray, slope_A: np.ndarray, start_A: np.ndarray, threshold_A: np.ndarray,
+                   limit: float, rounds: int = 300) -> np.ndarray:
+    """argmin over u of slope·(u − start) + ½ (u − start)ᵀ curvature (u − start) + threshold·|u|, (A,) float64, until no
+    optimality condition is violated by more than `limit`.
+
+    By turns a sweep of coordinate descent, which moves the support, and the exact minimum on the support. On the way
+    there the best of the points where a weight crosses 0 is taken, as in feature-sign search (Lee et al., 2007).
+    """
+    u_A, now_A = start_A.copy(), slope_A.copy()  # now: the smooth part's slope at u
+    diagonal = np.diagonal(curvature_AA)
+    for _ in range(rounds):
+        for k in range(len(u_A)):
+            target = diagonal[k] * u_A[k] - now_A[k]
+            change = (target - min(max(target, -threshold_A[k]), threshold_A[k])) / diagonal[k] - u_A[k]
+            if change:
+                now_A += change * curvature_AA[k]
+                u_A[k] += change
+        for _ in range(rounds):
+            own = np.flatnonzero((u_A != 0) | (threshold_A == 0))
+            excess_S = now_A[own] + threshold_A[own] * np.sign(u_A[own])
+            if np.abs(excess_S).max() <= limit / 2:
+                break
+            step_S = -scipy.linalg.solve(curvature_AA[np.ix_(own, own)], excess_S, assume_a="pos")
+            with np.errstate(divide="ignore", invalid="ignore"):
+                crossing_S = -u_A[own] / step_S
+            crosses = (crossing_S > 0) & (crossing_S < 1) & (threshold_A[own] > 0)
+            shares_T = np.append(crossing_S[crosses], 1.0)
+            slope, bend = now_A[own] @ step_S, -excess_S @ step_S
+            values_T = (shares_T * slope + shares_T**2 / 2 * bend
+                        + np.abs(u_A[own] + shares_T[:, None] * step_S) @ threshold_A[own])
+            best = int(values_T.argmin())
+            new_S = u_A[own] + shares_T[best] * step_S
+            if best < len(shares_T) - 1:
+                new_S[np.flatnonzero(crosses)[best]] = 0
+            now_A += curvature_AA[:, own] @ (new_S - u_A[own])
+            u_A[own] = new_S
+        now_A = slope_A + curvature_AA @ (u_A - start_A)  # without the rounding of many small changes
+        off = u_A == 0
+        if (np.abs(now_A[off]) - threshold_A[off]).max(initial=0) <= limit:
+            break
+    return u_A
+
+
+def minimise_by_class(curvature_CLL: torch.Tensor, now_CL: torch.Tensor, gradient_CL: torch.Tensor, lam: float,
                    alpha: float, limit: float, sweeps: int = SWEEPS) -> torch.Tensor:
     """Near argmin over u, class by class, of gradient·(u − now) + ½ (u − now)ᵀ curvature (u − now) + the penalty of all
     of u but the last, (C, L): cyclic coordinate descent for all classes at once, until no slope moved by more than

@@ -34,10 +34,10 @@ Seeds = Sequence[Levels]  # of `nec.accuracy_at_levels`
 CAPTION = ("Top-1, %, of a linear layer with exactly NEC non-zero weights per class on average, mean ± std over {}: "
            "elastic net (alpha 0.99) on standardised activations, solved to {:g} of its penalty, {}, pruned to the "
            "largest, bias as fitted. Empty: a seed does not reach the level (the .csv says why). ANEC: the mean over "
-           "the levels in brackets, which all banks of the data set with as many concepts reach. The bank alone depends "
-           "on the seed. Validation images choose no layer; without --holdout they chose epoch and learning rate of an "
-           "End2End bank, and the words of a Text bank.")
-CHOSEN = {"refined": "at a λ with at most {slack:.0%} more weights",
+           "the levels in brackets, which all banks of the data set with as many concepts reach. The bank alone "
+           "depends on the seed. Validation images choose no layer; without --holdout they chose epoch and learning "
+           "rate of an End2End bank, and the words of a Text bank.")
+CHOSEN = {"refined": "at the largest λ with enough weights",
           "vlg": "the sparsest with enough weights of VLG-CBM's {lams} λ"}
 
 

@@ -2,10 +2,11 @@
 
     NEC = ‖W‖₀ / C          ANEC = the mean accuracy over NEC = 5, 10, 15, 20, 25, 30, as far as they are reached
 
-A level's layer is an elastic-net solution with NEC · C non-zero weights, or barely more, which are pruned. Its λ is
-searched for: λ falls geometrically until a solution has enough weights, then the interval between the two λ around the
-level is cut until the denser one has at most `slack` too many. Every solution on the way is solved to `tolerance`; a
-level whose solution is not is not reached, and neither is one beyond the path's end. The bias stays as it was fitted
+A level's layer is the elastic-net solution at the largest λ with at least NEC · C non-zero weights, pruned of the few
+too many. λ falls geometrically until a solution has enough weights; then the interval between the two λ around the
+level is cut until they are within a factor of `nearest`. Taking any λ with as many weights would not do: while they
+stay as many, accuracy moves by up to a point. Every solution on the way is solved to `tolerance`; a level whose
+solution is not is not reached, and neither is one beyond the path's end. The bias stays as it was fitted
 (as in VLG-CBM's own evaluation). Validation images choose no layer here. They chose two kinds of banks, unless stage 3
 had --holdout: End2End's is that of the selected head, and a Text bank holds the words that passed on them.
 """
@@ -24,12 +25,11 @@ from IP_training.predictor import fit_normaliser, interpret
 from reproduction.lib.runs import Run
 
 LEVELS = (5, 10, 15, 20, 25, 30)
-# step: between two λ of the path, first and last in shares of the smallest λ at which W is 0; slack: weights too many,
-# a share; nearest: of two λ, beyond which the interval is not cut; tolerance: of the optimality conditions, a share of
-# the penalty; passes: over the data, for one λ at most. docs/fidelity.md says how "vlg" differs from VLG-CBM's code.
+# step: from one λ to the next before a level is bracketed; last: λ, a share of the smallest at which W is 0; nearest:
+# the two λ around a level, as a ratio; tolerance: of the optimality conditions, a share of the penalty; passes: over
+# the data, for one λ, about. docs/fidelity.md says how "vlg" differs from VLG-CBM's code.
 PATHS: dict[str, dict[str, Any]] = {
-    "refined": {"step": 0.6, "last": 1e-5, "slack": 0.01, "nearest": 1.001, "tolerance": 1e-3, "passes": 3000,
-                "alpha": 0.99},
+    "refined": {"step": 0.6, "last": 1e-5, "nearest": 1.005, "tolerance": 1e-3, "passes": 3000, "alpha": 0.99},
     # VLG-CBM: 150 λ from 0.1 / alpha down to its 2^-15; the first solution with enough weights above 1e-5.
     "vlg": {"first_lam": 0.1 / 0.99, "lams": 150, "last": 2.0**-15, "least_weight": 1e-5, "tolerance": 1e-3,
             "passes": 3000, "alpha": 0.99}}
@@ -108,16 +108,14 @@ class _Walk:
         self.ended: str | None = None
 
     def reach(self, weights: int) -> _Solved:
-        """The sparsest solution known with at least so many weights, after a search for one with barely more."""
+        """The solution at the largest λ with at least so many weights, as nearly as `nearest` asks for."""
         while self.solved[-1].nonzero < weights:
             self._extend()
         at = next(at for at, one in enumerate(self.solved) if one.nonzero >= weights)
         sparse, dense = self.solved[at - 1], self.solved[at]
-        while "slack" in self.path and (dense.nonzero > max(weights, math.floor(weights * (1 + self.path["slack"])))
-                                        and sparse.lam > dense.lam * self.path["nearest"]):
-            # Where the count would be right if it grew evenly in log λ; never close to an end.
-            wanted = weights + max(0.5, self.path["slack"] * weights / 2)
-            share = min(max((wanted - sparse.nonzero) / (dense.nonzero - sparse.nonzero), 0.1), 0.9)
+        while sparse.lam > dense.lam * self.path.get("nearest", math.inf):
+            # Where the last weight would come in if weights came evenly in log λ; not close to an end.
+            share = min(max((weights - 0.5 - sparse.nonzero) / (dense.nonzero - sparse.nonzero), 0.1), 0.9)
             lam = sparse.lam ** (1 - share) * dense.lam**share
             middle = self._solve(lam, sparse if share < 0.5 else dense)
             self.solved.insert(self.solved.index(dense), middle)
