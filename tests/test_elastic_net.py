@@ -135,6 +135,38 @@ def test_parts_of_the_data_and_a_class_without_images_change_nothing(monkeypatch
     assert torch.isfinite(absent.b_C).all() and not absent.W_CM[-1].any()
 
 
+@pytest.mark.parametrize("alpha", [0.99, 0.5])
+def test_steps_for_many_classes_lead_to_the_same_solution(monkeypatch, alpha):
+    """Where the terms between classes are too many to be written down, conjugate gradients and proximal steps."""
+    x, y = problem()
+    exact = module.fit_elastic_net(x, y, CLASSES, LAM, alpha, tolerance=1e-6)
+    monkeypatch.setattr(module, "DENSE", 0)
+    monkeypatch.setattr(module, "PRECISE", 0)
+    other = module.fit_elastic_net(x, y, CLASSES, LAM, alpha, tolerance=1e-6)
+    single = module.fit_elastic_net(x.float(), y, CLASSES, LAM, alpha, tolerance=1e-4)
+    assert other.converged and single.converged and torch.equal(other.W_CM != 0, exact.W_CM != 0)
+    torch.testing.assert_close(other.W_CM, exact.W_CM, rtol=0, atol=1e-5)
+    torch.testing.assert_close(single.W_CM.double(), exact.W_CM, rtol=0, atol=1e-3)
+
+
+def test_the_model_of_all_classes_is_minimised_against_scipy():
+    rng = np.random.default_rng(0)
+    factors, start, slope = rng.normal(size=(30, 25)), rng.normal(size=25), 3 * rng.normal(size=25)
+    curvature, threshold = factors.T @ factors / 30, np.append(np.full(23, 0.8), [0.0, 0.0])
+    ours = module.minimise_model(curvature, slope, start, threshold, 1e-10)
+
+    def value_and_slope(halves):
+        step = halves[:25] - halves[25:] - start
+        now = slope + curvature @ step
+        return (slope @ step + step @ curvature @ step / 2 + threshold @ (halves[:25] + halves[25:]),
+                np.concatenate([now + threshold, threshold - now]))
+
+    found = minimize(value_and_slope, np.ones(50), jac=True, method="L-BFGS-B", bounds=[(0, None)] * 50,
+                     options={"maxiter": 5000, "maxfun": 50000, "ftol": 1e-15, "gtol": 1e-10}).x
+    np.testing.assert_allclose(ours, found[:25] - found[25:], atol=1e-4)
+    assert 3 < (ours == 0).sum() < 23
+
+
 def test_violations_by_hand():
     U = torch.tensor([[1.0, 0.0, 5.0]], dtype=torch.float64)  # the last column is the bias
     # alpha 0.5, lam 0.2: at W = 1 the gradient should be −0.1·1 − 0.1·1 = −0.2; at 0 it may be up to 0.1.
@@ -159,7 +191,8 @@ def test_the_model_is_minimised_by_plain_cyclic_coordinate_descent():
                 shrunk = np.sign(target) * max(abs(target) - lam * alpha, 0)
                 plain[c, k] = shrunk / (curvature[c, k, k] + lam * (1 - alpha))
     ridge = lam * (1 - alpha) * np.diag([1.0] * 30 + [0.0])
-    ours = module.minimise_by_class(*map(torch.from_numpy, (curvature + ridge, now, gradient)), lam, alpha, 0.0, sweeps=4)
+    model = map(torch.from_numpy, (curvature + ridge, now, gradient))
+    ours = module.minimise_by_class(*model, lam, alpha, 0.0, sweeps=4)
     np.testing.assert_allclose(ours, plain, rtol=1e-9, atol=1e-12)
     assert (ours[:, :-1] == 0).any() and (plain == 0).sum() == (ours == 0).sum()
 
@@ -176,9 +209,13 @@ def test_the_curvature_is_that_of_autograd():
 
     point = net._at(U)
     torch.testing.assert_close(net._curved(point, d, 1.0), torch.autograd.functional.hvp(loss, U, d)[1])
-    columns, curvature = net._metric(point, 1.0)
+    every = torch.ones_like(U, dtype=torch.bool)
+    columns, curvature = net._metric(point, 1.0, every)
     assert columns.tolist() == [list(range(9))] * CLASSES
     hessian = torch.autograd.functional.hessian(loss, U)
+    ridge = 0.1 * torch.diag(torch.tensor(([1.0] * 8 + [0.0]) * CLASSES, dtype=torch.float64))
+    flat = hessian.reshape(CLASSES * 9, -1) - ridge
+    torch.testing.assert_close(net._hessian(point, every), flat)
     own = torch.stack([hessian[c, :, c] for c in range(CLASSES)])
     torch.testing.assert_close(curvature[:, :8, :8], own[:, :8, :8], rtol=2e-5, atol=0)
     torch.testing.assert_close(curvature[:, 8, 8], own[:, 8, 8] + 0.1, rtol=2e-5, atol=0)  # a ridge on the bias too

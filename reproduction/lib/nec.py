@@ -25,11 +25,12 @@ from IP_training.predictor import fit_normaliser, interpret
 from reproduction.lib.runs import Run
 
 LEVELS = (5, 10, 15, 20, 25, 30)
-# step: from one λ to the next before a level is bracketed; last: λ, a share of the smallest at which W is 0; nearest:
+# step: from one λ to the next before a level is bracketed (not a large one: the count falls here and there
+# as λ falls); last: λ, a share of the smallest at which W is 0; nearest:
 # the two λ around a level, as a ratio; tolerance: of the optimality conditions, a share of the penalty; passes: over
 # the data, for one λ, about. docs/fidelity.md says how "vlg" differs from VLG-CBM's code.
 PATHS: dict[str, dict[str, Any]] = {
-    "refined": {"step": 0.6, "last": 1e-5, "nearest": 1.005, "tolerance": 1e-3, "passes": 3000, "alpha": 0.99},
+    "refined": {"step": 0.75, "last": 1e-5, "nearest": 1.005, "tolerance": 1e-3, "passes": 3000, "alpha": 0.99},
     # VLG-CBM: 150 λ from 0.1 / alpha down to its 2^-15; the first solution with enough weights above 1e-5.
     "vlg": {"first_lam": 0.1 / 0.99, "lams": 150, "last": 2.0**-15, "least_weight": 1e-5, "tolerance": 1e-3,
             "passes": 3000, "alpha": 0.99}}
