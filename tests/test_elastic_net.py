@@ -152,7 +152,7 @@ def test_steps_for_many_classes_lead_to_the_same_solution(monkeypatch, alpha):
 def test_the_model_of_all_classes_is_minimised_against_scipy():
     rng = np.random.default_rng(0)
     factors, start, slope = rng.normal(size=(30, 25)), rng.normal(size=25), 3 * rng.normal(size=25)
-    curvature, threshold = factors.T @ factors / 30, np.append(np.full(23, 0.8), [0.0, 0.0])
+    curvature, threshold = factors.T @ factors / 30, np.append(np.full(23, 3.0), [0.0, 0.0])
     ours = module.minimise_model(curvature, slope, start, threshold, 1e-10)
 
     def value_and_slope(halves):

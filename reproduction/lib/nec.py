@@ -4,11 +4,12 @@
 
 A level's layer is the elastic-net solution at the largest λ with at least NEC · C non-zero weights, pruned of the few
 too many. λ falls geometrically until a solution has enough weights; then the interval between the two λ around the
-level is cut until they are within a factor of `nearest`. Taking any λ with as many weights would not do: while they
-stay as many, accuracy moves by up to a point. Every solution on the way is solved to `tolerance`; a level whose
-solution is not is not reached, and neither is one beyond the path's end. The bias stays as it was fitted
-(as in VLG-CBM's own evaluation). Validation images choose no layer here. They chose two kinds of banks, unless stage 3
-had --holdout: End2End's is that of the selected head, and a Text bank holds the words that passed on them.
+level is cut until they are within a factor of `nearest`, and λ a little above are tried too. Taking any λ with as many
+weights would not do: while they stay as many, accuracy moves by up to a point. Every solution on the way is solved to
+`tolerance`; a level whose solution is not is not reached, and neither is one beyond the path's end. The bias stays as
+it was fitted (as in VLG-CBM's own evaluation). Validation images choose no layer here. They chose two kinds of banks,
+unless stage 3 had --holdout: End2End's is that of the selected head, and a Text bank holds the words that passed on
+them.
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ from IP_training.predictor import fit_normaliser, interpret
 from reproduction.lib.runs import Run
 
 LEVELS = (5, 10, 15, 20, 25, 30)
-# step: from one λ to the next before a level is bracketed (not a large one: the count falls here and there
-# as λ falls); last: λ, a share of the smallest at which W is 0; nearest:
-# the two λ around a level, as a ratio; tolerance: of the optimality conditions, a share of the penalty; passes: over
-# the data, for one λ, about. docs/fidelity.md says how "vlg" differs from VLG-CBM's code.
+# step: from one λ to the next before a level is bracketed; last: λ, a share of the smallest at which W is 0; scan:
+# ratio of the λ tried above a level, up to `above` times its own, because the count falls here and there as λ falls;
+# nearest: ratio of the two λ around a level; tolerance: of the optimality conditions, a share of the penalty; passes: over the
+# data, for one λ, about. docs/fidelity.md says how "vlg" differs from VLG-CBM's code.
 PATHS: dict[str, dict[str, Any]] = {
-    "refined": {"step": 0.75, "last": 1e-5, "nearest": 1.005, "tolerance": 1e-3, "passes": 3000, "alpha": 0.99},
+    "refined": {"step": 0.6, "last": 1e-5, "above": 1.3, "scan": 1.02, "nearest": 1.005, "tolerance": 1e-3,
+                "passes": 3000, "alpha": 0.99},
     # VLG-CBM: 150 λ from 0.1 / alpha down to its 2^-15; the first solution with enough weights above 1e-5.
     "vlg": {"first_lam": 0.1 / 0.99, "lams": 150, "last": 2.0**-15, "least_weight": 1e-5, "tolerance": 1e-3,
             "passes": 3000, "alpha": 0.99}}
@@ -112,16 +114,39 @@ class _Walk:
         """The solution at the largest λ with at least so many weights, as nearly as `nearest` asks for."""
         while self.solved[-1].nonzero < weights:
             self._extend()
+        if "nearest" in self.path:
+            dense = self._cut(weights, self.path["scan"])
+            # The count may have been as large before and fallen again.
+            lam = min(dense.lam * self.path["above"], self.solved[0].lam)
+            while (lam := lam / self.path["scan"]) > dense.lam:
+                if self._insert(lam).nonzero >= weights:
+                    break
+            self._cut(weights, self.path["nearest"])
+        return self._around(weights)[1]
+
+    def _around(self, weights: int) -> tuple[_Solved, _Solved]:
+        """The two neighbours between which a solution first has so many weights."""
         at = next(at for at, one in enumerate(self.solved) if one.nonzero >= weights)
-        sparse, dense = self.solved[at - 1], self.solved[at]
-        while sparse.lam > dense.lam * self.path.get("nearest", math.inf):
+        return self.solved[at - 1], self.solved[at]
+
+    def _cut(self, weights: int, ratio: float) -> _Solved:
+        """Solve between the two until they are within this ratio; the denser one."""
+        while True:
+            sparse, dense = self._around(weights)
+            if sparse.lam <= dense.lam * ratio:
+                return dense
             # Where the last weight would come in if weights came evenly in log λ; not close to an end.
             share = min(max((weights - 0.5 - sparse.nonzero) / (dense.nonzero - sparse.nonzero), 0.1), 0.9)
-            lam = sparse.lam ** (1 - share) * dense.lam**share
-            middle = self._solve(lam, sparse if share < 0.5 else dense)
-            self.solved.insert(self.solved.index(dense), middle)
-            sparse, dense = (sparse, middle) if middle.nonzero >= weights else (middle, dense)
-        return dense
+            self._insert(sparse.lam ** (1 - share) * dense.lam**share)
+
+    def _insert(self, lam: float) -> _Solved:
+        """Solve at λ between two that are solved, from the nearer in log λ."""
+        at = next(at for at, one in enumerate(self.solved) if one.lam <= lam)
+        if self.solved[at].lam == lam:
+            return self.solved[at]
+        sparse, dense = self.solved[at - 1], self.solved[at]
+        self.solved.insert(at, self._solve(lam, sparse if sparse.lam / lam < lam / dense.lam else dense))
+        return self.solved[at]
 
     def _extend(self) -> None:
         last = self.solved[-1]
