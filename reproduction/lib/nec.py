@@ -28,8 +28,8 @@ from reproduction.lib.runs import Run
 LEVELS = (5, 10, 15, 20, 25, 30)
 # step: from one λ to the next before a level is bracketed; last: λ, a share of the smallest at which W is 0; scan:
 # ratio of the λ tried above a level, up to `above` times its own, because the count falls here and there as λ falls;
-# nearest: ratio of the two λ around a level; tolerance: of the optimality conditions, a share of the penalty; passes: over the
-# data, for one λ, about. docs/fidelity.md says how "vlg" differs from VLG-CBM's code.
+# nearest: ratio of the two λ around a level; tolerance: of the optimality conditions, a share of the penalty; passes:
+# over the data, for one λ, about. docs/fidelity.md says how "vlg" differs from VLG-CBM's code.
 PATHS: dict[str, dict[str, Any]] = {
     "refined": {"step": 0.6, "last": 1e-5, "above": 1.3, "scan": 1.02, "nearest": 1.005, "tolerance": 1e-3,
                 "passes": 3000, "alpha": 0.99},
