@@ -1,17 +1,18 @@
-"""Accuracy at 5, 10, … 30 non-zero weights per class (NEC, VLG-CBM's measure), from the elastic-net path on each bank.
+"""Accuracy at 5, 10, … 30 non-zero weights per class (NEC, VLG-CBM's measure), by the elastic net on each bank.
 
     python reproduction/accuracy_at_nec.py --sweep shapes
     python reproduction/accuracy_at_nec.py --model_root IP_training/IP_*/resnet20 --save_dir results/nec
 
 Banks are read from the runs' predictors/ (of End2End that of the smallest ratio); only the layer is fitted. Results are
-kept in nec.json beside each ledger, seed by seed. Writes nec (.csv, .md, .tex) and nec_DATASET.png, .pdf.
+kept in nec.json beside each ledger, seed by seed: λ, weights, passes, and where a level is not reached, why. Writes nec
+(.csv, .md, .tex) and nec_DATASET.png, .pdf; with --path vlg, which is VLG-CBM's own path, nec_vlg instead of nec.
 """
 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -29,70 +30,85 @@ from reproduction.lib.run_files import images_of
 from reproduction.lib.runs import Run, Source, find_runs, output_folder
 
 Levels = Sequence[dict[str, Any]]  # of `nec.over_seeds`
+Seeds = Sequence[Levels]  # of `nec.accuracy_at_levels`
 CAPTION = ("Top-1, %, of a linear layer with exactly NEC non-zero weights per class on average, mean ± std over {}: "
-           "elastic net (alpha 0.99) on standardised activations, the sparsest solution of a path of 16 λ (down to "
-           "1/1000 of the largest) with enough weights, pruned to the largest, bias as fitted. Empty: NEC is more than "
-           "M. In brackets: weights per class of the path's densest solution, unpruned, where it has fewer than NEC. "
-           "The bank alone depends on the seed. Validation images choose no layer; without --holdout they chose epoch "
-           "and learning rate of an End2End bank, and the words of a Text bank.")
+           "elastic net (alpha 0.99) on standardised activations, solved to {:g} of its penalty, {}, pruned to the "
+           "largest, bias as fitted. Empty: a seed does not reach the level (the .csv says why). ANEC: the mean over "
+           "the levels in brackets, which all banks of the data set with as many concepts reach. The bank alone "
+           "depends on the seed. Validation images choose no layer; without --holdout they chose epoch and learning "
+           "rate of an End2End bank, and the words of a Text bank.")
+CHOSEN = {"refined": "at the largest λ with enough weights",
+          "vlg": "the sparsest with enough weights of VLG-CBM's {lams} λ"}
 
 
 @dataclass(kw_only=True)
 class Settings(Source):
     """Fitting."""
 
+    path: Literal["refined", "vlg"] = setting("refined", "where the solutions lie: refined around each level, or at "
+                                              "VLG-CBM's own 150 λ")
     device: str | None = setting(None, "cpu, cuda, cuda:N (default: cuda if there is one)")
 
 
 def main(settings: Settings) -> None:
     """Measure what is missing, then write the table and a figure per data set."""
-    from reproduction.lib.nec import over_seeds, short
+    from reproduction.lib.nec import PATHS, cache_name, over_seeds, reached_by_all, rows_of
 
     folder, device = output_folder(settings), choose_device(settings.device)
     runs = finished(find_runs(settings, draws=2))  # no bootstrap is shown here
-    measured, failed = each(lambda run: (run, over_seeds(measure(run, device))),
-                            progress(runs, desc="accuracy at NEC", unit="run"))
-    if not measured:
+    found, failed = each(lambda run: (run, measure(run, device, settings.path)),
+                         progress(runs, desc="accuracy at NEC", unit="run"))
+    if not found:
         raise UserError("; ".join(failed) or "all runs here are variants of another one")
-    groups([run for run, _ in measured])  # titles
+    groups([run for run, _ in found])  # titles
+    rivals: dict[tuple[str, int], list[Seeds]] = {}
+    for run, seeds in found:
+        rivals.setdefault(rows_of(run), []).append(seeds)
+    measured = [(run, over_seeds(seeds, reached_by_all(rivals[rows_of(run)]))) for run, seeds in found]
     lines = [{"dataset": run.dataset, "bank": run.title, "model": run.model, "seeds": len(run.summary["seeds"]),
               "dense": run.dense, **line, "marks": "; ".join(run.marks)} for run, levels in measured for line in levels]
     people = [{"data set": run.dataset, "bank": run.title, "model": run.model, "dense": percent(run.dense),
                **{f"NEC {line['nec']}".replace("NEC ANEC", "ANEC"): percent(line["top1"], line["top1_std"])
-                  + (f" ({line['used']:.1f})" if short(line) else "") for line in levels},
+                  + (f" ({line['levels']})" if line["levels"] else "") for line in levels},
                "marks": "; ".join(run.marks)} for run, levels in measured]
-    print(write_table(folder, "nec", lines, people, CAPTION.format(seeds_of([run for run, _ in measured]))))
+    name, path = Path(cache_name(settings.path)).stem, PATHS[settings.path]
+    print(write_table(folder, name, lines, people, CAPTION.format(
+        seeds_of([run for run, _ in measured]), path["tolerance"], CHOSEN[settings.path].format(**path))))
+    for run, levels in measured:
+        for line in levels:
+            if line["reason"]:
+                print(f"not reached: {run.title}, {run.model}, NEC {line['nec']}: {line['reason']}")
     for dataset in dict.fromkeys(run.dataset for run, _ in measured):
         figure = curves(dataset, [(run, levels) for run, levels in measured if run.dataset == dataset])
-        write_figure(folder, f"nec_{slug(dataset)}", figure)
-    print(f"written: {folder}/nec.*, nec_DATASET.png and .pdf")
+        write_figure(folder, f"{name}_{slug(dataset)}", figure)
+    print(f"written: {folder}/{name}.*, {name}_DATASET.png and .pdf")
     if failed:
         raise UserError(f"left out {len(failed)} of {len(runs)} runs: {'; '.join(failed)}")
 
 
-def measure(run: Run, device: "torch.device") -> list[Levels]:
-    """The lines of `nec.accuracy_at_levels` per seed: those of nec.json that still hold, else fitted now, each seed in
-    a process of its own."""
+def measure(run: Run, device: "torch.device", path_name: str) -> Seeds:
+    """The lines of `nec.accuracy_at_levels` per seed: those of the file beside the ledger that still hold, else fitted
+    now, each seed in a process of its own."""
     import torch
 
     from iis.embedding_file import content_hash
     from IP_training.elastic_net import bytes_of_fit
-    from reproduction.lib.nec import CACHE, LEVELS, PATH, accuracy_at_levels
+    from reproduction.lib.nec import LEVELS, PATHS, accuracy_at_levels, cache_name
 
-    file = run.folder / CACHE
+    file, path = run.folder / cache_name(path_name), PATHS[path_name]
     kept = read_json(file) if file.exists() else {}
     missing: dict[str, tuple[dict[str, Any], torch.Tensor]] = {}  # seed: (what its lines depend on, its bank)
     for seed in map(str, run.summary["seeds"]):
         bank_MD = run.bank(int(seed)).vectors_MD
         bank_hash = content_hash(bank_MD, torch.zeros(0, dtype=torch.int64))
-        depends = {"path": PATH, "levels": list(LEVELS), "bank": bank_hash,
+        depends = {"path": path, "levels": list(LEVELS), "bank": bank_hash,
                    **{name: run.identity[name] for name in ("train_hash", "val_hash")}}
         if kept.get(seed, {}).get("depends") != depends:
             missing[seed] = depends, bank_MD
     if missing:
         splits = [(split.features_ND, split.labels_N) for split in (images_of(run, "train"), images_of(run, "val"))]
         classes, concepts = run.identity["num_classes"], max(len(bank_MD) for _, bank_MD in missing.values())
-        tasks = [lambda _, bank_MD=bank_MD: accuracy_at_levels(*splits, bank_MD.to(device), classes)
+        tasks = [lambda _, bank_MD=bank_MD: accuracy_at_levels(*splits, bank_MD.to(device), classes, LEVELS, path)
                  for _, bank_MD in missing.values()]
         memory = bytes_of_fit(sum(len(labels_N) for _, labels_N in splits), bank_MD.shape[1], concepts, classes)
         # On a GPU one after another: a forked process cannot use it.

@@ -17,6 +17,7 @@ from iis.runtime import ROOT, UserError
 from reproduction import compare
 from reproduction.compare import PUBLISHED, compared
 from reproduction.lib.measured import KEY, OURS, lines_of_elastic_nets, lines_of_nec, merged, read_lines
+from reproduction.lib.nec import PATHS
 from reproduction.lib.runs import Source, find_runs
 
 PLAIN = {"elements": {"kind": "segments", "dataset": "toy"}, "prototypes": "balanced", "element_choice": "balanced",
@@ -145,27 +146,28 @@ def test_an_elastic_net_and_accuracies_at_nec_are_means_over_seeds(place):
     assert line["protocol"] == "λ = 0.01: 5.0 weights a class"
     found = find_runs(Source(model_root=[place / "plain"]), draws=2)
     seeds = [str(seed) for seed in found[0].summary["seeds"]]
-    levels = {seed: [(5, 0.5 + 0.1 * at, 5.0), (10, 0.7 + 0.1 * at, 8.0), (30, None, None)]
+    levels = {seed: [(5, 0.5 + 0.1 * at), (10, 0.7 + 0.1 * at), (15, None if at else 0.9), (30, None)]
               for at, seed in enumerate(seeds)}
 
     def nec(of_seeds, **depends):
-        """nec.json as accuracy_at_nec.py writes it; of_seeds: {seed: [(nec, top1, used), …]}."""
+        """nec.json as accuracy_at_nec.py writes it; of_seeds: {seed: [(nec, top1), …]}."""
         (place / "plain" / "nec.json").write_text(json.dumps({
-            seed: {"depends": {"train_hash": "t", "val_hash": "v", **depends},
-                   "levels": [dict(zip(("nec", "top1", "used"), level, strict=True)) for level in mine]}
+            seed: {"depends": {"train_hash": "t", "val_hash": "v", "path": PATHS["refined"], **depends},
+                   "levels": [{"nec": level, "top1": top1, "reason": ""} for level, top1 in mine]}
             for seed, mine in of_seeds.items()}))
         return lines_of_nec(found)
 
     lines, middle = nec(levels), 10 * (len(seeds) - 1) / 2
-    # NEC = 30 is more than M: no line, and no mean over all levels. NEC = 10 was not reached: a variant.
+    # A seed lacks NEC = 15, and all NEC = 30: no line, and the mean's setting says what it is over.
     assert [[line[name] for name in ("method", "setting", "measure", "value", "variant")] for line in lines] == [
         ["Prototype, elastic net", "NEC = 5", "top-1", pytest.approx(50 + middle), ""],
-        ["Prototype, elastic net", "NEC = 10", "top-1", pytest.approx(70 + middle), "8.0 weights a class"]]
+        ["Prototype, elastic net", "NEC = 10", "top-1", pytest.approx(70 + middle), ""],
+        ["Prototype, elastic net", "NEC = 5 to 10", "ANEC", pytest.approx(60 + middle), ""]]
     assert lines[0]["seeds"] == len(seeds) > 1 and lines[0]["protocol"] == "paper, M = 20"
-    *_, mean = nec({seed: kept[:2] for seed, kept in levels.items()})
-    assert (mean["setting"], mean["measure"], mean["value"]) == ("NEC = 5 to 30", "ANEC", pytest.approx(60 + middle))
     assert not nec({seeds[0]: levels[seeds[0]][:1]})  # a seed lacks
     assert not nec(levels, train_hash="of other features")
+    assert not nec(levels, path={"lams": 16, "floor": 1e-3, "tolerance": 0.1, "passes": 60, "alpha": 0.99})
+    assert not nec(levels, path=PATHS["vlg"])
 
 
 def test_bad_files_and_flags_are_one_sentence(place):

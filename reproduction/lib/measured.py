@@ -96,29 +96,33 @@ def lines_of_elastic_nets(folders: Iterable[Path]) -> list[dict[str, Any]]:
 
 
 def lines_of_nec(runs: Iterable[Run]) -> list[dict[str, Any]]:
-    """Top-1 at NEC = 5, 10, … and their mean ANEC of every run with a nec.json of the features and seeds of its ledger
-    (reproduction/accuracy_at_nec.py). A level that the path did not reach is a variant: it has fewer weights."""
-    from reproduction.lib.nec import CACHE, over_seeds, short
+    """Top-1 at NEC = 5, 10, … as far as reached, and their mean ANEC over the levels that all runs here with as many
+    concepts reach, which its setting names. Of every run with a nec.json (reproduction/accuracy_at_nec.py) of the
+    features and seeds of its ledger and of today's path."""
+    from reproduction.lib.nec import PATHS, Seeds, cache_name, over_seeds, reached_by_all, rows_of
 
-    lines = []
+    found: list[tuple[Run, Seeds]] = []
+    rivals: dict[tuple[str, int], list[Seeds]] = {}
     for run in runs:
-        file, summary = run.folder / CACHE, run.summary
+        file = run.folder / cache_name()
         kept = read_json(file) if file.exists() else {}
-        seeds = [one for one in map(kept.get, map(str, summary["seeds"])) if one and all(
-            one["depends"][name] == run.identity[name] for name in ("train_hash", "val_hash"))]
-        if len(seeds) < len(summary["seeds"]):
-            continue
+        now = {"path": PATHS["refined"], **{name: run.identity[name] for name in ("train_hash", "val_hash")}}
+        seeds = [one["levels"] for one in map(kept.get, map(str, run.summary["seeds"]))
+                 if one and all(one["depends"].get(name) == value for name, value in now.items())]
+        if len(seeds) == len(run.summary["seeds"]):
+            found.append((run, seeds))
+            rivals.setdefault(rows_of(run), []).append(seeds)
+    lines = []
+    for run, seeds in found:
         common = {"method": NEC_METHODS.get(run.method, f"{run.method}, elastic net"), "model": run.model,
-                  "dataset": run.dataset, "seeds": len(seeds), "made_from": _place(file),
-                  "protocol": f"{summary['protocol']}, M = {summary['num_concepts']}"}
-        for line in over_seeds([one["levels"] for one in seeds]):
-            if line["top1"] is None:  # NEC is more than M
-                continue
-            words = [variant_of(run), f"{line['used']:.1f} weights a class" if short(line) else ""]
-            mean = line["nec"] == "ANEC"
-            lines.append({**common, "setting": "NEC = 5 to 30" if mean else f"NEC = {line['nec']}",
-                          "measure": "ANEC" if mean else "top-1", "variant": "; ".join(filter(None, words)),
-                          **_percent(line["top1"], line["top1_std"])})
+                  "dataset": run.dataset, "seeds": len(seeds), "made_from": _place(run.folder / cache_name()),
+                  "protocol": f"{run.summary['protocol']}, M = {run.summary['num_concepts']}",
+                  "variant": variant_of(run)}
+        for line in over_seeds(seeds, reached_by_all(rivals[rows_of(run)])):
+            if line["top1"] is not None:
+                mean = line["nec"] == "ANEC"
+                lines.append({**common, "setting": f"NEC = {line['levels'] if mean else line['nec']}",
+                              "measure": "ANEC" if mean else "top-1", **_percent(line["top1"], line["top1_std"])})
     return lines
 
 

@@ -1,39 +1,63 @@
 """Accuracy at NEC (VLG-CBM's measure): how good a linear layer is that may use few concepts per class.
 
-    NEC = ‖W‖₀ / C          ANEC = the mean accuracy over NEC = 5, 10, 15, 20, 25, 30
+    NEC = ‖W‖₀ / C          ANEC = the mean accuracy over NEC = 5, 10, 15, 20, 25, 30, as far as they are reached
 
-Of an elastic-net path the sparsest solution with at least NEC · C non-zero weights is pruned to exactly that many, the
-largest |W|. The bias stays as it was fitted (as in VLG-CBM's own evaluation): the solutions lie close together on the
-path, so pruning removes little. Validation images choose no layer here. They chose two kinds of banks, unless stage 3
-had --holdout: End2End's is that of the selected head, and a Text bank holds the words that passed on them.
+A level's layer is the elastic-net solution at the largest λ with at least NEC · C non-zero weights, pruned of the few
+too many. λ falls geometrically until a solution has enough weights; then the interval between the two λ around the
+level is cut until they are within a factor of `nearest`, and λ a little above are tried too. Taking any λ with as many
+weights would not do: while they stay as many, accuracy moves by up to a point. Every solution on the way is solved to
+`tolerance`; a level whose solution is not is not reached, and neither is one beyond the path's end. The bias stays as
+it was fitted (as in VLG-CBM's own evaluation). Validation images choose no layer here. They chose two kinds of banks,
+unless stage 3 had --holdout: End2End's is that of the selected head, and a Text bank holds the words that passed on
+them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from iis.statistics import mean_std
-from IP_training.elastic_net import Fit, elastic_net_path, largest_lam
+from IP_training.elastic_net import ElasticNet, Fit
 from IP_training.predictor import fit_normaliser, interpret
+from reproduction.lib.runs import Run
 
-CACHE = "nec.json"  # beside a ledger, written by reproduction/accuracy_at_nec.py: {seed: {"depends", "levels"}}
 LEVELS = (5, 10, 15, 20, 25, 30)
-# lam falls geometrically from the largest to its 1/1000 in `lams` steps; each solution is taken where the optimality
-# conditions hold up to `tolerance` of the penalty, or after `passes` over the data.
-PATH = {"lams": 16, "floor": 1e-3, "tolerance": 0.1, "passes": 60, "alpha": 0.99}
+# step: from one λ to the next before a level is bracketed; last: λ, a share of the smallest at which W is 0; scan:
+# ratio of the λ tried above a level, up to `above` times its own, because the count falls here and there as λ falls;
+# nearest: ratio of the two λ around a level; tolerance: of the optimality conditions, a share of the penalty; passes:
+# over the data, for one λ, about. docs/fidelity.md says how "vlg" differs from VLG-CBM's code.
+PATHS: dict[str, dict[str, Any]] = {
+    "refined": {"step": 0.6, "last": 1e-5, "above": 1.3, "scan": 1.02, "nearest": 1.005, "tolerance": 1e-3,
+                "passes": 3000, "alpha": 0.99},
+    # VLG-CBM: 150 λ from 0.1 / alpha down to its 2^-15; the first solution with enough weights above 1e-5.
+    "vlg": {"first_lam": 0.1 / 0.99, "lams": 150, "last": 2.0**-15, "least_weight": 1e-5, "tolerance": 1e-3,
+            "passes": 3000, "alpha": 0.99}}
 
 
 class Layer(NamedTuple):
-    """W_CM (C, M), b_C (C,), the lam it was fitted with, and ‖W‖₀ before pruning. Where the path ends with fewer
-    weights than the level allows, W is its densest solution, unpruned."""
+    """W_CM (C, M) with exactly NEC · C non-zero weights, b_C (C,), the lam it was fitted with, ‖W‖₀ before pruning, and
+    the passes that its solution took."""
 
     W_CM: torch.Tensor
     b_C: torch.Tensor
     lam: float
     nonzero: int
+    passes: int
+
+
+class _Solved(NamedTuple):
+    lam: float
+    fit: Fit
+    nonzero: int
+
+
+def cache_name(path: str = "refined") -> str:
+    """The file beside a ledger, written by reproduction/accuracy_at_nec.py: {seed: {"depends", "levels"}}."""
+    return "nec.json" if path == "refined" else f"nec_{path}.json"
 
 
 def prune(W_CM: torch.Tensor, keep: int) -> torch.Tensor:
@@ -48,69 +72,168 @@ def prune(W_CM: torch.Tensor, keep: int) -> torch.Tensor:
     return torch.zeros_like(flat).index_copy_(0, chosen, flat[chosen]).view_as(W_CM)
 
 
-def at_levels(path: Iterable[tuple[float, Fit]], levels: Sequence[int] = LEVELS) -> dict[int, Layer | None]:
-    """The layer of every level; None where NEC is more than M. path: from sparse to dense; read no further than needed.
-    """
-    found: dict[int, Layer | None] = dict.fromkeys(levels)
-    lam = fit = nonzero = None
-    for lam, fit in path:
-        classes, concepts = fit.W_CM.shape
-        nonzero = int((fit.W_CM != 0).sum())
-        for level in levels:
-            if found[level] is None and level <= concepts and nonzero >= level * classes:
-                found[level] = Layer(prune(fit.W_CM, level * classes), fit.b_C, lam, nonzero)
-        if all(found[level] for level in levels if level <= concepts):
-            break
-    return {level: layer or (Layer(fit.W_CM, fit.b_C, lam, nonzero) if fit and level <= fit.W_CM.shape[1] else None)
-            for level, layer in found.items()}
+def at_levels(problem: ElasticNet, levels: Sequence[int] = LEVELS,
+              path: dict[str, Any] | None = None) -> dict[int, Layer | str]:
+    """The layer of every level, or a sentence that says why there is none. path: one of `PATHS` (default: refined)."""
+    path = path or PATHS["refined"]
+    concepts, classes = problem.x_NM.shape[1], problem.num_classes
+    walk, found = _Walk(problem, path), {}
+    for level in sorted(levels):
+        if level > concepts:
+            found[level] = f"NEC is more than M = {concepts}"
+            continue
+        try:
+            solved = walk.reach(level * classes)
+        except _NotReached as error:
+            found[level] = str(error)
+            continue
+        found[level] = Layer(prune(solved.fit.W_CM, level * classes), solved.fit.b_C, solved.lam, solved.nonzero,
+                             solved.fit.passes)
+    return {level: found[level] for level in levels}
 
 
-def lams_from(largest: float, lams: int = PATH["lams"], floor: float = PATH["floor"]) -> list[float]:
-    """largest · floor^(1/lams), …, largest · floor: geometric, without the one at which W is 0."""
-    return [largest * floor ** (step / lams) for step in range(1, lams + 1)]
+class _NotReached(Exception):
+    pass
+
+
+class _Walk:
+    """The solutions of one problem so far, from sparse to dense."""
+
+    def __init__(self, problem: ElasticNet, path: dict[str, Any]) -> None:
+        self.problem, self.path, largest = problem, path, problem.largest_lam()
+        if "lams" in path:
+            first, count = path["first_lam"], path["lams"] - 1
+            self.lams = [first * path["last"] ** (at / count) for at in range(count + 1)]
+        else:
+            count = math.ceil(math.log(path["last"]) / math.log(path["step"]))
+            self.lams = [largest * max(path["step"] ** at, path["last"]) for at in range(1, count + 1)]
+        self.solved = [_Solved(largest, problem.solve(largest, n_iters=1), 0)]  # W = 0
+        self.ended: str | None = None
+
+    def reach(self, weights: int) -> _Solved:
+        """The solution at the largest λ with at least so many weights, as nearly as `nearest` asks for."""
+        while self.solved[-1].nonzero < weights:
+            self._extend()
+        if "nearest" in self.path:
+            dense = self._cut(weights, self.path["scan"])
+            # The count may have been as large before and fallen again.
+            lam = min(dense.lam * self.path["above"], self.solved[0].lam)
+            while (lam := lam / self.path["scan"]) > dense.lam:
+                if self._insert(lam).nonzero >= weights:
+                    break
+            self._cut(weights, self.path["nearest"])
+        return self._around(weights)[1]
+
+    def _around(self, weights: int) -> tuple[_Solved, _Solved]:
+        """The two neighbours between which a solution first has so many weights."""
+        at = next(at for at, one in enumerate(self.solved) if one.nonzero >= weights)
+        return self.solved[at - 1], self.solved[at]
+
+    def _cut(self, weights: int, ratio: float) -> _Solved:
+        """Solve between the two until they are within this ratio; the denser one."""
+        while True:
+            sparse, dense = self._around(weights)
+            if sparse.lam <= dense.lam * ratio:
+                return dense
+            # Where the last weight would come in if weights came evenly in log λ; not close to an end.
+            share = min(max((weights - 0.5 - sparse.nonzero) / (dense.nonzero - sparse.nonzero), 0.1), 0.9)
+            self._insert(sparse.lam ** (1 - share) * dense.lam**share)
+
+    def _insert(self, lam: float) -> _Solved:
+        """Solve at λ between two that are solved, from the nearer in log λ."""
+        at = next(at for at, one in enumerate(self.solved) if one.lam <= lam)
+        if self.solved[at].lam == lam:
+            return self.solved[at]
+        sparse, dense = self.solved[at - 1], self.solved[at]
+        self.solved.insert(at, self._solve(lam, sparse if sparse.lam / lam < lam / dense.lam else dense))
+        return self.solved[at]
+
+    def _extend(self) -> None:
+        last = self.solved[-1]
+        if self.ended is None and not self.lams:
+            self.ended = f"the path ends at λ = {last.lam:.3g} with {self._a_class(last)} weights a class"
+        if self.ended is not None:
+            raise _NotReached(self.ended)
+        try:
+            self.solved.append(self._solve(self.lams.pop(0), last))
+        except _NotReached as error:
+            self.ended = str(error)
+            raise
+
+    def _solve(self, lam: float, start: _Solved) -> _Solved:
+        fit = self.problem.solve(lam, start.fit, self.path["passes"], self.path["tolerance"])
+        nonzero = int((fit.W_CM.abs() > self.path.get("least_weight", 0)).sum())
+        solved = _Solved(lam, fit, nonzero)
+        if not fit.converged:
+            raise _NotReached(f"not solved at λ = {lam:.3g} after {fit.passes} passes, with {self._a_class(solved)} "
+                              "weights a class")
+        return solved
+
+    def _a_class(self, solved: _Solved) -> str:
+        return f"{solved.nonzero / self.problem.num_classes:.1f}"
 
 
 def accuracy_at_levels(train: tuple[torch.Tensor, torch.Tensor], val: tuple[torch.Tensor, torch.Tensor],
-                       bank_MD: torch.Tensor, num_classes: int,
-                       levels: Sequence[int] = LEVELS) -> list[dict[str, Any]]:
-    """Fit on train = (features (N, D), labels (N,)), measure on val; one line per level: {"nec", "top1" (fraction; None
-    where nec > M), "used": ‖W‖₀ / C of the layer, "lam", "nonzero": before pruning}.
+                       bank_MD: torch.Tensor, num_classes: int, levels: Sequence[int] = LEVELS,
+                       path: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    """Fit on train = (features (N, D), labels (N,)), measure on val; one line per level: {"nec", "top1" (fraction),
+    "lam", "nonzero": ‖W‖₀ before pruning, "passes", "converged", "reason"}. Where a level is not reached "reason" says
+    why and "top1" is None; it is "" elsewhere.
 
     Activations h · bankᵀ of every bank are standardised on train, because one lam treats all concepts alike.
     """
-    device = bank_MD.device
+    device, path = bank_MD.device, path or PATHS["refined"]
     normaliser = fit_normaliser([("standard", len(bank_MD))], train[0], bank_MD)
     x_NM, x_VM = (interpret(split[0], bank_MD, normaliser) for split in (train, val))
-    y_N, y_V = train[1].to(device), val[1].to(device)
-    lams = lams_from(largest_lam(x_NM, y_N, num_classes, PATH["alpha"]))
-    path = elastic_net_path(x_NM, y_N, num_classes, lams, PATH["alpha"], PATH["passes"], PATH["tolerance"])
-    lines = []
-    for level, layer in at_levels(path, levels).items():
-        right = None if layer is None else (x_VM @ layer.W_CM.T + layer.b_C).argmax(1) == y_V
-        lines.append({"nec": level, "top1": None, "used": None, "lam": None, "nonzero": None} if right is None else {
-            "nec": level, "top1": float(right.double().mean()), "used": int((layer.W_CM != 0).sum()) / num_classes,
-            "lam": layer.lam, "nonzero": layer.nonzero})
+    problem, y_V, lines = ElasticNet(x_NM, train[1].to(device), num_classes, path["alpha"]), val[1].to(device), []
+    for level, layer in at_levels(problem, levels, path).items():
+        if isinstance(layer, str):
+            lines.append({"nec": level, "top1": None, "lam": None, "nonzero": None, "passes": None, "converged": False,
+                          "reason": layer})
+            continue
+        right = (x_VM @ layer.W_CM.T + layer.b_C).argmax(1) == y_V
+        lines.append({"nec": level, "top1": float(right.double().mean()), "lam": layer.lam, "nonzero": layer.nonzero,
+                      "passes": layer.passes, "converged": True, "reason": ""})
     return lines
 
 
-def over_seeds(seeds: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """A line per level and one for ANEC: {"nec", "top1", "top1_std": mean and std over seeds, fractions; "used": mean}.
-
-    seeds: for each the lines of `accuracy_at_levels`. None where a seed, or for ANEC a level, has none.
-    """
-    levels = list(zip(*seeds, strict=True))
-    top1 = [[line["top1"] for line in at] for at in levels]
-    of_all = [_spread(per_seed)[0] for per_seed in zip(*top1, strict=True)]
-    lines = [(at[0]["nec"], _spread(values), _spread([line["used"] for line in at])[0])
-             for at, values in zip(levels, top1, strict=True)]
-    return [{"nec": nec, "top1": mean, "top1_std": std, "used": used}
-            for nec, (mean, std), used in [*lines, ("ANEC", _spread(of_all), None)]]
+Seeds = Sequence[Sequence[dict[str, Any]]]  # for each seed the lines of `accuracy_at_levels`
 
 
-def short(line: dict[str, Any]) -> bool:
-    """Whether the path ended before it reached a level, so that the layer has fewer weights."""
-    return line["used"] is not None and line["used"] < line["nec"] - 1e-9
+def rows_of(run: Run) -> tuple[str, int]:
+    """Runs that agree in this stand beside each other: the data set and how many concepts a level may choose from."""
+    return run.dataset, run.summary["num_concepts"]
+
+
+def reached_by_all(rows: Iterable[Seeds]) -> list[int]:
+    """The levels that every seed of every row has reached: those a mean over levels may take for comparison."""
+    lines = [line for seeds in rows for of_seed in seeds for line in of_seed]
+    missing = {line["nec"] for line in lines if line["top1"] is None}
+    return sorted({line["nec"] for line in lines} - missing)
+
+
+def span(levels: Sequence[int]) -> str:
+    """[5, 10, 15] as "5 to 15"; where one of `LEVELS` between is missing, all of them: "5, 15"."""
+    whole = [level for level in LEVELS if levels and levels[0] <= level <= levels[-1]]
+    if len(levels) > 1 and list(levels) == whole:
+        return f"{levels[0]} to {levels[-1]}"
+    return ", ".join(map(str, levels))
+
+
+def over_seeds(seeds: Seeds, of_mean: Sequence[int]) -> list[dict[str, Any]]:
+    """A line per level and one for ANEC over the levels `of_mean`: {"nec", "top1", "top1_std": mean and std over seeds,
+    fractions; "reason": why a seed did not reach the level; "levels": of the mean, in words}. None where a seed has no
+    number, or `of_mean` is empty."""
+    lines = []
+    for at in zip(*seeds, strict=True):
+        mean, std = _spread([line["top1"] for line in at])
+        reasons = [f"seed {seed}: {line['reason']}" for seed, line in enumerate(at) if line["top1"] is None]
+        lines.append({"nec": at[0]["nec"], "top1": mean, "top1_std": std, "reason": "; ".join(reasons), "levels": ""})
+    taken = [[line["top1"] for line in of_seed if line["nec"] in of_mean] for of_seed in seeds]
+    mean, std = _spread([_spread(values)[0] for values in taken])
+    return [*lines, {"nec": "ANEC", "top1": mean, "top1_std": std, "levels": span(of_mean),
+                     "reason": "" if of_mean else "no level is reached by all rows"}]
 
 
 def _spread(values: Sequence[float | None]) -> tuple[float | None, float | None]:
-    return (None, None) if None in values else mean_std(values)
+    return (None, None) if None in values or not values else mean_std(values)
