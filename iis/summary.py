@@ -15,6 +15,7 @@ import numpy as np
 from iis.equations import (
     accuracy_retention,
     area,
+    area_log_k,
     chance_corrected,
     near_ceiling,
     require_ratios,
@@ -26,7 +27,7 @@ from iis.equations import (
 from iis.grid import DENSE
 from iis.results import select, unpack_correct
 from iis.runtime import UserError
-from iis.statistics import bootstrap_iis, interval, mean_std
+from iis.statistics import bootstrap_retention, interval, mean_std
 
 TITLE = ("model", "dataset", "bank", "num_concepts", "protocol")  # what names a run in tables
 # What else a row must hold to be summarised; those of MEASURED must be numbers.
@@ -54,15 +55,19 @@ def summarise(rows: Sequence[dict[str, Any]], draws: int = 1000, where: str = "t
     chosen, last = select(rows), select(rows, "last")
     best = _curves(chosen, seeds, ratios, "top1", first["chance"])
     at_end = _curves(last, seeds, ratios, "last_top1", first["chance"])
-    scores = _bootstrap(chosen, seeds, ratios, first["n_val"], draws)
+    kept_RS = [[chosen[seed, ratio]["kept"] for ratio in ratios] for seed in seeds]  # a Text bank's M may vary
+    arr_BRS = bootstrap_retention(*correct_of(chosen, seeds, ratios), draws)
+    scores = area(ratios, arr_BRS).mean(1)  # over images alone: seeds have their std beside it
     dense, dense_std = mean_std(best["dense"])
     sizes = sorted({chosen[seed, ratios[0]]["bank_size"] for seed in seeds}) if first["num_concepts"] is None else []
     result = {**{name: first[name] for name in TITLE}, "sparsifier": first["sparsifier"], "width": first["width"],
               "holdout": first["holdout"], "seeds": seeds, "ratios": ratios, "span": span(ratios),
-              "kept": [chosen[seeds[0], ratio]["kept"] for ratio in ratios],
+              "kept": kept_RS[0],
               "n_val": first["n_val"], "chance": first["chance"], "curves": {"best": best, "last": at_end},
               "iis": _score(best["iis"], span(ratios)), "iis_last": _score(at_end["iis"], span(ratios)),
               "iis_chance_corrected": _score(best["iis_chance_corrected"], span(ratios)),
+              "area_log_k": _score(_areas_log_k(kept_RS, best["arr"]), 1.0) | {
+                  "interval_95": interval(np.mean(_areas_log_k(kept_RS, np.moveaxis(arr_BRS, 1, 0)), axis=0))},
               "bootstrap": {"draws": draws, "std": float(scores.std(ddof=1)), "interval_95": interval(scores)},
               "dense": {"mean": dense, "std": dense_std, "standard_error": standard_error(dense, first["n_val"]),
                         "top5": float(np.mean([chosen[seed, DENSE]["top5"] for seed in seeds]))},
@@ -124,11 +129,18 @@ def _table(chosen: dict, last: dict, seeds: Sequence[int], ratios: Sequence[floa
     return lines
 
 
-def _bootstrap(chosen: dict, seeds: Sequence[int], ratios: Sequence[float], count: int, draws: int) -> np.ndarray:
-    correct_RSN = np.array([[unpack_correct(chosen[seed, ratio]["hits"], count) for ratio in ratios] for seed in seeds])
-    dense_RN = np.array([unpack_correct(chosen[seed, DENSE]["hits"], count) for seed in seeds])
-    # Over images alone: seeds have their std beside it.
-    return bootstrap_iis(ratios, correct_RSN, dense_RN, draws).mean(1)
+def _areas_log_k(kept_RS: Sequence[Sequence[int]], arr_RS: Sequence[Any]) -> list[Any]:
+    """Area over log k of every seed with its own k; arr_RS: for each (S,) or (B, S)."""
+    return [area_log_k(kept_S, arr_S).tolist() for kept_S, arr_S in zip(kept_RS, arr_RS, strict=True)]
+
+
+def correct_of(chosen: dict[tuple[int, float], dict[str, Any]], seeds: Sequence[int], ratios: Sequence[float]
+               ) -> tuple[np.ndarray, np.ndarray]:
+    """Which validation images the selected heads got right, as `bootstrap_retention` takes it: (R, S, N) bool and, of
+    the dense heads, (R, N)."""
+    correct_RKN = np.array([[unpack_correct(chosen[seed, ratio]["hits"], chosen[seed, ratio]["n_val"])
+                             for ratio in (*ratios, DENSE)] for seed in seeds])
+    return correct_RKN[:, :-1], correct_RKN[:, -1]
 
 
 # ---- remarks: what a reader must know before using the number ----
