@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from iis.cli import read_yaml
-from iis.equations import area, require_ratios
+from iis.equations import accuracy_retention, area, require_ratios
 from iis.grid import DENSE, LEARNING_RATES, RATIOS
 from iis.results import LEDGER, first_row, read_ledger, select
 from iis.runtime import ROOT, UserError
@@ -69,12 +69,12 @@ def lift(rows: Sequence[dict[str, Any]], control: Sequence[dict[str, Any]], draw
     if kept[0] != kept[1]:
         raise UserError(f"no lift over {where or CONTROL}: it keeps {kept[1][0]} concepts, the run {kept[0][0]}")
     # All 2R curves in one bootstrap, so that one resample of the images serves both.
-    (correct_RSN, dense_RN), (control_RSN, control_RN) = (correct_of(one, seeds, ratios) for one in (chosen, of_control))
-    both = np.concatenate([correct_RSN, control_RSN]), np.concatenate([dense_RN, control_RN])
-    retention_RS = both[0].mean(-1) / both[1].mean(-1)[:, None]
+    correct_RSN, dense_RN = (np.concatenate(pair) for pair in zip(
+        *(correct_of(one, seeds, ratios) for one in (chosen, of_control)), strict=True))
+    retention_RS = accuracy_retention(correct_RSN.mean(-1), dense_RN.mean(-1))
     per_seed, drawn_BR = (
         scores[..., :len(seeds)] - scores[..., len(seeds):]
-        for scores in (area(ratios, retention_RS), area(ratios, bootstrap_retention(*both, draws))))
+        for scores in (area(ratios, retention_RS), area(ratios, bootstrap_retention(correct_RSN, dense_RN, draws))))
     return Lift(*mean_std(per_seed), per_seed.tolist(), interval(over_seeds(drawn_BR)), seeds, where)
 
 
@@ -126,7 +126,7 @@ def command(file: Path) -> str:
     place = {"save_root": folder.parents[2]} if _published(folder) else {"save_dir": folder.parent / CONTROL}
     flags = {"kind": CONTROL, "num_concepts": row["num_concepts"] or (sizes[0] if sizes else None),
              "model_name": row["model"], "dataset": row["dataset"],
-             **{name: given.get(name) for name in ("train_pt", "val_pt", "train_labels", "val_labels", "feature_layer")},
+             **{name: given.get(name) for name in FILES},
              "seeds": len(seeds), "first_seed": seeds[0] or None, "n_epoch": row.get("epochs"),
              "batch_size": row.get("batch_size"), "holdout": row["holdout"] or None, "sparsifier": row["sparsifier"],
              "bank_seed": row.get("bank_seed"), "ratios": None if ratios == RATIOS else ",".join(map(str, ratios)),
@@ -136,6 +136,7 @@ def command(file: Path) -> str:
     return " ".join(["python IP_training/IP_Bank_training.py", *words, *(["--tf32"] if row.get("tf32") else [])])
 
 
+FILES = ("train_pt", "val_pt", "train_labels", "val_labels", "feature_layer")
 # What IP_Bank_training.py takes where nothing is said.
 USUAL = {"seeds": 3, "n_epoch": 30, "batch_size": 1024, "sparsifier": "mask", "save_root": ROOT / "IP_training"}
 
