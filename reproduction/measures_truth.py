@@ -82,7 +82,8 @@ def of_representations(found: pd.DataFrame, bank: str) -> list[dict[str, Any]]:
     names = {**MEASURES, **REFERENCE}
     rhos = pd.DataFrame([{"rest": rest, "draw": draw, **{name: _rho(sets["share"], sign * sets[name])
                                                          for name, (_, sign) in names.items()}}
-                         for (rest, draw), sets in mine.groupby(["rest", "draw"])])
+                         for (rest, draw), sets in mine.groupby(["rest", "draw"])],
+                        columns=["rest", "draw", *names])
     by_draw = rhos[rhos["rest"].isin(EQUAL)].groupby("draw")[list(names)].agg(lambda one: one.mean(skipna=False))
     by_rest = rhos.groupby("rest")[list(names)].agg(lambda one: one.mean(skipna=False))
     lines = []
