@@ -21,7 +21,7 @@ from iis.lift import Lift, lift_of_ledger
 from iis.plots import write_arr
 from iis.results import LEDGER, read_ledger
 from iis.runtime import ROOT, UserError, each, make_output_folder, write_json, write_text
-from iis.statistics import plus_minus
+from iis.statistics import plus_minus, within
 from iis.summary import MARKS, TITLE, is_release_folder, mark_of, release_summary, summarise
 
 # Settings beside TITLE that a label names where the runs of a comparison differ in them. FOLLOWS: only where they
@@ -93,14 +93,12 @@ def report(file: Path, draws: int, ledgers: Sequence[Path] = ()) -> dict[str, An
     print(f"\n{result['label']}  ({seeds} seed{'s' if seeds > 1 else ''}, {result['n_val']} validation images, "
           f"D = {result['width']})")
     print(text_table(result))
-    low, high = result["bootstrap"]["interval_95"]
     print(f"IIS = {with_spread(score)}{mark_of(result)} of {result['span']:g} ({score['normalised']:.4f} of its span); "
-          f"bootstrap over images 95 % [{low:.4f}, {high:.4f}]")
+          f"bootstrap over images 95 %: {within(*result['bootstrap']['interval_95'])}")
     print(f"last epoch instead of best: IIS = {with_spread(result['iis_last'])}; chance-corrected: "
           f"{with_spread(result['iis_chance_corrected'])}")
-    low, high = result["area_log_k"]["interval_95"]
-    print(f"area over log k = {with_spread(result['area_log_k'])} of 1; bootstrap over images 95 % "
-          f"[{low:.4f}, {high:.4f}]")
+    print(f"area over log k = {with_spread(result['area_log_k'])} of 1; bootstrap over images 95 %: "
+          f"{within(*result['area_log_k']['interval_95'])}")
     print("\n".join([sentence, *result["remarks"]] if sentence else result["remarks"]))
     write_json(folder / "iis.json", result)
     table = DataFrame(result["table"], dtype=object).assign(marks=", ".join(result["marks"]))

@@ -22,6 +22,9 @@ from IP_training.sparsify import keep_mask, sparsify
 
 EPSILON = 1e-5  # of LayerNorm
 KINDS = ("layer", "standard")
+# Spread, relative to the magnitude of what was added up, below which numbers differ by rounding alone: eight times
+# float32's spacing of 1.2e-7.
+ROUNDING = 1e-6
 
 
 @dataclass
@@ -55,7 +58,8 @@ def fit_normaliser(blocks: Sequence[tuple[str, int]], train_features_ND: torch.T
                    train_rows: torch.Tensor | None = None, chunk: int = 65536) -> Normaliser:
     """The normaliser of a bank (on its device), with mean and deviation (ddof 1) of the training activations.
 
-    train_rows: the rows that are trained on, under `--holdout`; else all. A constant column has deviation 1.
+    train_rows: the rows that are trained on, under `--holdout`; else all. A column that is constant, up to the rounding
+    of its sum of D products, has deviation 1: its noise is not scaled up.
     """
     if sum(columns for _, columns in blocks) != len(bank_MD) or not {kind for kind, _ in blocks} <= set(KINDS):
         raise ValueError(f"{blocks} does not describe the {len(bank_MD)} columns of the bank")
@@ -64,18 +68,21 @@ def fit_normaliser(blocks: Sequence[tuple[str, int]], train_features_ND: torch.T
     standard_M = ~normaliser.learned_M.to(bank_MD.device)
     if standard_M.any():
         rows = torch.arange(len(train_features_ND)) if train_rows is None else train_rows
-        directions, mean, squares = bank_MD[standard_M], 0.0, 0.0
+        directions, mean, squares, size_D = bank_MD[standard_M], 0.0, 0.0, 0.0
 
-        def activations() -> Iterator[torch.Tensor]:
+        def chunks() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
             for some in rows.split(chunk):
-                yield (train_features_ND[some].to(bank_MD.device, torch.float32) @ directions.T).double()
+                h = train_features_ND[some].to(bank_MD.device, torch.float32)
+                yield h, (h @ directions.T).double()
 
-        for a in activations():
+        for h, a in chunks():
             mean = mean + a.sum(0) / len(rows)
-        for a in activations():
+            size_D = size_D + torch.linalg.vector_norm(h, 1, dim=0) / len(rows)  # mean |h|
+        for _, a in chunks():
             squares = squares + (a - mean).square().sum(0)
         std = (squares / max(len(rows) - 1, 1)).sqrt()
-        mean_M[standard_M], std_M[standard_M] = mean.float(), torch.where(std > 0, std, 1.0).float()
+        constant = std <= ROUNDING * (directions.abs() @ size_D)  # of the products that an activation adds up
+        mean_M[standard_M], std_M[standard_M] = mean.float(), std.masked_fill(constant, 1.0).float()
     return normaliser
 
 

@@ -23,6 +23,7 @@ from iis.runtime import ROOT, UserError, choose_device, torch_rng
 from IP_training.banks import Bank, MakeBank, Seed, unit_rows
 from IP_training.config import TrainingSettings
 from IP_training.inputs import Inputs, check_features
+from IP_training.predictor import ROUNDING
 
 VALIDATE_EVERY = 50  # steps (release)
 LEARNING_RATE = 1e-3  # of Adam (release)
@@ -32,11 +33,18 @@ BLOCK = 512  # concepts at a time: rows of W are independent, so a batch needs B
 
 
 def sharpened(a_BM: torch.Tensor) -> torch.Tensor:
-    """Columns minus their mean over the batch, cubed, divided by their length: what stands out counts most.
+    """Columns minus their mean over the batch, cubed, divided by their length: what stands out counts most. A column
+    that is constant up to rounding becomes zeros.
 
-    The lower bound of 1e-12 on the length turns columns that are constant but for rounding into zeros.
+    Cubes of small numbers are tiny, so the largest deviation of a column is made 1 first. The result does not depend
+    on that scale, so no gradient goes through it.
     """
-    return nn.functional.normalize((a_BM - a_BM.mean(0)) ** 3, dim=0, eps=1e-12)
+    mean_M = a_BM.mean(0)
+    deviation_BM = a_BM - mean_M
+    low_M, high_M = deviation_BM.detach().aminmax(dim=0)
+    largest_M = torch.maximum(high_M, -low_M)
+    constant_M = largest_M <= ROUNDING * mean_M.detach().abs()
+    return nn.functional.normalize((deviation_BM / largest_M.masked_fill(constant_M, torch.inf)) ** 3, dim=0)
 
 
 def cos_cubed(a_BM: torch.Tensor, b_BM: torch.Tensor) -> torch.Tensor:

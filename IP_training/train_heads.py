@@ -179,7 +179,8 @@ def evaluate(heads: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, rows:
              batch_size: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Top-1 correctness (G, V) bool and top-5 accuracy (G,) of every head on `rows` (all unless said).
 
-    batch_size 0: as suits the device. Among equal logits the lower class is first; NaN is last.
+    batch_size 0: as suits the device. Among equal logits the lower class is first. NaN among an image's logits makes
+    it wrong in both.
     """
     heads.eval()
     correct, top5 = [], 0
@@ -194,13 +195,15 @@ def evaluate(heads: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, rows:
 
 
 def classes_ahead(logits_GCB: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
-    """How many classes come before the true one in the order of their logits, (G, B): cheaper than `topk`."""
+    """How many classes come before the true one in the order of their logits, (G, B): cheaper than `topk`. Infinity
+    where a logit of the image is NaN."""
     count, num_classes = len(logits_GCB), logits_GCB.shape[1]
     true_G1B = logits_GCB.gather(1, y_B.expand(count, 1, -1))
     behind = torch.le(logits_GCB, true_G1B, out=torch.empty_like(logits_GCB))  # floats add up faster than bools
     classes_C1 = torch.arange(num_classes, device=y_B.device)[:, None]
     behind.masked_fill_((logits_GCB == true_G1B) & (classes_C1 < y_B), 0.0)
-    return num_classes - behind.sum(1)
+    # The largest of numbers is NaN if one of them is. isnan of all logits would take several times as long.
+    return (num_classes - behind.sum(1)).masked_fill_(logits_GCB.amax(1).isnan(), torch.inf)
 
 
 def _cells(groups: Sequence[HeadGroup]) -> list[list[list[float]]]:

@@ -14,13 +14,15 @@ import numpy as np
 from iis.grid import RATIOS
 from iis.runtime import UserError
 
+ROUNDING = 1e-12  # of sums of accuracies, which are k / N with N far below 1e12
+
 
 def accuracy_retention(accuracies: np.ndarray, dense: np.ndarray | float) -> np.ndarray:
     """ARR(s): top-1 of the predictor at each ratio over top-1 of the dense head (paper, section 3).
 
-    accuracies: (..., S); dense: (...) or a number. Returns (..., S).
+    accuracies: (..., S); dense: (...) or a number. Returns (..., S); NaN where dense is 0.
     """
-    return np.asarray(accuracies, float) / np.asarray(dense, float)[..., None]
+    return _ratio(np.asarray(accuracies, float), np.asarray(dense, float)[..., None])
 
 
 def area(ratios: Sequence[float], values: np.ndarray) -> np.ndarray:
@@ -43,8 +45,15 @@ def require_ratios(found: Sequence[float], needed: Sequence[float] = RATIOS, whe
 
 
 def chance_corrected(accuracies: np.ndarray, dense: np.ndarray | float, chance: float) -> np.ndarray:
-    """(acc(s) − p) / (dense − p) with p the largest class share of validation. Shapes as `accuracy_retention`."""
-    return (np.asarray(accuracies, float) - chance) / (np.asarray(dense, float)[..., None] - chance)
+    """(acc(s) − p) / (dense − p) with p the largest class share of validation. Shapes as `accuracy_retention`; NaN
+    where the dense head is exactly at chance."""
+    return _ratio(np.asarray(accuracies, float) - chance, np.asarray(dense, float)[..., None] - chance)
+
+
+def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """above / below; NaN, without numpy's warning, where below is 0 but for rounding."""
+    above, below = np.broadcast_arrays(above, below)
+    return np.divide(above, below, out=np.full(above.shape, np.nan), where=np.abs(below) > ROUNDING)
 
 
 def standard_error(accuracy: float, count: int) -> float:
@@ -57,20 +66,22 @@ def too_close_to_chance(dense: float, chance: float, count: int) -> bool:
     return dense - chance < max(0.05, 3 * standard_error(dense, count))
 
 
-def saturated(accuracies: np.ndarray, dense: float, count: int) -> bool:
-    """True where every ARR is within one standard error of 1 (two accuracies over `count` images each)."""
-    accuracies = np.asarray(accuracies, float)
-    retention = accuracies / dense
-    relative = (1 - accuracies) / (np.maximum(accuracies, 1e-12) * count) + (1 - dense) / (dense * count)
-    return bool(np.all(np.abs(retention - 1) <= retention * np.sqrt(relative)))
+def saturated(retention_S: np.ndarray, errors_S: np.ndarray) -> bool:
+    """True where every ARR is within one standard error of 1 (`iis.statistics.retention_errors`)."""
+    return bool(np.all(np.abs(np.asarray(retention_S) - 1) <= np.asarray(errors_S) + ROUNDING))
 
 
-def near_ceiling(score: float, length: float, dense: float, count: int) -> bool:
-    """True where the IIS is within one standard error of its ceiling or above it, though a single ratio may still fall.
+def near_ceiling(score: float, length: float, error: float) -> bool:
+    """True where the IIS is at most one standard error below its ceiling, though a single ratio may still fall.
 
-    The standard error is that of an ARR of 1 over `count` images, times the span.
+    One above the ceiling is not near it: that is a dense head which is too weak (`above_ceiling`).
     """
-    return length - score <= length * np.sqrt(2) * standard_error(dense, count) / dense
+    return not above_ceiling(score, length) and length - score <= error + ROUNDING
+
+
+def above_ceiling(score: float, length: float) -> bool:
+    """True where predictors do better than the dense head, on the mean over ratios."""
+    return score > length + ROUNDING
 
 
 def area_log_k(kept: Sequence[int], values: np.ndarray) -> np.ndarray:

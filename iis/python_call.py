@@ -37,8 +37,8 @@ Array = np.ndarray | torch.Tensor
 class Result:
     """What `score` found. iis: mean over seeds (0 to 0.98); std: over seeds, ddof 1, None for one seed; interval: 95 %
     bootstrap over validation images; curve: {sparsity ratio: mean ARR}; dense: mean top-1 of the dense heads, a
-    fraction; remarks: what to know before using the number; summary: everything that `iis_computing.py` writes; rows:
-    the ledger, one dictionary per head."""
+    fraction; remarks: what to know before using the number; summary: everything that `iis_computing.py` writes, with
+    None for what is undefined (`iis.summary.summarise`); rows: the ledger, one dictionary per head."""
 
     iis: float
     std: float | None

@@ -6,6 +6,7 @@ import difflib
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -163,8 +164,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON, readable by a person, whole or not at all."""
-    write_text(path, json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n")
+    """Write JSON, readable by a person, whole or not at all; NaN and infinity, which JSON lacks, as null."""
+    write_text(path, json.dumps(without_nan(data), indent=2, ensure_ascii=False, default=str, allow_nan=False) + "\n")
+
+
+def without_nan(data: Any) -> Any:
+    """Dictionaries and lists with None for every NaN and infinity; tuples become lists, as in JSON."""
+    if isinstance(data, dict):
+        return {name: without_nan(value) for name, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [without_nan(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def read_json(path: Path) -> Any:

@@ -34,10 +34,28 @@ def bootstrap_retention(correct_RSN: np.ndarray, dense_RN: np.ndarray, draws: in
     """ARR of every seed and ratio in `draws` resamples of the validation images, (draws, R, S).
 
     correct_RSN: (R seeds, S ratios, N images) and dense_RN: (R, N), True where the selected head is right.
-    One resample serves all heads, so that the pairing of ratios and dense head is kept.
+    One resample serves all heads, so that the pairing of ratios and dense head is kept. NaN where the resample holds no
+    image that the seed's dense head gets right.
     """
     accuracy_BRK = bootstrap_means(np.concatenate([correct_RSN, dense_RN[:, None]], axis=1), draws, seed)
     return accuracy_retention(accuracy_BRK[..., :-1], accuracy_BRK[..., -1])
+
+
+def retention_errors(ratios: Sequence[float], correct_RSN: np.ndarray, dense_RN: np.ndarray
+                     ) -> tuple[np.ndarray, float]:
+    """Standard errors over images of ARR, (S,), and of the IIS, both means over seeds. Shapes as `bootstrap_iis`, whose
+    spread they are for many draws, without drawing.
+
+    Predictors and dense head are paired. An image moves ARR by (correct − ARR · dense correct) / (acc_dense · N); the
+    standard error is the spread over images of N times that, over √N. Two accuracies taken as independent would
+    make it several times larger, because most images are right, or wrong, for both heads.
+    """
+    seeds, _, count = correct_RSN.shape
+    influence_SN = 0.0
+    for correct_SN, dense_N in zip(correct_RSN, dense_RN, strict=True):
+        dense, accuracy_S1 = dense_N.mean(), correct_SN.mean(1, keepdims=True)
+        influence_SN = influence_SN + (correct_SN - accuracy_S1 / dense * dense_N) / (dense * seeds)
+    return influence_SN.std(1) / count ** 0.5, float(area(ratios, influence_SN.T).std() / count ** 0.5)
 
 
 def bootstrap_means(values_RKN: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:
@@ -55,21 +73,31 @@ def over_seeds(of_seeds_BR: np.ndarray, seed: int = 0) -> np.ndarray:
     Seeds that are resampled themselves give too narrow an interval when they are few: of three, the 95 % interval is
     the range of the three and covers the truth in 75 % of cases. Their part is therefore drawn from Student's t with
     R − 1 degrees of freedom, times the standard error of the mean over seeds. One seed says nothing about seeds: its
-    interval is that of the images alone.
+    interval is that of the images alone. A draw that is NaN for a seed is NaN, and no other.
     """
     draws, seeds = of_seeds_BR.shape
     if seeds < 2:
         return of_seeds_BR[:, 0]
-    error = of_seeds_BR.mean(0).std(ddof=1) / seeds ** 0.5
+    error = np.nanmean(of_seeds_BR, axis=0).std(ddof=1) / seeds ** 0.5
     return of_seeds_BR.mean(1) + error * numpy_rng(seed, "seeds", seeds).standard_t(seeds - 1, draws)
 
 
 def interval(samples: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """The central `level` interval of bootstrap samples."""
+    """The central `level` interval of the bootstrap samples that are not NaN; of none, NaN."""
+    samples = samples[~np.isnan(samples)]
+    if not len(samples):
+        return np.nan, np.nan
     low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def plus_minus(mean: float, std: float | None, digits: int = 4) -> str:
-    """"0.8123 ± 0.0021"; without ± where there is one seed."""
+def plus_minus(mean: float | None, std: float | None, digits: int = 4) -> str:
+    """"0.8123 ± 0.0021"; without ± where there is one seed; "undefined" for None."""
+    if mean is None:
+        return "undefined"
     return f"{mean:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}")
+
+
+def within(low: float | None, high: float | None, digits: int = 4) -> str:
+    """"0.8101 to 0.8140"; "undefined" for None."""
+    return "undefined" if low is None else f"{low:.{digits}f} to {high:.{digits}f}"

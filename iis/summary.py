@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from iis.equations import (
+    above_ceiling,
     accuracy_retention,
     area,
     area_log_k,
@@ -26,8 +27,8 @@ from iis.equations import (
 )
 from iis.grid import DENSE
 from iis.results import select, unpack_correct
-from iis.runtime import UserError
-from iis.statistics import bootstrap_retention, interval, mean_std
+from iis.runtime import UserError, without_nan
+from iis.statistics import bootstrap_retention, interval, mean_std, retention_errors
 
 TITLE = ("model", "dataset", "bank", "num_concepts", "protocol")  # what names a run in tables
 # What else a row must hold to be summarised; those of MEASURED must be numbers.
@@ -41,7 +42,9 @@ MARKS = {"close to chance": "!", "saturated": "^", "above the dense head": "+"}
 def summarise(rows: Sequence[dict[str, Any]], draws: int = 1000, where: str = "the ledger") -> dict[str, Any]:
     """Everything `iis_computing.py` reports about one ledger, as plain values. Accuracies are fractions.
 
-    Raises `UserError` where a seed lacks a ratio or its dense head, or a row lacks a measurement.
+    None stands for what is undefined: the std of one seed, what is divided by a dense head's distance from chance
+    where that is 0, and what is divided by a last epoch that gets nothing right. Raises `UserError` where a seed lacks
+    a ratio or its dense head, where that gets nothing right, or where a row lacks a measurement.
     """
     _check_rows(rows, where)
     seeds, first = sorted({row["seed"] for row in rows}), rows[0]
@@ -53,11 +56,19 @@ def summarise(rows: Sequence[dict[str, Any]], draws: int = 1000, where: str = "t
         if DENSE not in mine:
             raise UserError(f"{where} has no dense head for seed {seed}: run stage 3 again, it trains what is missing")
     chosen, last = select(rows), select(rows, "last")
+    nothing = [seed for seed in seeds if not chosen[seed, DENSE]["top1"]]
+    if nothing:
+        raise UserError(f"{where}: the dense head of seed {nothing[0]} gets no validation image right, so there is "
+                        "no IIS; check that training and validation labels number the same classes, or train it longer "
+                        "(--n_epoch) or at other --learning_rates")
     best = _curves(chosen, seeds, ratios, "top1", first["chance"])
     at_end = _curves(last, seeds, ratios, "last_top1", first["chance"])
     kept_RS = [[chosen[seed, ratio]["kept"] for ratio in ratios] for seed in seeds]  # a Text bank's M may vary
-    arr_BRS = bootstrap_retention(*correct_of(chosen, seeds, ratios), draws)
+    correct_RSN, dense_RN = correct_of(chosen, seeds, ratios)
+    errors_S, error = retention_errors(ratios, correct_RSN, dense_RN)
+    arr_BRS = bootstrap_retention(correct_RSN, dense_RN, draws)
     scores = area(ratios, arr_BRS).mean(1)  # over images alone: seeds have their std beside it
+    defined = scores[np.isfinite(scores)]
     dense, dense_std = mean_std(best["dense"])
     sizes = sorted({chosen[seed, ratios[0]]["bank_size"] for seed in seeds}) if first["num_concepts"] is None else []
     result = {**{name: first[name] for name in TITLE}, "sparsifier": first["sparsifier"], "width": first["width"],
@@ -68,12 +79,15 @@ def summarise(rows: Sequence[dict[str, Any]], draws: int = 1000, where: str = "t
               "iis_chance_corrected": _score(best["iis_chance_corrected"], span(ratios)),
               "area_log_k": _score(_areas_log_k(kept_RS, best["arr"]), 1.0) | {
                   "interval_95": interval(np.mean(_areas_log_k(kept_RS, np.moveaxis(arr_BRS, 1, 0)), axis=0))},
-              "bootstrap": {"draws": draws, "std": float(scores.std(ddof=1)), "interval_95": interval(scores)},
+              "paired_error": {"arr": errors_S.tolist(), "iis": error},
+              "bootstrap": {"draws": draws, "undefined": draws - len(defined), "interval_95": interval(scores),
+                            "std": float(defined.std(ddof=1)) if len(defined) > 1 else None},
               "dense": {"mean": dense, "std": dense_std, "standard_error": standard_error(dense, first["n_val"]),
                         "top5": float(np.mean([chosen[seed, DENSE]["top5"] for seed in seeds]))},
               "table": _table(chosen, last, seeds, ratios, best)}
     if sizes:  # a Text bank of all words that pass; their number may differ between seeds
         result["num_concepts"] = sizes[0] if len(sizes) == 1 else f"{sizes[0]}-{sizes[-1]}"
+    result = without_nan(result)
     result["marks"], warnings = _warnings(result)
     result["remarks"] = [*warnings, *_notes(result), *remarks_on_rows(rows)]
     return result
@@ -114,18 +128,18 @@ def _score(per_seed: Sequence[float], length: float) -> dict[str, Any]:
 
 def _table(chosen: dict, last: dict, seeds: Sequence[int], ratios: Sequence[float], best: dict) -> list[dict[str, Any]]:
     """One line per ratio (the dense head first): means over seeds, and the std of what is compared."""
-    lines = []
+    corrected_S, lines = np.mean(best["arr_chance_corrected"], axis=0), []
+    corrected_K = [*corrected_S, 1 + 0 * corrected_S[0]]  # the dense head's own is last: 1, or as undefined as the rest
     for column, ratio in enumerate((DENSE, *ratios), start=-1):
         mine, ends = ([selected[seed, ratio] for seed in seeds] for selected in (chosen, last))
         top1, top1_std = mean_std([row["top1"] for row in mine])
         arr, arr_std = (1.0, None) if ratio == DENSE else mean_std([curve[column] for curve in best["arr"]])
-        corrected = 1.0 if ratio == DENSE else float(np.mean([one[column] for one in best["arr_chance_corrected"]]))
         lines.append({"ratio": None if ratio == DENSE else ratio, "kept": mine[0]["kept"], "top1": top1,
                       "top1_std": top1_std, "top5": float(np.mean([row["top5"] for row in mine])),
                       "last_top1": float(np.mean([row["last_top1"] for row in ends])),
                       "last_top5": float(np.mean([row["last_top5"] for row in ends])),
                       "learning_rates": sorted({row["learning_rate"] for row in mine}), "arr": arr,
-                      "arr_std": arr_std, "arr_chance_corrected": corrected})
+                      "arr_std": arr_std, "arr_chance_corrected": float(corrected_K[column])})
     return lines
 
 
@@ -153,24 +167,34 @@ def _warnings(result: dict[str, Any]) -> tuple[list[str], list[str]]:
         marks.append("close to chance")
         remarks.append(f"warning: the dense head reaches {dense:.4f} where always naming the largest class gives "
                        f"{result['chance']:.4f}; this close to chance ARR and IIS mean nothing")
-    accuracies, reason = np.mean(result["curves"]["best"]["accuracy"], axis=0), None
-    if saturated(accuracies, dense, count):
+    score, ceiling, error, reason = result["iis"]["mean"], result["span"], result["paired_error"], None
+    if saturated(np.mean(result["curves"]["best"]["arr"], axis=0), error["arr"]):
         reason = "every ARR is within one standard error of 1"
-    elif near_ceiling(result["iis"]["mean"], result["span"], dense, count):
-        reason = f"the IIS is within one standard error of its ceiling {result['span']:g}, or above it"
+    elif near_ceiling(score, ceiling, error["iis"]):
+        reason = f"the IIS is within one standard error ({error['iis']:.4f}) of its ceiling {ceiling:g}"
     if reason:
         marks.append("saturated")
         remarks.append(f"warning: {reason}, so it has saturated and cannot tell representations apart; use a smaller "
                        "--num_concepts or a harder data set")
-    if result["iis"]["mean"] > result["span"]:
+    if above_ceiling(score, ceiling):
         marks.append("above the dense head")
-        remarks.append(f"warning: the IIS is above {result['span']:g}, so predictors do better than the dense head "
+        remarks.append(f"warning: the IIS is above {ceiling:g}, so predictors do better than the dense head "
                        "that they are divided by, which may need more epochs (--n_epoch) or other --learning_rates")
     return marks, remarks
 
 
 def _notes(result: dict[str, Any]) -> list[str]:
-    notes = []
+    notes, bootstrap = [], result["bootstrap"]
+    for name, sentence in (
+            ("iis_chance_corrected", f"exactly at chance ({result['chance']:.4f}), so the chance-corrected IIS is"),
+            ("iis_last", "right about no image after the last epoch, so the IIS of the last epoch is")):
+        undefined = [str(seed) for seed, value in zip(result["seeds"], result[name]["per_seed"], strict=True)
+                     if value is None]
+        if undefined:
+            notes.append(f"note: the dense head of seed {', '.join(undefined)} is {sentence} undefined")
+    if bootstrap["undefined"]:
+        notes.append(f"note: in {bootstrap['undefined']} of {bootstrap['draws']} resamples a dense head gets no image "
+                     "right; the bootstrap interval is that of the others")
     if not result["holdout"]:
         notes.append("note: epoch and learning rate were selected on the validation images themselves, as the release "
                      "does; --holdout 0.1 in stage 3 selects on a slice of train")
@@ -248,6 +272,9 @@ def release_summary(folder: Path) -> list[dict[str, Any]]:
     if not dense:
         raise UserError(f"{folder} has no dense head (standard##lr##loss##top1##top5.pth), so there is nothing to "
                         "divide by")
+    if not max(dense):
+        raise UserError(f"{folder}: every dense head's name says top-1 0, so there is nothing to divide by; train it "
+                        "longer or at other learning rates")
     if not best:
         raise UserError(f"{folder} has a dense head but no predictor (M##s##lr##loss##top1##top5.pth)")
     results = []

@@ -106,9 +106,10 @@ def compare(name: str, choice: dict[str, Run], base: dict[str, Run], models: Seq
             "difference_std": difference.std, "difference_low": difference.low, "difference_high": difference.high,
             "dense top-1": run.dense, at_ratio: top1.get(ratio), "kendall_tau": tau,
             "marks": ", ".join(run.marks)})
+    corrected = [line["iis_chance_corrected"] for line in lines]
     row = {"choice": name, **{f"IIS, {model}": "-" for model in base},
            **{f"IIS, {line['model']}": plus_minus(line["iis"], line["iis_std"]) for line in lines},
-           "mean of the chance-corrected IIS": f"{np.mean([line['iis_chance_corrected'] for line in lines]):.4f}",
+           "mean of the chance-corrected IIS": plus_minus(None if None in corrected else np.mean(corrected), None),
            "Δ IIS": "-" if name == BASE else paired_over_seeds(choice, base, models).text(),
            "τ": "-" if name == BASE or tau is None else f"{tau:+.2f}",
            "ranking": "same" if name != BASE and tau == 1 else

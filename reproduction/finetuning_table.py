@@ -80,13 +80,14 @@ def write(folder: Path, name: str, column: str, groups: Mapping[Any, pd.DataFram
         for measure, (title, _) in MEASURES.items():
             digits = 2 if measure in PERCENT else 4
             known, base = (some.set_index("seed")[measure].dropna() for some in (cells, control))
-            if not len(known):  # the original head of the backbone as it came is in every run's epoch 0
-                key = {"own_head": "dense_top1", "predictor": "ip_top1"}[measure]
+            key = {"own_head": "dense_top1", "predictor": "ip_top1"}.get(measure)
+            if key and not len(known):  # the original head of the backbone as it came is in every run's epoch 0
                 known = control.set_index("seed")["log"].map(lambda log, key=key: 100 * log[0][key])
-            mean, std = mean_std(known)
+            # A measure that is undefined for one seed (a dense head exactly at chance) has no mean over seeds.
+            mean, std = mean_std(known) if key or len(known) == len(cells) else (None, None)
             if cells["objective"].iloc[0] == BEFORE and len(cells) == 1:  # all seeds began with this one
                 known = pd.Series(mean, base.index)
-            both = pd.concat([known, base], axis=1, join="inner").sort_index().astype(float)
+            both = pd.concat([known, base], axis=1, join="inner").sort_index().astype(float).dropna()
             found = paired_difference(*both.to_numpy().T) if cells is not control and len(both) > 1 else Difference()
             line |= {measure: mean, f"{measure}_std": std, f"{measure}_difference": found.mean,
                      **{f"{measure}_{key}": getattr(found, key)

@@ -91,7 +91,7 @@ def for_people(line: dict[str, Any]) -> dict[str, Any]:
         rho, low, high, tau, tau_p, null_p = (line[f"{measure}_{name}"] for name in
                                               ("rho", "low", "high", "tau", "tau_p", "null_p"))
         if rho is None:
-            return "none: fewer than 3 models" if line["models"] < 3 else "none: a constant"
+            return "none: fewer than 3 models" if line["models"] < 3 else "none: constant or undefined"
         within = "" if low is None else f" [{signed(low)}, {signed(high)}]"
         return f"{signed(rho)}{within}, p = {null_p:.2g}; τ = {signed(tau)}, p = {tau_p:.2g}"
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from iis.equations import (
+    above_ceiling,
     accuracy_retention,
     area,
     chance_corrected,
@@ -29,6 +30,13 @@ def test_retention_divides_each_seed_by_its_own_dense_head():
     np.testing.assert_allclose(accuracy_retention([[0.4, 0.2], [0.6, 0.3]], [0.8, 0.6]), [[0.5, 0.25], [1.0, 0.5]])
     np.testing.assert_allclose(chance_corrected([0.5, 0.1], 0.9, 0.1), [0.5, 0.0])
     np.testing.assert_allclose(chance_corrected([[0.5], [0.5]], [0.9, 0.5], 0.1), [[0.5], [1.0]])
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_divided_by_nothing_is_undefined_without_a_word_of_numpys():
+    np.testing.assert_array_equal(accuracy_retention([[0.4, 0.0], [0.6, 0.3]], [0.0, 0.6]), [[np.nan] * 2, [1.0, 0.5]])
+    # 0.1 + 0.2 is 0.30000000000000004: at chance but for rounding
+    np.testing.assert_array_equal(chance_corrected([[0.5], [0.5]], [0.1 + 0.2, 0.8], 0.3), [[np.nan], [0.2 / 0.5]])
 
 
 def test_a_missing_ratio_is_named_not_bridged():
@@ -60,8 +68,8 @@ def test_chance_guard_uses_the_larger_margin():
 
 
 def test_saturation_needs_every_ratio_near_one():
-    assert saturated(np.full(8, 0.915), 0.917, 10_000)  # 0.2 points: standard error of a difference is 0.4
-    assert not saturated(np.array([0.915] * 7 + [0.90]), 0.917, 10_000)
-    # dense 0.917 over 10,000: standard error 0.00276, of a ratio of two 0.00425, times 0.98: 0.0042
-    assert near_ceiling(0.9781, 0.98, 0.917, 10_000) and not near_ceiling(0.9742, 0.98, 0.917, 10_000)
-    assert near_ceiling(1.08, 0.98, 0.917, 10_000)  # above it too
+    assert saturated([0.99, 1.01, 1.0], [0.01, 0.02, 0.0]) and not saturated([0.99, 1.01, 1.0], [0.01, 0.009, 0.0])
+    assert near_ceiling(0.97, 0.98, 0.01) and not near_ceiling(0.97, 0.98, 0.0099)
+    assert not near_ceiling(0.981, 0.98, 0.01) and above_ceiling(0.981, 0.98)  # above it is not near it
+    touching = area(RATIOS, np.full(8, 1 + 1e-16))  # 0.98 but for rounding
+    assert near_ceiling(touching, span(RATIOS), 0.0) and not above_ceiling(touching, span(RATIOS))

@@ -9,7 +9,7 @@ import pytest
 from iis.grid import DENSE, LEARNING_RATES, RATIOS
 from iis.results import add_rows, merged, pack_correct, read_ledger, select, unpack_correct
 from iis.runtime import UserError
-from iis.summary import mark_of, remarks_on_rows, summarise
+from iis.summary import mark_of, release_summary, remarks_on_rows, summarise
 
 COUNT = 1000
 SCRIPT = "iis_computing.py"
@@ -91,14 +91,62 @@ def test_summary_by_hand():
 @pytest.mark.parametrize("changes, marks, signs, words", [
     ({"dense": 0.12}, ["close to chance"], "!", "mean nothing"),
     ({"accuracies": [0.8] * 8}, ["saturated"], "^", "every ARR is within one standard error of 1"),
-    # 0.78 from s = 0.9 on: those ARR are 0.975, 1.2 standard errors below 1; the IIS 0.9763 is within one of 0.98
-    ({"accuracies": [0.8] * 5 + [0.78] * 3}, ["saturated"], "^", "the IIS is within one standard error of its"),
-    ({"accuracies": [0.9] * 8}, ["saturated", "above the dense head"], "^+", "may need more epochs (--n_epoch)")])
+    # 0.82 and 0.78 at s = 0.3 and 0.5 cancel out; 0.799 at s = 0.1, of weight 0.15, leaves 0.98 − 0.15 / 800 = 0.9798.
+    # Standard error: 40 of 1000 images move the area by 0.2 / 0.8, so √0.04 · 0.25 / √1000 = 0.0016.
+    ({"accuracies": [0.8, 0.799, 0.82, 0.78] + [0.8] * 4}, ["saturated"], "^", "within one standard error (0.0016) of"),
+    ({"accuracies": [0.8] * 5 + [0.78] * 3}, [], "", ""),  # two accuracies taken as independent would say saturated
+    ({"accuracies": [0.9] * 8}, ["above the dense head"], "+", "may need more epochs (--n_epoch)")])
 def test_marks_stand_with_their_sentence(changes, marks, signs, words):
     result = summarise(hand_made(**changes), draws=5)
     assert result["marks"] == marks and mark_of(result) == signs
     warnings = [remark for remark in result["remarks"] if remark.startswith("warning: ")]
-    assert len(warnings) == len(marks) and words in warnings[-1]
+    assert len(warnings) == len(marks) and words in "".join(warnings[-1:])
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_dense_head_exactly_at_chance_has_no_chance_corrected_iis(tmp_path, here):
+    """Of one seed: null in valid JSON, a sentence, and the other seed's value as it was."""
+    rows = [*hand_made(seeds=(0,)), *hand_made(seeds=(1,), dense=0.1)]
+    result = summarise(rows, draws=5)
+    first, second = result["iis_chance_corrected"]["per_seed"]
+    assert first == pytest.approx(0.42, abs=2e-3) and second is None
+    assert {name: result["iis_chance_corrected"][name] for name in ("mean", "std", "normalised")} == {
+        "mean": None, "std": None, "normalised": None}
+    assert {line["arr_chance_corrected"] for line in result["table"]} == {None} and result["iis"]["mean"] > 0.4
+    sentence, = [remark for remark in result["remarks"] if "undefined" in remark]
+    assert "seed 1 is exactly at chance (0.1000)" in sentence
+    for name in "ab":
+        add_rows(tmp_path / name / "results.jsonl", rows)
+    status, out, _ = here(SCRIPT, "--model_root", tmp_path)
+    assert status == 0 and "chance-corrected: undefined" in out and sentence in out
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    iis, (line, _) = (json.loads((tmp_path / name).read_text(), parse_constant=refuse)
+                      for name in ("a/iis.json", "comparison.json"))
+    assert iis["iis_chance_corrected"]["mean"] is None and line["iis_chance_corrected"] is None
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_dense_head_that_gets_nothing_right(tmp_path):
+    with pytest.raises(UserError, match="dense head of seed 1 gets no validation image right.*labels.*--n_epoch"):
+        summarise([*hand_made(seeds=(0,)), *hand_made(seeds=(1,), dense=0.0)], draws=5)
+    for ratio in RATIOS:
+        (tmp_path / f"200##{ratio:g}##0.01##0.911##0.5##0.8511.pth").touch()
+    (tmp_path / "standard##0.01##0.842##0.0##0.9286.pth").touch()
+    with pytest.raises(UserError, match="nothing to divide by"):
+        release_summary(tmp_path)
+    # After the last epoch alone: the IIS stands, that of the last epoch does not.
+    late = [{**line, "last_top1": 0.0} if line["ratio"] == DENSE and line["seed"] else line for line in hand_made()]
+    result = summarise(late, draws=5)
+    assert result["iis"]["mean"] == pytest.approx(0.49, abs=1e-3) and result["iis_last"]["mean"] is None
+    assert result["iis_last"]["per_seed"] == [pytest.approx(0.49, abs=1e-3), None]
+    assert any("seed 1 is right about no image after the last epoch" in remark for remark in result["remarks"])
+    # Right about one image: a third of the resamples lack it, and the others decide the interval.
+    few = summarise(hand_made(seeds=(0,), dense=0.001, accuracies=[0.001] * 8), draws=100)["bootstrap"]
+    assert 20 < few["undefined"] < 55 and few["interval_95"] == [pytest.approx(0.98)] * 2
+    assert few["std"] == pytest.approx(0, abs=1e-6)
 
 
 def test_notes_on_the_training():

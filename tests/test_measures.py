@@ -108,7 +108,8 @@ def test_common_seeds_count_and_what_differs_is_refused(tmp_path):
         with pytest.raises(UserError, match=next(iter(changes))):
             lift(own, [{**row, **changes} for row in control], 10)
     assert differences({}, {"bank": "Random"}) == ["train_hash", "val_hash"]  # unknown features are no match
-    for changes, words in (({"kept": 7}, r"keeps \[7, 7.* the run \[20, 18"), ({"learning_rate": 0.1}, "learning rates")):
+    for changes, words in (({"kept": 7}, r"keeps \[7, 7.* the run \[20, 18"),
+                           ({"learning_rate": 0.1}, "learning rates")):
         with pytest.raises(UserError, match=words):
             lift(own, [{**row, **changes} for row in control], 10)
 

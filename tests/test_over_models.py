@@ -4,16 +4,19 @@ called, and every mark where its number stands."""
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from made_sweep import call, made_ledger, made_sweep, rows_of
+from made_sweep import CHANCE, call, made_ledger, made_sweep, rows_of
 
 from iis.grid import RATIOS
 from iis.plots import arr_figure
 from iis.results import add_rows, read_ledger
 from iis.runtime import UserError
-from reproduction import along_pretraining, arr_curves, bank_table, iis_against_accuracy
+from reproduction import along_pretraining, arr_curves, bank_table, controls_table, iis_against_accuracy
 from reproduction.lib.figures import panels
+from reproduction.lib.measured import lines_of_runs
 from reproduction.lib.points import groups, models_of, plain, point, variant_of
+from reproduction.lib.report_parts import score_tables
 from reproduction.lib.runs import Source, find_runs
+from reproduction.lib.statistics import associate
 
 SCRIPTS = {"iis_points": iis_against_accuracy, "along_pretraining": along_pretraining, "arr": arr_curves}
 
@@ -46,7 +49,7 @@ def test_one_run_by_hand(tmp_path):
 
 @pytest.mark.parametrize(("dense", "accuracy", "marks"), [
     (0.24, 0.15, ["close to chance"]), (0.26, 0.2, []),  # more than 0.05 and than 3 · √(0.26 · 0.74 / 1000) = 0.0416
-    (0.8, 0.8, ["saturated"]), (0.5, 0.56, ["saturated", "above the dense head"])])
+    (0.8, 0.8, ["saturated"]), (0.5, 0.56, ["above the dense head"])])
 def test_marks(tmp_path, dense, accuracy, marks):
     made_ledger(tmp_path, "net", dense, accuracy)
     run, = runs_of(tmp_path)
@@ -60,6 +63,26 @@ def test_a_mark_stands_wherever_its_number_does(tmp_path, script, name):
     for line in rows_of(tmp_path / "out" / f"{name}.csv"):
         assert line["marks"] == "close to chance"
     assert (tmp_path / "out" / f"{name}.md").read_text().splitlines()[2].endswith("| close to chance |")
+
+
+@pytest.mark.filterwarnings("error:.*(divide|invalid|empty slice)")
+def test_tables_take_a_dense_head_exactly_at_chance(tmp_path):
+    """Its chance-corrected IIS is undefined, in numbers empty."""
+    for model, dense in (("net_epoch1", CHANCE), ("net_a", 0.5), ("net_b", 0.6), ("other", CHANCE)):
+        made_ledger(tmp_path / model, model, dense, 0.15)
+    for name, script in SCRIPTS.items():
+        call(script, "--model_root", tmp_path, "--save_dir", tmp_path / "out")
+        key = "arr_chance_corrected" if name == "arr" else "iis_chance_corrected"
+        values = {line["model"]: line[key] for line in rows_of(tmp_path / "out" / f"{name}.csv")}
+        assert all((value == "") == (model in ("net_epoch1", "other")) for model, value in values.items())
+    assert "| undefined |" in (tmp_path / "out" / "iis_points.md").read_text()
+    call(controls_table, "--model_root", tmp_path, "--save_dir", tmp_path / "out")
+    assert "| undefined |" in (tmp_path / "out" / "controls.md").read_text()
+    lines = lines_of_runs(runs_of(*(tmp_path / name for name in ("net_a", "other"))))
+    assert [(line["model"], line["measure"]) for line in lines if "chance" in line["measure"]] == [
+        ("net_a", "chance-corrected IIS")]
+    assert [line["chance-corrected"] for line in score_tables(runs_of(tmp_path / "other"))["toy"]] == ["undefined"]
+    assert set(associate([0.1, None, 0.3], [1, 2, 3]).values()) == {None}
 
 
 def test_every_setting_that_differs_is_in_the_title(tmp_path):
@@ -143,7 +166,7 @@ def test_the_scatter_shows_the_numbers(tmp_path):
     assert family.get_ydata() == pytest.approx([0.98 * 0.88, 0.98 * 0.85, 0.98 * 0.86])
     assert along.get_xdata() == pytest.approx([22, 40, 55, 80])  # in the order of epochs
     signs = {line.get_label(): list(line.get_xdata()) for line in left.lines if line.get_color() == "black"}
-    assert signs == {"close to chance": pytest.approx([22]), "saturated": pytest.approx([22, 40])}
+    assert signs == {"close to chance": pytest.approx([22]), "saturated": pytest.approx([40])}
     assert len(right.containers) == 1 and {text.get_text() for text in right.texts} == {"a", "b", "c"}
     plt.close(figure)
 
@@ -183,10 +206,10 @@ def test_correlations_of_a_sweep_by_hand(tmp_path, capsys):
     assert [float(finished[f"{name}_rho"]) for name in measures] == pytest.approx([-0.5, 1, 0.5])
     assert [float(finished[f"{name}_null_p"]) for name in measures] == pytest.approx([1, 1 / 3, 1])
     assert finished["iis_low"] == "" and along["iis_low"] != ""
-    # With epochs 2 and 4 (dense 0.4, 0.55; ARR 0.95, 0.84), dense ranks 1 … 5 have IIS ranks 5 4 1 2 3:
+    # With epochs 2 and 4 (dense 0.4, 0.55; ARR 1, 0.84), dense ranks 1 … 5 have IIS ranks 5 4 1 2 3:
     # Σd² = 16 + 4 + 4 + 4 + 4 = 32, ρ = 1 − 6 · 32 / 120.
     assert float(along["iis_rho"]) == pytest.approx(1 - 6 * 32 / 120)
-    assert along["marks"] == "net_c_epoch1: close to chance, saturated; net_c_epoch2: saturated"
+    assert along["marks"] == "net_c_epoch1: close to chance; net_c_epoch2: saturated"
     assert all((tmp_path / "out" / f"iis_against_accuracy_toy.{suffix}").stat().st_size for suffix in ("png", "pdf"))
     caption = (tmp_path / "out" / "iis_correlations.md").read_text()
     assert "At most 5 models (3 independent nets)" in caption and "not independent models" in caption
@@ -209,9 +232,7 @@ def test_two_models_give_no_correlation_and_two_data_sets_a_panel_each(tmp_path)
 def test_checkpoints_of_a_sweep_by_hand(tmp_path):
     lines, text = of_sweep(tmp_path, along_pretraining, "along_pretraining")
     assert [(line["net"], line["epoch"], line["marks"]) for line in lines] == [
-        ("net_c", "1", "close to chance; saturated"), ("net_c", "2", "saturated"), ("net_c", "4", ""),
-        ("net_c", "8", "")]
-    # ARR 0.95 at dense 0.4 of 1000: one standard error is 0.95 · √(0.62 / 380 + 0.6 / 400) = 0.053.
+        ("net_c", "1", "close to chance"), ("net_c", "2", "saturated"), ("net_c", "4", ""), ("net_c", "8", "")]
     assert "4 checkpoints of 1 net, mean ± std over 2 seeds" in text and "not independent" in text
     assert all((tmp_path / "out" / f"along_pretraining_toy.{suffix}").stat().st_size for suffix in ("png", "pdf"))
 

@@ -115,6 +115,23 @@ def test_every_block_is_normalised_by_its_own_rule(blocks, rows, chunk):
     assert normaliser.learned_M.tolist() == [True] * count + [False] * (7 - count)
 
 
+@pytest.mark.parametrize("scale", [1e-5, 1, 1e5])
+def test_a_column_that_is_constant_up_to_rounding_is_not_scaled_up(scale):
+    """float32's noise around 0.1, and around 0 where products cancel out; a spread of 0.01 % is no noise."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(5000, 12, generator=generator)
+    steps = torch.randint(-2, 3, (5000, 2), generator=generator)  # in units of the last place
+    features[:, :2] = 0.1 + 7.5e-9 * steps * torch.tensor([1, 1000])
+    across = torch.nn.functional.normalize(torch.randn(12, generator=generator) * (torch.arange(12) > 1), dim=0)
+    features -= torch.outer(features @ across, across)
+    bank = torch.stack([torch.eye(12)[0], torch.eye(12)[1], across, torch.eye(12)[11]])
+    normaliser = fit_normaliser([("standard", 4)], scale * features, bank)
+    assert (normaliser.std_M == 1).tolist() == [True, False, True, False]
+    z = interpret(scale * features, bank, normaliser)
+    assert z[:, [0, 2]].abs().max() < 1e-6 * max(scale, 1)
+    assert z[:, [1, 3]].std(0).tolist() == pytest.approx([1, 1], 0.01)
+
+
 def test_a_constant_column_is_zero_and_blocks_must_fit_the_bank():
     empty = torch.cat([BANK[:6], torch.zeros(1, 12)])
     z = fit_normaliser([("standard", 7)], TRAIN.features_ND, empty)(VAL.features_ND @ empty.T)

@@ -94,6 +94,11 @@ def test_a_number_that_means_nothing_is_a_warning():
     assert file.getvalue().startswith(b"\x89PNG") and len(file.getvalue()) > 5000
 
 
+def test_a_dense_head_that_gets_nothing_right_is_a_sentence():
+    with pytest.raises(UserError, match="the dense head of seed 0 gets no validation image right"):
+        score(*(10 * torch.eye(4)[labels] for labels in LABELS), y_val=(LABELS[1] + 1) % 4, learning_rates=(0.1,))
+
+
 def test_embed_is_the_heads_input_and_leaves_the_model_as_it_was():
     net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(2),
                         nn.Flatten(), nn.Dropout(), nn.Linear(20, 4)).eval()

@@ -1,10 +1,19 @@
 import numpy as np
 import pytest
 
-from iis.equations import area
+from iis.equations import area, saturated
 from iis.grid import RATIOS
 from iis.runtime import numpy_rng
-from iis.statistics import bootstrap_iis, bootstrap_means, interval, mean_std, over_seeds, plus_minus
+from iis.statistics import (
+    bootstrap_iis,
+    bootstrap_means,
+    interval,
+    mean_std,
+    over_seeds,
+    plus_minus,
+    retention_errors,
+    within,
+)
 from reproduction.lib.statistics import holm
 
 
@@ -12,6 +21,7 @@ def test_mean_and_std_by_hand():
     assert mean_std([1.0, 2.0, 4.0]) == pytest.approx((7 / 3, np.sqrt(7 / 3)))  # squares 16/9 + 1/9 + 25/9, over 2
     assert mean_std([0.5]) == (0.5, None)
     assert plus_minus(0.81234, 0.0021) == "0.8123 ± 0.0021" and plus_minus(0.5, None, 2) == "0.50"
+    assert plus_minus(None, None) == "undefined"
 
 
 def test_bootstrap_equals_a_plain_loop():
@@ -34,6 +44,49 @@ def test_bootstrap_spread_matches_theory():
     low, high = interval(scores)
     assert low < 0.98 * correct.mean() < high
     assert high - low == pytest.approx(2 * 1.96 * scores.std(), rel=0.1)
+
+
+def paired_heads(count=2000, seeds=3):
+    """Correct predictions as real heads make them: an image is easy or hard for all of them, and few differ."""
+    rng = np.random.default_rng(2)
+    ease_N = rng.normal(1.5, 2, count)
+    dense_RN = ease_N + rng.normal(0, 0.4, (seeds, count)) > 0
+    return ease_N - np.linspace(0, 0.03, 8)[:, None] + rng.normal(0, 0.4, (seeds, 8, count)) > 0, dense_RN
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_paired_error_is_the_bootstraps_spread(seeds):
+    correct_RSN, dense_RN = paired_heads(seeds=seeds)
+    errors_S, error = retention_errors(RATIOS, correct_RSN, dense_RN)
+    drawn = bootstrap_iis(RATIOS, correct_RSN, dense_RN, draws=2000).mean(1)
+    assert error == pytest.approx(drawn.std(), rel=0.08)
+    means_BRK = bootstrap_means(np.concatenate([correct_RSN, dense_RN[:, None]], axis=1), 2000)
+    np.testing.assert_allclose(errors_S, (means_BRK[..., :-1] / means_BRK[..., -1:]).mean(1).std(0), rtol=0.08)
+    # Two accuracies taken as independent have twice the error, and all these ARR would lie within it.
+    accuracy_S, dense = correct_RSN.mean((0, 2)), dense_RN.mean()
+    retention_S = accuracy_S / dense
+    unpaired_S = retention_S * np.sqrt(((1 - accuracy_S) / accuracy_S + (1 - dense) / dense) / 2000)
+    assert (unpaired_S > 1.9 * errors_S).all()
+    assert saturated(retention_S, unpaired_S) and not saturated(retention_S, errors_S)
+
+
+def test_the_paired_error_by_hand():
+    # Dense right on images 0 and 1 of 4, the predictor on 0: ARR 0.5, influences (1 − 0.5, −0.5, 0, 0) / 0.5.
+    errors_S, error = retention_errors([0, 0.98], np.array([[[1, 0, 0, 0], [1, 1, 0, 0]]]), np.array([[1, 1, 0, 0]]))
+    assert errors_S.tolist() == pytest.approx([np.sqrt(0.5) / 2, 0])
+    assert error == pytest.approx(0.49 * np.sqrt(0.5) / 2)  # the trapezoid's weight of the first ratio
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_resample_without_a_right_image_poisons_nothing():
+    dense_RN = np.arange(20) < np.array([[2], [20]])
+    scores_BR = bootstrap_iis(RATIOS, np.repeat(dense_RN[:, None], 8, 1), dense_RN, draws=500)
+    undefined = np.isnan(scores_BR)
+    assert 0.07 < undefined[:, 0].mean() < 0.18 and not undefined[:, 1].any()  # 0.9 ** 20 = 0.12
+    assert interval(scores_BR[:, 0]) == pytest.approx((0.98, 0.98)) and np.isnan(interval(scores_BR[:0, 0])).all()
+    drawn_B = over_seeds(scores_BR)
+    assert (np.isnan(drawn_B) == undefined[:, 0]).all() and interval(drawn_B) == pytest.approx((0.98, 0.98))
+    assert (within(0.81234, 0.9), within(None, None)) == ("0.8123 to 0.9000", "undefined")
 
 
 def test_bootstrap_of_means():

@@ -70,6 +70,33 @@ def test_gradient_blocks_and_a_constant_column(monkeypatch):
         torch.testing.assert_close(W.grad, plain.grad)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_cos_cubed_knows_no_scale(dtype):
+    """Activations a hundred thousand times smaller or larger, in float32, are as similar to a word as they were, and
+    the gradient is as much larger or smaller."""
+    a, b = randn(50, 7).to(dtype), randn(50, 7, seed=1).to(dtype)
+    expected, gradients = plain_cos_cubed(a.double().numpy(), b.double().numpy()), []
+    for scale in (1e-10, 1e-5, 1, 1e5, 1e10):
+        scaled = (scale * a).requires_grad_()
+        value = module.cos_cubed(scaled, b)
+        np.testing.assert_allclose(value.detach().numpy(), expected, atol=1e-5)
+        value.sum().backward()
+        gradients.append(scale * scaled.grad)
+    for gradient in gradients:
+        torch.testing.assert_close(gradient, gradients[2], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-5, 1, 1e5])
+@pytest.mark.parametrize("count", [20, 50_000])
+def test_a_column_that_is_constant_up_to_rounding_is_like_nothing(scale, count):
+    noise = torch.randint(-2, 3, (count, 3), generator=torch.Generator().manual_seed(0))  # in units of the last place
+    column = scale * (0.1 + 7.5e-9 * torch.stack([0 * noise[:, 0], noise[:, 1], 10_000 * noise[:, 2]], 1))
+    value = module.cos_cubed(column.requires_grad_(), noise.float())
+    value.sum().backward()
+    assert value[:2].tolist() == [0, 0] and float(value[2].detach()) > 0.999  # 0.08 % is no rounding
+    assert torch.isfinite(column.grad).all() and not column.grad[:, :2].any()
+
+
 @pytest.mark.parametrize("count", [3, 40])
 def test_mean_top5_in_chunks_equals_the_whole(count):
     images, texts = randn(count, 6), module.unit(randn(8, 6, seed=1))

@@ -155,11 +155,30 @@ def test_holdout_selects_without_looking_at_validation():
 
 
 def test_classes_ahead_by_hand():
-    nan = torch.nan
-    logits_BC = torch.tensor([[3.0, 1.0, 2.0], [1.0, 1.0, 1.0], [1.0, 2.0, 2.0], [nan, nan, nan], [0.0, nan, 1.0]])
-    ahead = [classes_ahead(logits_BC.T[None], torch.full((5,), label))[0].tolist() for label in range(3)]
-    # among equals the lower class is first; a class with NaN is not known to be behind, and its own is last
-    assert ahead == [[0, 0, 2, 3, 2], [2, 1, 0, 3, 3], [1, 2, 1, 3, 1]]
+    inf, nan = torch.inf, torch.nan
+    logits_BC = torch.tensor([[3.0, 1.0, 2.0], [1.0, 1.0, 1.0], [1.0, 2.0, 2.0], [inf, -inf, 0.0], [nan, nan, nan],
+                              [0.0, nan, 1.0], [inf, nan, -inf]])
+    ahead = [classes_ahead(logits_BC.T[None], torch.full((7,), label))[0].tolist() for label in range(3)]
+    # among equals the lower class is first
+    assert ahead == [[0, 0, 2, 0, *[inf] * 3], [2, 1, 0, 2, *[inf] * 3], [1, 2, 1, 1, *[inf] * 3]]
+
+
+@pytest.mark.parametrize("classes", [3, 8])
+def test_an_image_with_a_nan_logit_is_wrong_in_top1_and_top5(classes):
+    """Wherever the NaN is: the true class, another, the first, the last, all; with fewer than five classes too."""
+    y_V, logits_GVC = torch.arange(50) % classes, torch.zeros(2, 50, classes)
+    logits_GVC[:, torch.arange(50), y_V] = 1.0  # all right
+    broken = {3: [y_V[3]], 10: [(y_V[10] + 1) % classes], 20: [0], 30: [classes - 1], 40: range(classes)}
+    for row, columns in broken.items():
+        logits_GVC[1, row, list(columns)] = torch.nan
+
+    class Given(nn.Module):
+        def forward(self, rows_B1):
+            return logits_GVC[:, rows_B1[:, 0].long()].mT
+
+    correct, top5 = evaluate(Given(), torch.arange(50.0)[:, None], y_V, batch_size=16)
+    assert correct[0].all() and set((~correct[1]).nonzero().flatten().tolist()) == set(broken)
+    assert top5.tolist() == pytest.approx([1.0, 0.9])
 
 
 @pytest.mark.parametrize("rule", ["mask", "strict", "shrink"])

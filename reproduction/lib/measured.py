@@ -64,7 +64,8 @@ def lines_of_runs(runs: Iterable[Run]) -> list[dict[str, Any]]:
         bank = {**common, "method": run.method, "setting": f"M = {summary['num_concepts']}",
                 "protocol": summary["protocol"], "variant": variant, "marks": ", ".join(run.marks)}
         lines += [{**bank, "measure": measure, **_area(summary[name]["mean"], summary[name]["std"])}
-                  for measure, name in (("IIS", "iis"), ("chance-corrected IIS", "iis_chance_corrected"))]
+                  for measure, name in (("IIS", "iis"), ("chance-corrected IIS", "iis_chance_corrected"))
+                  if summary[name]["mean"] is not None]
         own = [word for word in variant.split("; ") if word.startswith("holdout") or word.endswith(" epochs")]
         lines.append({**common, "method": "dense head", "setting": "", "protocol": "", "variant": "; ".join(own),
                       "measure": "top-1", **_percent(summary["dense"]["mean"], summary["dense"]["std"])})

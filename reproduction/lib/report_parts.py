@@ -14,7 +14,7 @@ from PIL import Image
 
 from iis.plots import arr_figure
 from iis.runtime import UserError, read_json
-from iis.statistics import plus_minus
+from iis.statistics import plus_minus, within
 from reproduction.arr_curves import curve
 from reproduction.iis_against_accuracy import scatter
 from reproduction.lib.explained_images import concept_of, elements_root, spread, subjects_of
@@ -36,10 +36,9 @@ OWN = ("arr", "iis_points", "iis_against_accuracy", "report")  # what a report m
 def score_line(run: Run) -> dict[str, Any]:
     """One run as people read it."""
     summary = run.summary
-    low, high = summary["bootstrap"]["interval_95"]
     return {"variant": _variant(run), "bank": f"{run.method}, M = {summary['num_concepts']}", "model": run.model,
             "IIS": plus_minus(run.iis, summary["iis"]["std"]), "marks": "; ".join(run.marks),
-            "bootstrap 95 %": f"{low:.4f} to {high:.4f}",
+            "bootstrap 95 %": within(*summary["bootstrap"]["interval_95"]),
             "chance-corrected": plus_minus(run.corrected, summary["iis_chance_corrected"]["std"]),
             **measures_shown(measures(run)), "dense top-1, %": percent(run.dense, summary["dense"]["std"], 2),
             "seeds": len(summary["seeds"])}

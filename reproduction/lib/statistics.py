@@ -28,7 +28,7 @@ ASSOCIATION = ("rho", "rho_p", "low", "high", "dropped", "tau", "tau_p", "null_m
 
 def associate(x: Sequence[float], y: Sequence[float], seed: int = 0) -> dict[str, float | None]:
     """Association of x (n,) and y (n,), a value per model each, by the names of ASSOCIATION; None below three models,
-    or where a measure is constant.
+    where a measure is constant, or where one of its values is None.
 
     rho, tau: Spearman's ρ and Kendall's τ-b; rho_p: SciPy's t approximation, far too small for few models; tau_p:
     SciPy's, exact for few models without ties. low, high, dropped: of `bootstrap_rho`. null_mean, null_sd, null_p: ρ
@@ -37,7 +37,7 @@ def associate(x: Sequence[float], y: Sequence[float], seed: int = 0) -> dict[str
     from scipy.stats import kendalltau, spearmanr
 
     x_n, y_n, found = _comparable(x), _comparable(y), dict.fromkeys(ASSOCIATION)
-    if len(x_n) < FEWEST:
+    if len(x_n) < FEWEST or np.isnan([x_n, y_n]).any():
         return found
     if np.ptp(x_n) == 0 or np.ptp(y_n) == 0:
         return {**found, "dropped": 0}
