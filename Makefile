@@ -27,6 +27,7 @@ demo: $(READY)  ## the whole suite on its built-in data: 3 backbones x 6 banks, 
 # IIS_DATA adds CIFAR-10 (hours, and reproduction/cifar10.sh first).
 reproduce: demo  ## every table and figure of the paper on `shapes`, with a report in results/reproduction/shapes
 	$(if $(IIS_DATA),PYTHON=$(abspath $(RUN)) bash reproduction/cifar10.sh)
+	$(RUN) demo/pretrain_backbones.py --nets 5
 	PYTHON=$(abspath $(RUN)) SWEEPS="shapes $(if $(IIS_DATA),cifar10)" bash reproduction/reproduce.sh
 
 test: $(READY)  ## all tests
@@ -52,6 +53,7 @@ clean-demo:  ## remove what `make demo` and `make reproduce` made of `shapes`; t
 	rm -rf datasets/shapes demo/weights concept_library/visual/shapes extractor/embs/shapes_* extractor/embs/clip/shapes_*
 	rm -rf IP_training/IP_*/shapes_* IP_training/dense_heads/shapes_* results/shapes results/sweeps/shapes
 	rm -rf results/reproduction/shapes results/reproduction/variance_shapes results/reproduction/score_truth
+	rm -rf results/sweeps/shapes_nets results/reproduction/shapes_nets
 	rm -rf results/finetuning/finetuning_shapes results/reproduction/finetuning_shapes
 
 # The stamp is written last: an installation that was broken off is taken up again.

@@ -20,6 +20,7 @@ CLIP_NAME=${CLIP_NAME:-}                 # which CLIP; empty: ViT-B/16
 WORKERS=${WORKERS:-}                     # processes: on a CPU they read and compute, beside a GPU they read
 BATCH_SIZE=${BATCH_SIZE:-}               # empty: the YAML's
 DEVICE=${DEVICE:-}                       # empty: cuda where there is one
+TF32=${TF32:-}                           # 1: convolutions and products on CUDA in TF32; folders are named MODEL__tf32
 TOGETHER=${TOGETHER:-}                   # 1: all MODELS in memory at once, each image decoded once for all of them
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 
@@ -39,11 +40,11 @@ for model in $MODELS; do
         "$PYTHON" extractor/visual_element_emb_extractor.py --config_yaml "$model" --dataset "$DATASET" \
             --data_path "$elements" --element_kind "$kind" --representations train,val ${others:+--together "${others#,}"} \
             ${WORKERS:+--workers "$WORKERS"} \
-            ${BATCH_SIZE:+--batch_size "$BATCH_SIZE"} ${DEVICE:+--device "$DEVICE"} ${DRY_RUN:+--dry_run}
+            ${BATCH_SIZE:+--batch_size "$BATCH_SIZE"} ${DEVICE:+--device "$DEVICE"} ${TF32:+--tf32} ${DRY_RUN:+--dry_run}
     done
     if [ -n "$CONCEPT_SET" ]; then
         "$PYTHON" extractor/textual_emb_extractor.py --config_yaml "$model" --dataset "$DATASET" \
             --concept_set "$CONCEPT_SET" ${CLIP_NAME:+--clip_name "$CLIP_NAME"} ${WORKERS:+--workers "$WORKERS"} \
-            ${BATCH_SIZE:+--batch_size "$BATCH_SIZE"} ${DEVICE:+--device "$DEVICE"} ${DRY_RUN:+--dry_run}
+            ${BATCH_SIZE:+--batch_size "$BATCH_SIZE"} ${DEVICE:+--device "$DEVICE"} ${TF32:+--tf32} ${DRY_RUN:+--dry_run}
     fi
 done

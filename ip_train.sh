@@ -21,11 +21,13 @@ PROTOCOL=${PROTOCOL:-paper}              # or release
 SEEDS=${SEEDS:-3}                        # how many
 NUM_CONCEPTS=${NUM_CONCEPTS:-}           # empty: the data set's own
 RATIOS=${RATIOS:-}                       # empty: 0,0.1,0.3,0.5,0.7,0.9,0.95,0.98
+RECIPE=${RECIPE:-published}              # or converged: sets the next three where they are empty
 LEARNING_RATES=${LEARNING_RATES:-}       # empty: 0.001,0.01,0.1
-EPOCHS=${EPOCHS:-30}
+EPOCHS=${EPOCHS:-}                       # empty: 30
 HEAD_BATCH_SIZE=${HEAD_BATCH_SIZE:-}     # samples per step of stage 3; empty: 1024
 HOLDOUT=${HOLDOUT:-}                     # fraction of train to select on; empty: select on validation, as the release
 DEVICE=${DEVICE:-}                       # empty: cuda where there is one
+TF32=${TF32:-}                           # 1: products on CUDA in TF32
 JOBS=${JOBS:-}                           # processes on a CPU; empty: one per core
 CLIP_NAME=${CLIP_NAME:-}                 # Text, Combined: the CLIP, its cut-offs and the words; empty: as published
 CLIP_CUTOFF=${CLIP_CUTOFF:-}
@@ -35,9 +37,10 @@ OUT=${OUT:-IP_training}                  # folder of all ledgers
 RESULTS=${RESULTS:-results/$DATASET}     # folder of the comparison
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 
-common=(--dataset "$DATASET" --protocol "$PROTOCOL" --seeds "$SEEDS" --n_epoch "$EPOCHS" --save_root "$OUT"
+common=(--dataset "$DATASET" --protocol "$PROTOCOL" --seeds "$SEEDS" --recipe "$RECIPE" --save_root "$OUT"
         ${NUM_CONCEPTS:+--num_concepts "$NUM_CONCEPTS"} ${RATIOS:+--ratios "$RATIOS"}
         ${LEARNING_RATES:+--learning_rates "$LEARNING_RATES"} ${HEAD_BATCH_SIZE:+--batch_size "$HEAD_BATCH_SIZE"}
+        ${EPOCHS:+--n_epoch "$EPOCHS"} ${TF32:+--tf32}
         ${HOLDOUT:+--holdout "$HOLDOUT"} ${JOBS:+--jobs "$JOBS"} ${DEVICE:+--device "$DEVICE"} ${DRY_RUN:+--dry_run})
 text=(${CLIP_NAME:+--clip_name "$CLIP_NAME"} ${CLIP_CUTOFF:+--clip_cutoff "$CLIP_CUTOFF"}
       ${INTERPRETABILITY_CUTOFF:+--interpretability_cutoff "$INTERPRETABILITY_CUTOFF"}

@@ -22,10 +22,21 @@ from iis.cli import count, positive, run_script, setting, write_settings
 from iis.grid import check_ratios
 from iis.names import elements_folder, slug
 from iis.processes import thread_limit, threads_wanted
-from iis.runtime import ROOT, UserError, choose_device, claim_folder, read_json, seed_of, write_json, write_whole
+from iis.runtime import (
+    ROOT,
+    UserError,
+    choose_device,
+    claim_folder,
+    float32_products,
+    read_json,
+    seed_of,
+    write_json,
+    write_whole,
+)
 
 RESULTS, EPOCHS, CHECKPOINT, STATE = "finetuning.json", "epochs.json", "backbone.pth", "state.pt"
-NOT_IDENTITY = ("config_yaml", "model_config", "weights", "save_dir", "device", "workers", "cache_gb", "data_path")
+NOT_IDENTITY = ("config_yaml", "model_config", "weights", "save_dir", "device", "workers", "cache_gb", "data_path",
+                "tf32")  # recorded where it is on
 
 
 @dataclass(kw_only=True)
@@ -42,7 +53,10 @@ class Run:
     device: str | None = setting(None, "cpu, cuda or cuda:N (default: cuda when there is one)")
     workers: int = setting(8, "processes that read images, one per core at most", type=count)
     cache_gb: float = setting(4.0, "images of a split stay in memory where they take no more GB than this")
+    tf32: bool = setting(False, "products and convolutions on CUDA in TF32: faster, 10 bits of mantissa; recorded")
     seed: int = setting(0, "of images, elements, predictor, batch order and augmentation", type=count)
+    holdout: float = setting(0.0, "leave this fraction of the training images out, balanced over classes and seeded, "
+                             "and evaluate on them instead of on validation: for choosing settings")
 
 
 @dataclass(kw_only=True)
@@ -74,6 +88,7 @@ class Settings(Run):
                                  ("interpretability_weight", self.interpretability_weight >= 0, "0 or more"),
                                  ("weight_decay", self.weight_decay >= 0, "0 or more"),
                                  ("cache_gb", self.cache_gb >= 0, "0 or more"),
+                                 ("holdout", 0 <= self.holdout < 1, "0 or more, and below 1"),
                                  ("mirror", 0 <= self.mirror <= 1, "a probability, from 0 to 1")):
             if not fits:
                 raise UserError(f"--{name} {getattr(self, name):g} must be {rule}")
@@ -86,7 +101,7 @@ def main(settings: Settings) -> Path:
     from iis.backbones import configured_backbone
     from iis.datasets import folder_images, load_dataset, same_classes
     from iis.embedding_file import save_tensors
-    from IP_training.finetune import Feed, FineTuning, chosen_elements, chosen_images
+    from IP_training.finetune import Feed, FineTuning, chosen_elements, chosen_images, held_out
 
     dataset, device = load_dataset(settings.dataset), choose_device(settings.device)
     train, val = dataset.images("train"), dataset.images("val")
@@ -96,6 +111,8 @@ def main(settings: Settings) -> Path:
         raise UserError(f"there are no visual elements at {place}: run concept_extract.sh with DATASET={dataset.name} "
                         "first, or name them with --data_path")
     train = chosen_images(train, settings.num_pictures, settings.seed)
+    if settings.holdout:
+        train, val = held_out(train, settings.holdout, settings.seed)
     backbone = configured_backbone(settings.model_config, settings.weights, device)
     if backbone.num_classes != len(train.class_names):
         raise UserError(f"the original head of {backbone.model} ({backbone.weights}) knows {backbone.num_classes} "
@@ -108,7 +125,8 @@ def main(settings: Settings) -> Path:
     identity = {**{key: value for key, value in sorted(vars(settings).items()) if key not in NOT_IDENTITY},
                 "model": backbone.model, "weights": backbone.weights, "weights_hash": backbone.weights_hash,
                 "preprocessing": backbone.preprocessing, "dataset": dataset.name, "num_concepts": len(names),
-                "n_train": len(train), "n_val": len(val), "elements_hash": f"{seed_of(*names):016x}"}
+                "n_train": len(train), "n_val": len(val), "elements_hash": f"{seed_of(*names):016x}",
+                **({"tf32": True} if settings.tf32 else {})}
     folder = settings.save_dir or default_folder(settings, dataset.name, len(names))
     claim_folder(folder, identity, "a fine-tuned backbone")
     if (folder / RESULTS).exists():
@@ -118,7 +136,8 @@ def main(settings: Settings) -> Path:
     started = time.monotonic()
     feeds = [Feed(part, backbone.preprocessing, settings.workers, settings.cache_gb) for part in (train, val)]
     # On a CPU one thread: two are a fifth faster on a small net, and beside busy neighbours three times as slow.
-    with thread_limit(threads_wanted()) if device.type == "cpu" else nullcontext():
+    threads = thread_limit(threads_wanted()) if device.type == "cpu" else nullcontext()
+    with threads, float32_products(settings.tf32):
         run = FineTuning(backbone, *feeds, pixels, settings, device)
         run.run(folder / STATE, lambda log: write_json(folder / EPOCHS, log))
         bank_MD = run.bank()
@@ -136,7 +155,8 @@ def main(settings: Settings) -> Path:
 def outcome(results: dict[str, Any]) -> str:
     """The result of a run, in a line."""
     before, after = results["before"], results["after"]
-    return (f"{results['objective']}, seed {results['seed']}: original head {100 * before['dense_top1']:.2f} -> "
+    held = f" on {results['n_val']} held-out training images" if results["holdout"] else ""
+    return (f"{results['objective']}, seed {results['seed']}{held}: original head {100 * before['dense_top1']:.2f} -> "
             f"{100 * after['dense_top1']:.2f} %, predictor {100 * before['ip_top1']:.2f} -> "
             f"{100 * after['ip_top1']:.2f} % (M = {results['num_concepts']}, s = {results['sparsity']:g})")
 
@@ -145,7 +165,8 @@ def default_folder(settings: Settings, dataset: str, num_concepts: int) -> Path:
     """IP_training/IP_Finetuning/MODEL/… with what tells the usual settings apart; claim_folder refuses the rest."""
     parts = [dataset, settings.element_kind, settings.objective, f"M{num_concepts}", f"s{settings.sparsity:g}",
              f"lambda{settings.interpretability_weight:g}", settings.num_pictures and f"n{settings.num_pictures}",
-             f"epochs{settings.epochs}", f"seed{settings.seed}"]
+             f"epochs{settings.epochs}", settings.holdout and f"holdout{settings.holdout:g}", f"seed{settings.seed}",
+             settings.tf32 and "tf32"]
     name = Path(settings.model_config).name.removesuffix(".yaml")
     return ROOT / "IP_training" / "IP_Finetuning" / slug(name) / slug("_".join(filter(None, parts)))
 

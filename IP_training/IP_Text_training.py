@@ -22,11 +22,11 @@ import torch
 from iis.cli import disk, print_plan, run_script, setting, write_settings
 from iis.embedding_file import save_tensors
 from iis.processes import in_processes, jobs_that_fit
-from iis.runtime import UserError, choose_device, write_json
+from iis.runtime import UserError, choose_device, float32_products, write_json
 from IP_training import elastic_net
 from IP_training.banks import MakeBank
 from IP_training.inputs import Inputs, load_inputs
-from IP_training.run import activations, claimed, identity_of, seed_of_run, tf32_products, train_bank
+from IP_training.run import activations, claimed, identity_of, seed_of_run, train_bank
 from IP_training.text_bank import TextSettings, identity_of_text, load_text_inputs, words
 
 
@@ -79,7 +79,7 @@ def train_elastic_net(settings: Settings, inputs: Inputs, make_bank: MakeBank, m
                       f"C = {inputs.num_classes}; at most {settings.n_iters} passes for each of {settings.seeds} seeds",
             "disk": disk(2e6 * settings.seeds, folder)})
         return folder
-    with claimed(folder, identity, "elastic_net.json"), tf32_products(settings.tf32):
+    with claimed(folder, identity, "elastic_net.json"), float32_products(settings.tf32):
         write_settings(settings, folder / "settings.yaml")
         device = choose_device(settings.device)
         tasks = [lambda _, number=number: fit_seed(settings, inputs, make_bank, number, device, folder)

@@ -17,6 +17,11 @@ PROTOCOLS = {"paper": {"sparsifier": "mask", "prototypes": "balanced", "element_
                        "test_assignment": "argmax"},
              "release": {"sparsifier": "strict", "prototypes": "first", "element_choice": "first",
                          "test_assignment": "gumbel"}}
+# How long heads train, and with which rates. reproduction/recipe.py measures what the published recipe costs. The
+# converged one has no best rate at its edge, and takes its batch size from the number of training rows: `fit_batches`.
+RECIPES = {"published": {"learning_rates": LEARNING_RATES, "n_epoch": 30, "batch_size": 1024},
+           "converged": {"learning_rates": (*LEARNING_RATES, 0.3, 1.0), "n_epoch": 300, "batch_size": None}}
+LEAST_STEPS, SMALLEST_BATCH = 10, 32  # of the converged recipe: steps in an epoch, rows in a step
 SPARSIFIERS = ("mask", "strict", "shrink")  # the rules of sparsify.py
 AT_LEAST_ONE = ("seeds", "n_epoch", "batch_size", "num_concepts", "proj_steps", "proj_batch_size", "n_iters")
 
@@ -52,13 +57,16 @@ class Grid(Files):
 
     num_concepts: int | None = setting(None, "M (default: num_concepts of the data set's YAML, else 200)")
     ratios: tuple[float, ...] = setting(RATIOS, "sparsity ratios s, each in [0, 1)")
-    learning_rates: tuple[float, ...] = setting(LEARNING_RATES, "learning rates of Adam")
+    recipe: Literal["published", "converged"] = setting(
+        "published", "sets --learning_rates, --n_epoch and --batch_size where they are left out: "
+        "0.001,0.01,0.1, 30 and 1024; or 0.001,0.01,0.1,0.3,1, 300 and at least 10 steps an epoch")
+    learning_rates: tuple[float, ...] | None = setting(None, "learning rates of Adam (default: recipe)")
     seeds: int = setting(3, "how many seeds, counted from --first_seed")
     first_seed: int = setting(0, "first seed")
     bank_seed: int | None = setting(None, "draw every seed's bank as seed N does, so that seeds vary the heads alone "
                                     "(default: each seed has its own bank)", type=count, metavar="N")
-    n_epoch: int = setting(30, "epochs per head")
-    batch_size: int = setting(1024, "samples per step")
+    n_epoch: int | None = setting(None, "epochs per head (default: recipe)")
+    batch_size: int | None = setting(None, "samples per step (default: recipe)")
     holdout: float = setting(0.0, "select on this fraction of train instead of on validation (0: as the release)",
                              metavar="F")
     feature_memory: float | None = setting(None, "memory for the raw features as float32; larger ones are read from "
@@ -66,7 +74,7 @@ class Grid(Files):
                                            "free)", metavar="GIB")
     jobs: int | None = setting(None, "processes on a CPU, of one thread each; the result is the same to "
                                "rounding (default: one per core, as far as memory holds them)", type=positive)
-    tf32: bool = setting(False, "matrix products on CUDA in TF32: faster, 10 bits of mantissa; recorded in the ledger")
+    tf32: bool = setting(False, "products on CUDA in TF32: faster, 10 bits of mantissa; recorded in the ledger")
     device: str | None = setting(None, "cpu, cuda or cuda:N (default: cuda when there is one)")
     dry_run: bool = setting(False, "only print what would be trained: shapes, bytes and folders")
 
@@ -80,8 +88,8 @@ class TrainingSettings(Grid):
                                      choices=SPARSIFIERS)
 
     def __post_init__(self) -> None:
-        """Fill what the protocol decides, and check what can be checked before any file is read."""
-        for name, value in PROTOCOLS[self.protocol].items():
+        """Fill what protocol and recipe decide, and check what can be checked before any file is read."""
+        for name, value in (PROTOCOLS[self.protocol] | RECIPES[self.recipe]).items():
             if getattr(self, name, value) is None:
                 setattr(self, name, value)
         self.ratios = check_ratios(self.ratios)
@@ -94,6 +102,13 @@ class TrainingSettings(Grid):
                 raise UserError(f"--{name} {value}: at least 1 is needed")
         if not 0 <= self.holdout < 1:
             raise UserError(f"--holdout {self.holdout:g} is outside [0, 1): it is the fraction of train to select on")
+
+    def fit_batches(self, rows: int) -> None:
+        """Set a batch size that the recipe leaves open: the largest power of two, 32 to 1024, that gives `rows`
+        training rows at least 10 steps an epoch."""
+        if self.batch_size is None:
+            most = max(SMALLEST_BATCH, int(rows * (1 - self.holdout)) // LEAST_STEPS)
+            self.batch_size = min(RECIPES["published"]["batch_size"], 2 ** (most.bit_length() - 1))
 
     @property
     def seed_numbers(self) -> range:
@@ -117,7 +132,8 @@ class TrainingSettings(Grid):
                  *(str(getattr(self, name)) for name, value in PROTOCOLS[self.protocol].items()
                    if getattr(self, name, value) != value),
                  f"holdout{self.holdout:g}" if self.holdout else None,
-                 f"epochs{self.n_epoch}" if self.n_epoch != 30 else None,
+                 self.recipe if self.recipe != "published" else None,
+                 f"epochs{self.n_epoch}" if self.n_epoch != RECIPES[self.recipe]["n_epoch"] else None,
                  f"bank{self.bank_seed}" if self.bank_seed is not None else None, "tf32" if self.tf32 else None]
         return self.save_root / f"IP_{bank}" / slug(self.model_name) / slug("_".join(filter(None, parts)))
 

@@ -157,7 +157,7 @@ class FineTuning:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Top-1 and mean cross-entropy of both heads on the validation images, with the bank as it is now."""
+        """Top-1 and mean cross-entropy of both heads on the images of `val`, with the bank as it is now."""
         bank_MD, means = self.bank(), _Means()
         for rows, pixels in self.val.batches(self.val.rows, EVAL_BATCH):
             means.add(*self._losses(self._input(pixels), self.val.labels_N[rows], bank_MD, False))
@@ -205,6 +205,18 @@ def chosen_images(images: ImageSet, count: int, seed: int) -> ImageSet:
     if not 0 < count < len(images):
         return images
     return images.only(sorted(balanced_choice(images.labels, count, seed, "fine-tuning pictures")))
+
+
+def held_out(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
+    """(the rest, a `share` of the images, balanced over classes and seeded), each in its own order. Raises `UserError`
+    where either is empty."""
+    count = round(share * len(images))
+    if not 0 < count < len(images):
+        raise UserError(f"--holdout {share:g} leaves {count} of {len(images)} training images to evaluate on and "
+                        f"{len(images) - count} to train on; choose another")
+    held = set(balanced_choice(images.labels, count, seed, "fine-tuning holdout"))
+    rows = range(len(images))
+    return images.only([row for row in rows if row not in held]), images.only(sorted(held))
 
 
 def chosen_elements(elements: ImageSet, settings: dict[str, Any], count: int,

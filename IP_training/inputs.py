@@ -58,8 +58,8 @@ class Inputs:
 
 
 def load_inputs(settings: TrainingSettings, with_elements: bool = True) -> Inputs:
-    """Load and check; every `UserError` comes before training starts. Fills --model_name and --dataset. A dry run ends
-    here, with success, where its inputs are not there yet."""
+    """Load and check; every `UserError` comes before training starts. Fills --model_name, --dataset and a --batch_size
+    that the recipe leaves open. A dry run ends here, with success, where its inputs are not there yet."""
     try:
         return _load(settings, with_elements)
     except UserError as error:
@@ -96,6 +96,7 @@ def _load(settings: TrainingSettings, with_elements: bool) -> Inputs:
     check_features("train", train, train_file)
     check_features("val", val, val_file)
     elements = _elements(settings, train) if with_elements else None
+    settings.fit_batches(len(train))
     return Inputs(train, val, elements, readable_class_names(settings.dataset, train.class_names),
                   settings.feature_memory)
 

@@ -30,6 +30,7 @@ from iis.runtime import (
     available_bytes,
     choose_device,
     claim_folder,
+    float32_products,
     keep_freed_memory,
     progress,
     read_json,
@@ -80,7 +81,7 @@ def train_groups(settings: TrainingSettings, kind: str, inputs: Inputs, prepare:
     most_concepts = num_concepts or most_concepts
     at_once, jobs = seeds_at_once(settings, inputs, most_concepts, cell_bytes, device)
     run = Run(settings, inputs, identity, folder, prepare, device, jobs, cell_bytes, most_concepts)
-    with claimed(folder, identity, LEDGER), tf32_products(settings.tf32):
+    with claimed(folder, identity, LEDGER), float32_products(settings.tf32):
         write_settings(settings, folder / "settings.yaml")
         seeds = [seed_of_run(settings, number, len(inputs.train)) for number in settings.seed_numbers]
         for start in range(0, len(seeds), at_once):
@@ -313,7 +314,8 @@ def identity_of(settings: TrainingSettings, kind: str, num_concepts: int | None,
             "n_val": len(inputs.val), "chance": inputs.chance, "epochs": settings.n_epoch,
             "batch_size": settings.batch_size, "holdout": settings.holdout,
             **({} if settings.bank_seed is None else {"bank_seed": settings.bank_seed}),
-            **({"tf32": True} if settings.tf32 else {})}
+            **({"tf32": True} if settings.tf32 else {}),
+            **({"recipe": settings.recipe} if settings.recipe != "published" else {})}
 
 
 def row_of(head: Trained, bank: Bank | None, sparsifier: str, seconds: float) -> dict[str, Any]:
@@ -386,17 +388,6 @@ def claimed(folder: Path, identity: dict[str, Any], results: str) -> Iterator[No
         if new and not (folder / results).exists():
             manifest.unlink()
         raise
-
-
-@contextmanager
-def tf32_products(on: bool) -> Iterator[None]:
-    """Let CUDA's matrix products use TF32, and put the setting back afterwards."""
-    matmul = torch.backends.cuda.matmul
-    before, matmul.allow_tf32 = matmul.allow_tf32, matmul.allow_tf32 or on
-    try:
-        yield
-    finally:
-        matmul.allow_tf32 = before
 
 
 def print_training_plan(settings: TrainingSettings, kind: str, inputs: Inputs, num_concepts: int | None,

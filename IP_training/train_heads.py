@@ -30,6 +30,7 @@ class Recipe:
     epochs: int = 30
     batch_size: int = 1024  # the last partial batch is kept
     decay: float = 0.99  # of the learning rate, per epoch
+    milestones: tuple[int, ...] = ()  # epochs after which `Trained.correct_after` is kept
 
 
 @dataclass
@@ -108,7 +109,8 @@ def gather(x: torch.Tensor, rows: torch.Tensor, on_device: torch.Tensor) -> torc
 
 @dataclass
 class Trained:
-    """What one head achieved. Curves are per epoch; `correct` (V,) and `state` belong to the best epoch."""
+    """What one head achieved. Curves are per epoch; `correct` (V,) and `state` belong to the best epoch.
+    `correct_after` holds, per milestone, the `correct` of a run of so many epochs: it is the beginning of this one."""
 
     cell: Cell
     loss: list[float] = field(default_factory=list)
@@ -117,6 +119,7 @@ class Trained:
     top5: list[float] = field(default_factory=list)
     best_epoch: int = -1  # from 0; the earliest of equals
     correct: torch.Tensor | None = None
+    correct_after: dict[int, torch.Tensor] = field(default_factory=dict)
     state: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def add_epoch(self, loss: float, top1: float, top5: float, select_top1: float) -> bool:
@@ -156,6 +159,8 @@ def fit_grid(groups: Sequence[HeadGroup], y_N: torch.Tensor, y_V: torch.Tensor, 
             for g, head in enumerate(heads):
                 if head.add_epoch(*measured[g]):
                     head.correct, head.state = correct[g].cpu(), group.heads.state_of(g)
+                if epoch + 1 in recipe.milestones:
+                    head.correct_after[epoch + 1] = head.correct
         advance(1)
         if resume_file and epoch + 1 < recipe.epochs and time.monotonic() - saved > SAVE_EVERY_S:
             _save(resume_file, epoch + 1, groups, optimizer, trained)

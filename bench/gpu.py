@@ -34,11 +34,10 @@ from iis.backbones import load_backbone
 from iis.cli import count, part, positive, run_script, setting, words
 from iis.embedding_file import Embeddings
 from iis.grid import LEARNING_RATES, RATIOS, Cell
-from iis.runtime import write_text
+from iis.runtime import float32_products, write_text
 from IP_training.banks import Seed
 from IP_training.end2end import learned_heads
 from IP_training.inputs import Inputs
-from IP_training.run import tf32_products
 from IP_training.train_heads import Recipe, fit_grid
 
 # Must, aim: seconds of 30 epochs; of embeddings the share of the forward-only rate.
@@ -73,7 +72,7 @@ class Settings(BenchSettings):
     distinct: int = setting(512, "of these painted; the others repeat them", type=positive)
     embedding_batch: int = setting(256, "images at a time", type=positive)
     workers: int = setting(16, "processes that read images", type=count)
-    precision: Literal["fp32", "bf16"] = setting("bf16", "of embeddings")
+    precision: Literal["fp32", "tf32", "bf16"] = setting("bf16", "of embeddings")
     uncompiled: bool = setting(False, "embeddings without torch.compile, on both sides")
 
 
@@ -89,7 +88,7 @@ def main(settings: Settings) -> Path:
         if not name.startswith("embeddings"):
             data = data or Data.made_up(settings.num_train, settings.num_val, settings.width, settings.num_classes,
                                         settings.num_concepts, device, torch.float16)
-            with tf32_products(name.endswith("tf32")):
+            with float32_products(name.endswith("tf32")):
                 results[name] = measure(data)
                 if settings.profile and name.startswith("heads"):
                     profiles.append(f"{name}\n{profiled(settings, data, device)}")

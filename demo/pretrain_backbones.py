@@ -1,11 +1,13 @@
-"""Pre-train the three small backbones on `shapes`, in about a minute on two CPU cores.
+"""Pre-train the three small backbones on `shapes`, in about a minute on two CPU cores, or several nets of each.
 
     python demo/pretrain_backbones.py           # after demo/paint_shapes.py; 85 s of one core in all, two at a time
     python demo/pretrain_backbones.py --tiny_clip    # and demo/train_tiny_clip.py beside them
+    python demo/pretrain_backbones.py --nets 5       # seeds 0 to 4 of each: replicates, for what one net cannot say
 
-Val top-1 with seed 0: 65 % (small), 82 % (medium), 95 % (large). Checkpoints are plain state dicts: NAME_epochE.pth
-along the way, and the last also as NAME.pth. NAME.json holds the val top-1 of each, the seconds and the settings. A
-finished backbone is kept. Turning and mirroring keep every class rule, so they augment.
+NAME is shapes_large for seed 0 and shapes_large_seed1 for seed 1. Another processor rounds differently, so one seed
+gives another net there. Checkpoints are plain state dicts: NAME_epochE.pth along the way, and the last also as
+NAME.pth. NAME.json holds the val top-1 of each, the seconds and the settings. A finished backbone is kept. Turning and
+mirroring keep every class rule, so they augment.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from iis.cli import positive, run_script, setting
 from iis.datasets import folder_images
 from iis.preprocessing import normalise, preprocessing
 from iis.processes import Advance, in_processes, jobs_that_fit
-from iis.runtime import ROOT, UserError, choose_device, read_json, seed_of, write_json, write_whole
+from iis.runtime import ROOT, UserError, choose_device, float32_products, read_json, seed_of, write_json, write_whole
 
 EPOCHS = {"shapes_small": 12, "shapes_medium": 14, "shapes_large": 14}
 # These are taught every attribute beside the class, through heads that are thrown away: a class needs only warm or
@@ -55,6 +57,7 @@ class Settings(ShapesSettings):
     """Backbones"""
 
     models: tuple[str, ...] = setting(tuple(EPOCHS), "which of the backbones")
+    nets: int = setting(1, "nets of each, from seed --seed on", type=positive)
     epochs: int | None = setting(None, f"passes over the images (default: {EPOCHS})", type=positive)
     tiny_clip: bool = setting(False, "train the tiny CLIP beside them, as demo/train_tiny_clip.py does")
 
@@ -64,8 +67,10 @@ def main(settings: Settings) -> None:
     for name in settings.models:
         if name not in EPOCHS:
             raise UserError(f"--models {name} is not one of {', '.join(EPOCHS)}")
-    plans = {name: plan_of(settings, settings.epochs or EPOCHS[name], attributes=name in TAUGHT_ATTRIBUTES)
-             for name in reversed(EPOCHS) if name in settings.models}  # the slowest first
+    seeds = range(settings.seed, settings.seed + settings.nets)
+    plans = {net_name(name, seed): (name, plan_of(settings, settings.epochs or EPOCHS[name], seed=seed,
+                                                  attributes=name in TAUGHT_ATTRIBUTES))
+             for name in reversed(EPOCHS) if name in settings.models for seed in seeds}  # the slowest first
     device, tasks = choose_device(settings.device), []
     if settings.tiny_clip:  # takes longer than any backbone
         from demo import train_tiny_clip
@@ -73,17 +78,23 @@ def main(settings: Settings) -> None:
         clip = {field.name: getattr(settings, field.name) for field in fields(ShapesSettings)}
         clip = train_tiny_clip.Settings(**clip, epochs=settings.epochs or train_tiny_clip.Settings.epochs)
         tasks.append(lambda advance: train_tiny_clip.main(clip))
-    for name, plan in plans.items():
-        if before := done_before(settings.out / f"{name}.json", settings.out / f"{name}.pth", plan):
-            print(f"{name}: done before, val top-1 {100 * before['val_top1']:.1f} %")
+    for net, (name, plan) in plans.items():
+        if before := done_before(settings.out / f"{net}.json", settings.out / f"{net}.pth", plan):
+            print(f"{net}: done before, val top-1 {100 * before['val_top1']:.1f} %")
         else:
             tasks.append(partial(pretrain, name, plan, settings.root, settings.out, device))
     jobs = jobs_that_fit(len(tasks), BYTES) if device.type == "cpu" else 1
-    for _ in in_processes(tasks, jobs):
-        pass
+    with float32_products():
+        for _ in in_processes(tasks, jobs):
+            pass
 
 
-def plan_of(settings: ShapesSettings, epochs: int, **more: bool) -> dict:
+def net_name(name: str, seed: int) -> str:
+    """shapes_large for seed 0, shapes_large_seed1 for seed 1."""
+    return f"{name}_seed{seed}" if seed else name
+
+
+def plan_of(settings: ShapesSettings, epochs: int, **more: int) -> dict:
     """What decides the weights. Raises `UserError` where `shapes` is not painted."""
     if not (settings.root / "captions.json").exists():
         raise UserError(f"{settings.root} holds no finished `shapes`: run python demo/paint_shapes.py first")
@@ -112,8 +123,8 @@ def load(root: Path, split: str, device: torch.device, exact: dict) -> tuple[tor
 
 
 def pretrain(name: str, plan: dict, root: Path, out: Path, device: torch.device, advance: Advance) -> None:
-    """Train one backbone and write its checkpoints and, last, its JSON."""
-    start = time.perf_counter()
+    """Train the backbone `name` and write its checkpoints and, last, its JSON."""
+    start, title = time.perf_counter(), net_name(name, plan["seed"])
     torch.manual_seed(seed_of(plan["seed"], name))
     (images_NCHW, labels_N, names), val = (load(root, split, device, preprocessing(64, 64))
                                            for split in ("train", "val"))
@@ -139,13 +150,13 @@ def pretrain(name: str, plan: dict, root: Path, out: Path, device: torch.device,
             optimizer.step()
             schedule.step()
         if epoch in KEPT or epoch == epochs:
-            file = f"{name}_epoch{epoch}.pth"
+            file = f"{title}_epoch{epoch}.pth"
             save(net, out / file)
             top1[file] = accuracy(net, *val[:2])
-            print(f"{name}: epoch {epoch:2d} of {epochs}, val top-1 {100 * top1[file]:.1f} %, "
+            print(f"{title}: epoch {epoch:2d} of {epochs}, val top-1 {100 * top1[file]:.1f} %, "
                   f"{time.perf_counter() - start:.1f} s", flush=True)
-    save(net, out / f"{name}.pth")
-    write_json(out / f"{name}.json", {**plan, "val_top1": top1[file], "checkpoints": top1,
+    save(net, out / f"{title}.pth")
+    write_json(out / f"{title}.json", {**plan, "val_top1": top1[file], "checkpoints": top1,
                                       "seconds": round(time.perf_counter() - start, 1)})
 
 

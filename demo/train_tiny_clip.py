@@ -28,7 +28,7 @@ from extractor.clip import load_clip, register
 from iis.cli import positive, run_script, setting
 from iis.preprocessing import preprocessing
 from iis.processes import thread_limit
-from iis.runtime import choose_device, numpy_rng, read_json, seed_of, write_json
+from iis.runtime import choose_device, float32_products, numpy_rng, read_json, seed_of, write_json
 
 NAME = "tiny_clip"
 ENOUGH = 0.93  # AUROC
@@ -48,7 +48,8 @@ def main(settings: Settings) -> None:
         print(f"{NAME}: done before, mean AUROC {np.mean(list(before['words'].values())):.3f}")
         return
     start, captions = time.perf_counter(), read_json(settings.root / "captions.json")
-    with thread_limit(1):  # two wait for each other at every layer of so small a net, for minutes on busy cores
+    # One thread: two wait for each other at every layer of so small a net, for minutes on busy cores.
+    with float32_products(), thread_limit(1):
         make(settings, captions["images"])
         seconds = time.perf_counter() - start
         words = measure(settings, captions)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from iis.datasets import ImageSet, UnreadableImage
 from iis.preprocessing import to_uint8
 from iis.processes import Advance, in_processes, jobs_that_fit
-from iis.runtime import available_cores
+from iis.runtime import available_cores, float32_products
 
 CHUNK = 16  # batches; at 32 images and D = 2048 a chunk is 4 MB
 CPU_CHUNK = 64  # images: few enough to keep every core busy to the end; marking them as done takes a millisecond
@@ -144,6 +144,9 @@ def _counted(stream: Iterator[Batch], advance: Advance) -> Iterator[Batch]:
         advance(1)
 
 
-def precise(device: torch.device, precision: str) -> Any:
-    """A context for `precision`: bf16 is autocast, fp32 is what PyTorch does by itself on `device`."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+@contextmanager
+def precise(device: torch.device, precision: str) -> Iterator[None]:
+    """A context for `precision`: fp32 is full float32, tf32 what CUDA makes of it, bf16 is autocast."""
+    with float32_products(precision == "tf32"), (torch.autocast(device.type, torch.bfloat16) if precision == "bf16"
+                                                 else nullcontext()):
+        yield

@@ -39,7 +39,7 @@ from iis.layers import Node
 from iis.names import CLIP_FILES, clip_images_file, clip_label, clip_words_file
 from iis.preprocessing import INTERPOLATIONS, normalise, preprocessing, to_uint8
 from iis.processes import Advance, in_processes, jobs_that_fit
-from iis.runtime import ROOT, UserError, make_output_folder, nearest, read_json, write_whole
+from iis.runtime import ROOT, UserError, float32_products, make_output_folder, nearest, read_json, write_whole
 from iis.weights import fit, read_checkpoint, weights_hash
 
 IMAGES = Node("clip_image", "output")  # where `embed` finds the embedding of an `ImageTower`
@@ -328,7 +328,8 @@ def embed_words(clip: Clip, concepts: Sequence[str], concept_set: Path, shared: 
         few = A_TASK if clip.device.type == "cpu" else len(concepts)
         tasks = [partial(_encode, clip, concepts[start:start + few]) for start in range(0, len(concepts), few)]
         jobs = jobs_that_fit(len(tasks)) if clip.device.type == "cpu" else 1
-        found = dict(in_processes(tasks, jobs))
+        with float32_products():
+            found = dict(in_processes(tasks, jobs))
         features_Md = torch.cat([found[index] for index in range(len(tasks))])
         record = {"label": clip.label, "seconds": round(time.time() - started, 1), "torch": str(torch.__version__)}
         save_embeddings(file, Embeddings(features_Md, torch.zeros(len(concepts), dtype=torch.int64), ["concept"],

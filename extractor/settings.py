@@ -43,10 +43,17 @@ class BackboneSettings:
     world_size: int = setting(1, "taken from the launcher (torchrun)")
     dist_url: str = setting("env://", "taken from the launcher (torchrun)")
     seed: int = setting(0, "seed of random weights")
-    precision: Literal["fp32", "bf16"] = setting("fp32", "of the forward pass; features are saved as float32")
+    precision: Literal["fp32", "tf32", "bf16"] = setting("fp32", "of the forward pass; features are saved as float32")
+    tf32: bool = setting(False, "the same as --precision tf32: products and convolutions on CUDA in TF32")
     compile: bool = setting(False, "through torch.compile: a minute first, then faster on a GPU")
     published_top1: float | None = setting(None, "percent; what --check expects where the weights carry no figure")
     published_images: int | None = setting(None, "images behind that figure; on as many --check allows 0.1 point")
+
+    def __post_init__(self) -> None:
+        """Let --tf32 decide the precision."""
+        if self.tf32 and self.precision == "bf16":
+            raise UserError("--tf32 and --precision bf16 contradict each other: give one of them")
+        self.precision = "tf32" if self.tf32 else self.precision
 
 
 @dataclass(kw_only=True)

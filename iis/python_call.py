@@ -16,13 +16,13 @@ import torch
 from torch import nn
 
 from iis.embedding_file import Embeddings, as_embeddings
-from iis.grid import LEARNING_RATES, RATIOS
+from iis.grid import RATIOS
 from iis.layers import HEAD_INPUT, Node, find_head, represent, resolve
 from iis.lift import Lift, lift
 from iis.plots import arr_figure
 from iis.preprocessing import normalise, preprocessing, to_uint8
 from iis.results import cell_of
-from iis.runtime import UserError, choose_device, progress
+from iis.runtime import UserError, choose_device, float32_products, progress
 from iis.summary import summarise
 
 if TYPE_CHECKING:
@@ -74,16 +74,17 @@ class Result:
 
 def score(x_train: Array, y_train: Array | Sequence, x_val: Array, y_val: Array | Sequence,
           bank: str | MakeBank | Bank | Array = "random", num_concepts: int = 200, *, seeds: int = 3,
-          ratios: Sequence[float] = RATIOS, learning_rates: Sequence[float] = LEARNING_RATES, epochs: int = 30,
-          batch_size: int = 1024, holdout: float = 0.0, sparsifier: str = "mask", draws: int = 1000,
-          device: str | None = None, show_progress: bool = True) -> Result:
+          ratios: Sequence[float] = RATIOS, recipe: str = "published", learning_rates: Sequence[float] | None = None,
+          epochs: int | None = None, batch_size: int | None = None, holdout: float = 0.0, sparsifier: str = "mask",
+          draws: int = 1000, device: str | None = None, tf32: bool = False, show_progress: bool = True) -> Result:
     """The Inherent Interpretability Score of representations x (N, D), float16 to 64, with labels y (N,).
 
     bank: "random" (with `num_concepts`), what a function of `iis.banks` returns, or M x D concept vectors. Labels are
-    class numbers or names. draws: resamples of the bootstrap. Raises `UserError` (an Exception) for input without a
-    meaning.
+    class numbers or names. recipe: "published" or "converged"; it decides learning_rates, epochs and batch_size where
+    they are None. draws: resamples of the bootstrap. tf32: whether products on CUDA may be TF32. Raises `UserError` (an
+    Exception) for input without a meaning.
     """
-    from IP_training.config import SPARSIFIERS, TrainingSettings
+    from IP_training.config import RECIPES, SPARSIFIERS, TrainingSettings
     from IP_training.inputs import Inputs, check_features
     from IP_training.run import identity_of, recipe_of, row_of, seed_of_run, seeds_at_once, shares_of
     from IP_training.shares import train_shares
@@ -92,28 +93,36 @@ def score(x_train: Array, y_train: Array | Sequence, x_val: Array, y_val: Array 
         raise UserError(f"ratios lacks {missing}: the IIS is the area over {RATIOS}; more ratios may be added")
     if sparsifier not in SPARSIFIERS:  # anything else would be taken for "mask"
         raise UserError(f"sparsifier = {sparsifier!r}: use {', '.join(SPARSIFIERS)}")
+    if recipe not in RECIPES:
+        raise UserError(f"recipe = {recipe!r}: use {', '.join(RECIPES)}")
     for name, value in (("num_concepts", num_concepts), ("seeds", seeds), ("epochs", epochs),
                         ("batch_size", batch_size), ("draws", draws)):
+        if value is None and name in ("epochs", "batch_size"):  # the recipe's
+            continue
         if not isinstance(value, int | np.integer) or value < (2 if name == "draws" else 1):
             raise UserError(f"{name} = {value!r}: give a whole number, at least {2 if name == 'draws' else 1}")
     train, val = _labelled(x_train, y_train, x_val, y_val)
     for name, embeddings in (("train", train), ("val", val)):
         check_features(name, embeddings, f"x_{name}")
     settings = TrainingSettings(model_name="from Python", dataset="from Python", ratios=tuple(ratios), seeds=seeds,
-                                learning_rates=tuple(learning_rates), n_epoch=epochs, batch_size=batch_size,
-                                holdout=holdout, sparsifier=sparsifier)
+                                recipe=recipe, n_epoch=epochs, batch_size=batch_size, holdout=holdout,
+                                learning_rates=None if learning_rates is None else tuple(learning_rates),
+                                sparsifier=sparsifier, tf32=tf32)
+    settings.fit_batches(len(train))
     inputs, make_bank = Inputs(train, val, None, train.class_names), _bank_maker(bank, num_concepts, train.width)
     where, rows = choose_device(device, silent=True), []
     of_seeds = [seed_of_run(settings, number, len(train)) for number in settings.seed_numbers]
-    banks = [make_bank(seed) for seed in of_seeds]
+    with float32_products(tf32):
+        banks = [make_bank(seed) for seed in of_seeds]
     for made in banks:
         if made.vectors_MD.shape[1] != train.width:
             raise UserError(f"the bank has D = {made.vectors_MD.shape[1]}, and x_train D = {train.width}: make it of "
                             "elements embedded as x_train was")
     most = max(map(len, banks))
     at_once, jobs = seeds_at_once(settings, inputs, most, 0, where)
-    with progress(total=epochs * seeds * len(learning_rates) * (1 + len(settings.ratios)), desc="heads",
-                  unit="head epoch", disable=not show_progress) as bar:
+    heads = seeds * len(settings.learning_rates) * (1 + len(settings.ratios))
+    with float32_products(tf32), progress(total=settings.n_epoch * heads, desc="heads", unit="head epoch",
+                                          disable=not show_progress) as bar:
         for start in range(0, seeds, at_once):
             together = slice(start, start + at_once)
             shares = [share for seed, made in zip(of_seeds[together], banks[together], strict=True)
@@ -136,13 +145,13 @@ def score(x_train: Array, y_train: Array | Sequence, x_val: Array, y_val: Array 
 
 def embed(model: nn.Module, images: torch.Tensor | Sequence, node: str | None = None, *,
           settings: dict[str, Any] | None = None, batch_size: int = 32, device: str | None = None,
-          show_progress: bool = True) -> torch.Tensor:
+          tf32: bool = False, show_progress: bool = True) -> torch.Tensor:
     """Representations (N, D), float32 on the CPU, of N images at the input of the model's classification head.
 
     images: float (N, 3, H, W), normalised as the model expects; or PIL images, which are resized, cropped and
     normalised by `settings` (see `iis.preprocessing.preprocessing`; default: the model's own attribute `preprocessing`,
-    else ImageNet's). node: the name of an earlier layer, pooled to (N, D). The model comes back in the mode and on the
-    device it had.
+    else ImageNet's). node: the name of an earlier layer, pooled to (N, D). tf32: whether CUDA may use TF32. The model
+    comes back in the mode and on the device it had.
     """
     ready = torch.is_tensor(images)
     if not hasattr(images, "__len__") or not len(images) or batch_size < 1:
@@ -160,7 +169,7 @@ def embed(model: nn.Module, images: torch.Tensor | Sequence, node: str | None = 
         head = find_head(model)
         side = images.shape[-1] if ready else settings["crop"]
         place = Node(HEAD_INPUT, head) if node is None else resolve(model, head, node, side)
-        with torch.inference_mode():
+        with torch.inference_mode(), float32_products(tf32):
             for start in progress(range(0, len(images), batch_size), desc="embedding", unit="batch",
                                   disable=not show_progress):
                 part = images[start:start + batch_size]

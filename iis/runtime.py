@@ -11,7 +11,8 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,43 @@ def choose_device(name: str | None = None, silent: bool = False) -> torch.device
             raise UserError(f"--device {name} was asked for, but PyTorch sees {count} CUDA device(s) here; "
                             "leave --device out to run on what there is")
     return device
+
+
+@contextmanager
+def float32_products(tf32: bool = False) -> Iterator[None]:
+    """Matrix products and convolutions of float32 numbers in full float32; with `tf32`, those on CUDA in TF32 (10 bits
+    of mantissa). What was set before, afterwards.
+
+    PyTorch's own default is TF32 for convolutions alone, which moves features by 1e-3 of the largest. All that may
+    compute on CUDA runs in here. PyTorch has an older and, since 2.9, a newer interface for this: both are set, because
+    its compiler reads the older one and raises where the two disagree, and the newer one has a default of its own.
+    """
+    import torch
+
+    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    newer = [part for part in (cuda, getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None),
+                               getattr(torch.backends.mkldnn, "matmul", None)) if hasattr(part, "fp32_precision")]
+    before = [part.fp32_precision for part in newer]
+    older = _older(torch.get_float32_matmul_precision, "highest"), _older(lambda: cudnn.allow_tf32, True)
+    torch.set_float32_matmul_precision("highest")  # on CPUs too, where "medium" means bfloat16
+    cuda.allow_tf32 = cudnn.allow_tf32 = tf32
+    for part in newer[:3]:
+        part.fp32_precision = "tf32" if tf32 else "ieee"
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(older[0])
+        cudnn.allow_tf32 = older[1]
+        for part, value in zip(newer, before, strict=True):
+            part.fp32_precision = value
+
+
+def _older(read: Callable[[], Any], usual: Any) -> Any:
+    """A setting of the older interface; PyTorch's own where the user has set only the newer one, and PyTorch raises."""
+    try:
+        return read()
+    except RuntimeError:
+        return usual
 
 
 def available_cores() -> int:

@@ -221,7 +221,7 @@ def remarks_on_rows(rows: Sequence[dict[str, Any]]) -> list[str]:
              if {"epochs", "n_train", "batch_size"} <= row.keys()}
     if steps and min(steps) < FEW_STEPS:
         remarks.append(f"note: heads trained for {min(steps)} steps in all, and under about {FEW_STEPS} they have "
-                       "hardly settled; set a smaller --batch_size or a larger --n_epoch")
+                       "hardly settled; set a smaller --batch_size, a larger --n_epoch, or --recipe converged")
     silent = [row for row in selected if row["note"]]
     if silent:
         remarks.append(f"note: {_places(silent)}: {silent[0]['note']}")

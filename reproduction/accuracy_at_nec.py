@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 from iis.cli import run_script, setting
 from iis.names import slug
 from iis.processes import in_processes, jobs_that_fit
-from iis.runtime import UserError, choose_device, each, progress, read_json, write_json
+from iis.runtime import UserError, choose_device, each, float32_products, progress, read_json, write_json
 from reproduction.lib.figures import legend_below, panels, style
 from reproduction.lib.outputs import write_figure, write_table
 from reproduction.lib.points import finished, groups, marked, percent, seeds_of
@@ -97,10 +97,11 @@ def measure(run: Run, device: "torch.device") -> list[Levels]:
         memory = bytes_of_fit(sum(len(labels_N) for _, labels_N in splits), bank_MD.shape[1], concepts, classes)
         # On a GPU one after another: a forked process cannot use it.
         jobs = jobs_that_fit(len(tasks), memory, None if device.type == "cpu" else 1)
-        for index, lines in in_processes(tasks, jobs):
-            seed = list(missing)[index]
-            kept[seed] = {"depends": missing[seed][0], "levels": lines}
-            write_json(file, kept)
+        with float32_products():
+            for index, lines in in_processes(tasks, jobs):
+                seed = list(missing)[index]
+                kept[seed] = {"depends": missing[seed][0], "levels": lines}
+                write_json(file, kept)
     return [kept[str(seed)]["levels"] for seed in run.summary["seeds"]]
 
 

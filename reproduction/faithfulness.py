@@ -30,9 +30,10 @@ from iis.statistics import bootstrap_means, interval, mean_std, over_seeds, plus
 from reproduction.lib.explanation import Predictor, load_predictor, stored_seeds
 from reproduction.lib.figures import legend_below, panels
 from reproduction.lib.outputs import write_figure, write_table
-from reproduction.lib.points import finished
+from reproduction.lib.points import counted, finished
 from reproduction.lib.run_files import images_of
 from reproduction.lib.runs import Run, Source, find_runs, output_folder
+from reproduction.lib.statistics import FEWEST_SEEDS, Estimate, estimate, holm
 from reproduction.lib.tables import as_csv
 
 PANELS = 18  # of the figure
@@ -40,12 +41,16 @@ STEPS = 20  # of a curve, at most
 ORDERS = {"most": (COLOURS[1], "most important first"), "random": ("0.5", "random order"),
           "least": (COLOURS[0], "least important first")}
 CHANGED = "changed by one removal"
+COMPARED = (CHANGED, "probability, random − most")  # between a bank and Random
 CAPTION = ("Area under the probability of the predicted class (and under top-1), from none to all of the kept concepts "
            "removed: first those that speak most for the predicted class against the {reference}, first those that "
            "speak least for it, and the mean of {orders} random orders. Changed by one removal: share of the "
            "predictions that become another class without their single most important concept. Mean ± std over seeds; "
-           "in brackets the 95 % interval over seeds and validation images. The head is linear, so contributions are "
-           "exact by construction; the table tells how few concepts predictions rest on, not what the concepts mean.")
+           "in brackets the 95 % interval over seeds and validation images. Minus Random: difference to random "
+           "directions of the same model, M and s, paired by seed and image; p after Holm's correction over the "
+           "differences of a model; fewer than {fewest} seeds are too few to call banks different. The head is linear, "
+           "so contributions are exact by construction; the table tells how few concepts predictions rest on, not what "
+           "the concepts mean.")
 
 
 @dataclass(kw_only=True)
@@ -70,10 +75,12 @@ def main(settings: Settings) -> Path:
         print(f"left out: {sentence}")
     if not results:
         raise UserError(f"no run has predictors and features to remove concepts from; the first said: {failed[0]}")
+    add_against_random(results)
     reference = {"runner_up": "runner-up", "mean": "mean of the other classes"}[settings.reference]
     print(write_table(folder, "faithfulness", [result["numbers"] for result in results],
                       [result["shown"] for result in results],
-                      CAPTION.format(reference=reference, orders=settings.random_orders)))
+                      CAPTION.format(reference=reference, orders=settings.random_orders,
+                                     fewest=FEWEST_SEEDS)))
     write_text(folder / "faithfulness_curves.csv", as_csv(pd.concat([result["curves"] for result in results])))
     if len(results) > PANELS:
         print(f"faithfulness.png shows the first {PANELS} of {len(results)} runs; the tables hold all")
@@ -83,8 +90,9 @@ def main(settings: Settings) -> Path:
 
 
 def measure(run: Run, settings: Settings) -> dict[str, Any]:
-    """One run, all its seeds: a line of the table as `numbers` and as `shown`, and `curves`: a line for every order
-    and step, means over seeds and images."""
+    """One run, all its seeds: a line of the table as `numbers` and as `shown`; `curves`: a line for every order and
+    step, means over seeds and images; `seeds`; and `drawn`: of each of COMPARED, what each seed has, (R,), and has in
+    resamples of the images, (B, R)."""
     seeds = stored_seeds(run.folder)
     if not seeds:
         raise UserError(f"{run.folder} has no predictors/; run its training script again")
@@ -97,13 +105,16 @@ def measure(run: Run, settings: Settings) -> dict[str, Any]:
     named = {"model": run.model, "data set": run.dataset, "bank": run.identity["bank"]}
     kept = {"setting": run.variant or run.folder.name, "M": len(first.bank_MD), "s": first.ratio, "kept": first.kept}
     line = {**named, "elements": run.elements, **kept, "seeds": len(seeds), "pictures": len(rows)}
-    marks, areas, shown = {"marks": "; ".join(run.marks)}, {}, {}
+    marks, areas, shown, drawn = {"marks": "; ".join(run.marks)}, {}, {}, {}
     quantities = [one.quantities() for one in curves]  # of each seed, K arrays (N,)
     values_RKN = np.array([list(one.values()) for one in quantities])
     drawn_BRK = bootstrap_means(values_RKN, settings.draws)
     for k, name in enumerate(quantities[0]):
         mean, std = mean_std(values_RKN[:, k].mean(1))
-        low, high = interval(over_seeds(drawn_BRK[:, :, k]))
+        least = -1.0 if "−" in name else 0.0  # of a difference of two areas, of an area
+        low, high = (min(max(end, least), 1.0) for end in interval(over_seeds(drawn_BRK[:, :, k])))
+        if name in COMPARED:
+            drawn[name] = values_RKN[:, k].mean(1), drawn_BRK[:, :, k]
         areas |= {name: mean, f"{name}, std": std, f"{name}, low": low, f"{name}, high": high}
         within = f" [{low:.3f}, {high:.3f}]" if name == CHANGED or "−" in name else ""
         shown[name] = plus_minus(mean, std, 3) + within
@@ -115,7 +126,45 @@ def measure(run: Run, settings: Settings) -> dict[str, Any]:
                                            for one in curves], axis=0) for name in ("probability_OFN", "right_OFN"))
         points.append(pd.DataFrame({**named, **kept, "order": order, "removed": steps_F, "probability": probability_F,
                                     "top-1": right_F}))
-    return {"numbers": line | areas | marks, "shown": line | shown | marks, "curves": pd.concat(points)}
+    return {"numbers": line | areas | marks, "shown": line | shown | marks, "curves": pd.concat(points), "seeds": seeds,
+            "drawn": drawn}
+
+
+def add_against_random(results: list[dict[str, Any]]) -> None:
+    """Add columns to `numbers` and `shown`: COMPARED of each bank minus those of the Random run of the same model, data
+    set, M and s, over the seeds that both have; empty where there is none."""
+    of_random = {same_place(one): one for one in reversed(results) if one["numbers"]["bank"] == "Random"}
+    found: dict[tuple[str, str], dict[tuple[int, str], Estimate]] = {}  # per model and data set
+    for place, result in enumerate(results):
+        random = of_random.get(same_place(result), result)
+        seeds = [seed for seed in result["seeds"] if seed in random["seeds"]]
+        if random is result or not seeds:
+            continue
+        columns = [[one["seeds"].index(seed) for seed in seeds] for one in (result, random)]
+        for name in COMPARED:
+            (of_R, drawn_BR), (of_random_R, drawn_random_BR) = (
+                (of[own], drawn[:, own]) for (of, drawn), own in zip((result["drawn"][name], random["drawn"][name]),
+                                                                   columns, strict=True))
+            found.setdefault(same_place(result)[:2], {})[place, name] = estimate(of_R - of_random_R,
+                                                                                drawn_BR - drawn_random_BR)
+    corrected = {key: p for mine in found.values() for key, p in zip(
+        mine, holm([one.p for one in mine.values()]), strict=True)}
+    of_all = {key: one for mine in found.values() for key, one in mine.items()}
+    for place, result in enumerate(results):
+        for name in COMPARED:
+            one, p = of_all.get((place, name)), corrected.get((place, name))
+            title = f"{name}, minus Random"
+            result["numbers"] |= {f"{title}{end}": value for end, value in zip(
+                ("", ", low", ", high", ", p", ", seeds"), one or (None,) * 5, strict=True)} | {f"{title}, Holm p": p}
+            result["shown"][title] = "" if one is None else f"{one.text(3)}, " + (
+                f"p {p:.2g}" if one.seeds >= FEWEST_SEEDS else f"{counted(one.seeds, 'seed')}: no claim")
+        for line in (result["numbers"], result["shown"]):
+            line["marks"] = line.pop("marks")  # the last column
+
+
+def same_place(result: dict[str, Any]) -> tuple[Any, ...]:
+    """What a bank and its Random control share."""
+    return tuple(result["numbers"][key] for key in ("model", "data set", "M", "s"))
 
 
 def figure(results: list[dict[str, Any]]) -> Any:

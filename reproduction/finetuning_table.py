@@ -3,9 +3,13 @@
     python reproduction/finetuning_table.py --sweep finetuning_shapes        # after reproduction/finetuning.py
 
 finetuning: original head, predictor and IIS before and after, mean ± std over seeds; the differences to the control
-(CE of the original head alone, same seeds) with Student's interval, and two p values: paired t, and exact sign flips.
-finetuning_num_concepts, finetuning_sparsity: the same for other M and s in the objective. finetuning_curves: both
-accuracies along fine-tuning. Written as CSV, Markdown and LaTeX, PNG and PDF.
+(CE of the original head alone, same seeds) with Student's interval, and three p values: paired t, exact sign flips, and
+Holm's correction of the first for all differences of the table. The fresh predictor is compared at the s of the row.
+finetuning_ablations: the same for Eq. 8 with other M and s. finetuning_tuning: the learning rates that were tried.
+finetuning_curves: both accuracies along fine-tuning. Written as CSV, Markdown and LaTeX, PNG and PDF.
+
+Each seed of a cell is measured with its own seeds of stage 3, so the pairs are independent: without an effect 5 % of
+differences have p < 0.05. The original head of the backbone as it came is a known constant, without a seed.
 """
 
 import sys
@@ -24,10 +28,27 @@ from iis.plots import COLOURS
 from iis.runtime import UserError, make_output_folder
 from iis.statistics import mean_std, plus_minus
 from reproduction.lib.figures import band, legend_below, panels
-from reproduction.lib.finetuned import BEFORE, CONTROL, FOLDER, INDEX, MEASURES, NAMES, PERCENT, finished_cells
+from reproduction.lib.finetuned import (
+    BEFORE,
+    CONTROL,
+    EQ8,
+    FOLDER,
+    INDEX,
+    MEASURES,
+    NAMES,
+    PERCENT,
+    TUNING,
+    best_rates,
+    finished_cells,
+    nearest_ratio,
+    title_of,
+    tuned_cells,
+)
 from reproduction.lib.outputs import write_figure, write_table
 from reproduction.lib.runs import REPRODUCED
-from reproduction.lib.statistics import Difference, paired_difference
+from reproduction.lib.statistics import Difference, holm, paired_difference
+
+COMPARED = ("own_head", "predictor", "fresh_dense", "fresh_ip", "iis")  # IIS, chance-corrected, tells the same story
 
 
 @dataclass(kw_only=True)
@@ -51,61 +72,101 @@ def main(settings: Settings) -> None:
     if not len(cells) or CONTROL not in set(cells["objective"]):
         raise UserError(f"{root} holds no finished run of the control ({CONTROL}): run python "
                         "reproduction/finetuning.py again")
-    usual = cells.loc[cells["objective"] == CONTROL, ["num_concepts", "sparsity"]].iloc[0]
-    same = {name: cells[name] == usual[name] for name in usual.index}
-    main_cells = cells[(cells["objective"] == BEFORE) | (same["num_concepts"] & same["sparsity"])]
-    by_objective = {name: mine for name in NAMES if len(mine := main_cells[main_cells["objective"] == name])}
-    control = by_objective[CONTROL]
-    print(write(folder, "finetuning", "objective", {NAMES[name]: mine for name, mine in by_objective.items()}, control))
-    for name, other, letter in (("num_concepts", "sparsity", "M"), ("sparsity", "num_concepts", "s")):
-        ablated = dict(iter(cells[(cells["objective"] == "interpretability") & same[other]].groupby(name)))
-        if len(ablated) > 1:
-            print("\n" + write(folder, f"finetuning_{name}", letter, ablated, control, compared=("own_head", "iis")))
+    cells["title"] = [title_of(cell) for cell in cells.to_dict("records")]
+    control = cells[cells["objective"] == CONTROL]
+    usual = control[["num_concepts", "sparsity"]].iloc[0]
+    at_usual = (cells[usual.index] == usual).all(axis=1)
+    titles = [NAMES[BEFORE], NAMES[EQ8], f"{NAMES[EQ8]}, at the control's rate", *list(NAMES.values())[2:]]
+    groups = {title: mine for title in titles
+              if len(mine := cells[(cells["title"] == title) & (at_usual | (cells["objective"] == BEFORE))])}
+    named = [({"objective": title}, mine) for title, mine in groups.items()]
+    print(write(folder, "finetuning", named, control, COMPARED))
+    of_eq8 = cells[cells["title"] == NAMES[EQ8]]
+    ablated = [({"M": f"{size:g}", "s": f"{sparsity:g}"}, mine)
+               for (size, sparsity), mine in of_eq8.groupby(["num_concepts", "sparsity"])
+               if (size, sparsity) != tuple(usual)]
+    if ablated:  # a predictor that trained along at another M or s is not like the control's
+        print("\n" + write(folder, "finetuning_ablations", ablated, control,
+                           [measure for measure in COMPARED if measure != "predictor"]))
+    if (root / TUNING / INDEX).is_file():
+        print("\n" + write_tuning(folder, tuned_cells(root / TUNING)))
     results = control["results"].iloc[0]
     draw(folder, f"fine-tuning of {results['model']} on {results['dataset']}",
-         {name: mine for name, mine in by_objective.items() if name != BEFORE})
+         {title: mine for title, mine in groups.items() if title != NAMES[BEFORE]})
     print(f"\nwritten: {folder}/finetuning*.csv, .md, .tex, finetuning_curves.png, .pdf")
     if failed:
         raise UserError(f"left out {len(failed)} of {len(cells) + len(failed)} cells: {'; '.join(failed)}")
 
 
-def write(folder: Path, name: str, column: str, groups: Mapping[Any, pd.DataFrame], control: pd.DataFrame,
-          compared: Sequence[str] = ("own_head", "predictor", "iis")) -> str:
-    """One table: a line per group, its means and its paired differences to the control; the Markdown. compared: the
-    measures whose differences people see (predictors of another M or s are not like the control's)."""
-    lines, people = [], []
-    for label, cells in groups.items():
-        line: dict[str, Any] = {column: f"{label:g}" if isinstance(label, float) else label, "seeds": len(cells)}
-        row = dict(line)
+def write(folder: Path, name: str, groups: Sequence[tuple[dict[str, Any], pd.DataFrame]], control: pd.DataFrame,
+          compared: Sequence[str]) -> str:
+    """One table: a line per group (its names, its cells) with its means, and the paired differences to the control of
+    the measures `compared`; the Markdown."""
+    lines, found = [], {}
+    for place, (names, cells) in enumerate(groups):
+        rates = cells["learning_rate"].dropna().unique()
+        line = {**names, "learning_rate": rates[0] if len(rates) else None, "seeds": len(cells)}
+        sparsity = pd.concat([cells["sparsity"].dropna(), control["sparsity"]]).iloc[0]
+        for measure in MEASURES:
+            known = of_seeds(cells, measure, sparsity, control)
+            line[measure], line[f"{measure}_std"] = (None, None) if known.isna().any() else mean_std(known)
+            both = pd.concat([known, of_seeds(control, measure, sparsity, control)], axis=1, join="inner").dropna()
+            if measure in compared and cells["objective"].iloc[0] != CONTROL and len(both) > 1:
+                found[place, measure] = paired_difference(*both.to_numpy(float).T)
+        lines.append({**line, "marks": "; ".join(sorted(set(filter(None, cells["marks"]))))})
+    corrected = dict(zip(found, holm([one.t_p for one in found.values()]), strict=True))
+    people = []
+    for place, (names, _) in enumerate(groups):
+        line, rate = lines[place], lines[place]["learning_rate"]
+        row = {**names, "learning rate": "-" if rate is None else f"{rate:g}", "seeds": line["seeds"]}
         for measure, (title, _) in MEASURES.items():
             digits = 2 if measure in PERCENT else 4
-            known, base = (some.set_index("seed")[measure].dropna() for some in (cells, control))
-            key = {"own_head": "dense_top1", "predictor": "ip_top1"}.get(measure)
-            if key and not len(known):  # the original head of the backbone as it came is in every run's epoch 0
-                known = control.set_index("seed")["log"].map(lambda log, key=key: 100 * log[0][key])
-            # A measure that is undefined for one seed (a dense head exactly at chance) has no mean over seeds.
-            mean, std = mean_std(known) if key or len(known) == len(cells) else (None, None)
-            if cells["objective"].iloc[0] == BEFORE and len(cells) == 1:  # all seeds began with this one
-                known = pd.Series(mean, base.index)
-            both = pd.concat([known, base], axis=1, join="inner").sort_index().astype(float).dropna()
-            found = paired_difference(*both.to_numpy().T) if cells is not control and len(both) > 1 else Difference()
-            line |= {measure: mean, f"{measure}_std": std, f"{measure}_difference": found.mean,
-                     **{f"{measure}_{key}": getattr(found, key)
-                        for key in ("low", "high", "t_p", "sign_flip_p", "pairs")}}
-            row[title] = plus_minus(mean, std, digits)
-            if measure in compared:
-                t_p = "-" if found.t_p is None else f"{found.t_p:.2g}"
-                row[f"Δ {title}"] = "-" if found.mean is None else (
-                    f"{found.text(digits)}, p {t_p} / {found.sign_flip_p:.2g}")
-        marks = {"marks": "; ".join(sorted(set(filter(None, cells["marks"]))))}
-        lines.append(line | marks)
-        people.append(row | marks)
-    first = control["results"].iloc[0]
-    caption = (f"{first['model']} on {first['dataset']}, {first['n_train']} images, {first['epochs']} epochs. "
-               f"Mean ± std over seeds. Δ: against {NAMES[CONTROL]}, same seeds, 95 % Student interval; p of the "
-               "paired t test and of exact sign flips. Original head and predictor after the last epoch (nothing is "
-               "selected); fresh: stage 3 on the fine-tuned backbone.")
+            row[title] = plus_minus(line[measure], line[f"{measure}_std"], digits)
+            if measure not in compared:
+                continue
+            one, holm_p = found.get((place, measure), Difference()), corrected.get((place, measure))
+            line |= {f"{measure}_difference": one.mean, **{f"{measure}_{key}": getattr(one, key) for key in (
+                "low", "high", "t_p", "sign_flip_p", "pairs")}, f"{measure}_holm_p": holm_p}
+            shown = " / ".join("-" if p is None else f"{p:.2g}" for p in (one.t_p, one.sign_flip_p, holm_p))
+            row[f"Δ {title}"] = "-" if one.mean is None else f"{one.text(digits)}, p {shown}"
+        people.append({**row, "marks": line["marks"]})
+    first, tested = control["results"].iloc[0], sum(one.t_p is not None for one in found.values())
+    caption = (f"{first['model']} on {first['dataset']}, {first['n_train']} images, {first['epochs']} epochs. Mean ± "
+               f"std over seeds. Δ: against {NAMES[CONTROL]}, same seeds, on the same {first['n_val']} validation "
+               "images; 95 % Student interval over seeds; p of the paired t test / of exact sign flips / of the t test "
+               f"after Holm's correction for the {tested} differences of this table. Original head and predictor "
+               "after the last epoch (nothing is selected); fresh: stage 3 on the fine-tuned backbone, IP at the row's "
+               f"s ({control['sparsity'].iloc[0]:g} where it has none), for the control too.")
     return write_table(folder, name, lines, people, caption)
+
+
+def of_seeds(cells: pd.DataFrame, measure: str, sparsity: float, control: pd.DataFrame) -> pd.Series:
+    """A measure of MEASURES by seed, NaN where undefined; of the fresh predictor at the ratio nearest to `sparsity`."""
+    by_seed = cells.set_index("seed").sort_index()
+    if measure == "fresh_ip":
+        return by_seed["curve"].map(lambda curve: curve[nearest_ratio(curve, sparsity)])
+    known, key = by_seed[measure].astype(float), {"own_head": "dense_top1", "predictor": "ip_top1"}.get(measure)
+    if key and known.isna().all():  # both heads of the backbone as it came are in every run's epoch 0
+        known = control.set_index("seed")["log"].map(lambda log: 100 * log[0][key])
+    return known
+
+
+def write_tuning(folder: Path, cells: pd.DataFrame) -> str:
+    """The learning rates that were tried, a line for each of every objective; the Markdown."""
+    best, lines, people = best_rates(cells), [], []
+    for (objective, rate), mine in cells.groupby(["objective", "learning_rate"], sort=False):
+        line = {"objective": NAMES[objective], "learning_rate": rate, "seeds": len(mine)}
+        row = {"objective": NAMES[objective], "learning rate": f"{rate:g}", "seeds": len(mine)}
+        for measure in ("own_head", "predictor"):
+            line[measure], line[f"{measure}_std"] = mean_std(mine[measure])
+            row[MEASURES[measure][0]] = plus_minus(line[measure], line[f"{measure}_std"], 2)
+        lines.append({**line, "taken": best[objective] == rate})
+        people.append({**row, "taken": "yes" if best[objective] == rate else ""})
+    caption = (f"Top-1 after the last epoch on {cells['held_out'].iloc[0]} training images that were held out, mean ± "
+               "std over seeds; the original head as it came had "
+               f"{plus_minus(*mean_std(cells.drop_duplicates('seed')['before']), 2)} on them. For every objective the "
+               "rate with the best original head is taken; validation images have no say in it.")
+    return write_table(folder, "finetuning_tuning", lines, people, caption)
 
 
 def draw(folder: Path, title: str, groups: Mapping[str, pd.DataFrame]) -> None:
@@ -115,7 +176,7 @@ def draw(folder: Path, title: str, groups: Mapping[str, pd.DataFrame]) -> None:
                                  strict=True):
         for (objective, cells), colour in zip(groups.items(), COLOURS, strict=False):
             curves_RT = 100 * np.array([[entry[key] for entry in log] for log in cells["log"]])
-            band(axis, range(curves_RT.shape[1]), curves_RT, NAMES[objective], color=colour, marker="o")
+            band(axis, range(curves_RT.shape[1]), curves_RT, objective, color=colour, marker="o")
         axis.set(xlabel="epoch of fine-tuning (0: as it came)", ylabel="validation top-1, %", title=name)
         axis.locator_params(axis="x", integer=True)
     legend_below(figure, axes)

@@ -3,8 +3,9 @@
     python reproduction/iis_against_accuracy.py --sweep shapes
     python reproduction/iis_against_accuracy.py --model_root IP_training/IP_Prototype --save_dir results/fig3
 
-Writes iis_points (every model), iis_correlations (a line per bank and data set) as .csv, .md and .tex, and a scatter
-plot per data set with a panel per bank as .png and .pdf.
+Writes iis_points (every model), iis_correlations (a line per bank and data set) and, where several families have
+several models, iis_families (spread between the nets of each) as .csv, .md and .tex; and a scatter plot per data set
+with a panel per bank as .png and .pdf.
 """
 
 import sys
@@ -14,13 +15,31 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
+
 from iis.cli import run_script
+from iis.equations import area
+from iis.grid import DENSE
 from iis.names import slug
+from iis.results import LEDGER, read_ledger, select, unpack_correct
+from iis.statistics import mean_std, plus_minus
 from reproduction.lib.figures import draw_marks, legend_below, panels, style
 from reproduction.lib.outputs import write_figure, write_table
-from reproduction.lib.points import by_dataset, counted, models_of, nets_of, plain, point, scores, seeds_of
+from reproduction.lib.points import (
+    by_dataset,
+    counted,
+    families_of,
+    models_of,
+    nets_of,
+    percent,
+    plain,
+    point,
+    replicate,
+    scores,
+    seeds_of,
+)
 from reproduction.lib.runs import Run, Source, find_runs, output_folder
-from reproduction.lib.statistics import associate, division_null
+from reproduction.lib.statistics import Slope, associate, retention_slope, rho_within
 
 MEASURES = {"iis": "ρ(IIS, acc)", "area": "ρ(∫acc ds, acc)", "corrected": "ρ(chance-corrected IIS, acc)"}
 ALL, FINISHED = "with checkpoints", "finished"
@@ -34,11 +53,19 @@ CAPTION = (
     "At most {} ({}) in a line, without those close to chance. Spearman ρ with its 95 % bootstrap interval over models "
     "(five or more only; a perfect order has one without width, which is no certainty) and the two-sided p of permuted "
     "models; Kendall τ with its p. These models are few and were not drawn at random: p and interval hold for them "
-    "alone, and three cannot give a permutation p below 0.33, four none below 0.083. IIS divides by the accuracy it is "
-    "compared with: from division alone, when the curves acc(s) are divided by dense accuracies permuted over models, "
-    "comes the ρ of the last column but one with its 95 % range; a ρ(IIS, acc) inside it needs no other explanation.")
+    "alone, and three cannot give a permutation p below 0.33, four none below 0.083. Slope: b of log ∫acc ds on log "
+    "dense with Student's 95 % interval and the p of b = 1, which is an IIS unrelated to accuracy (below 1, the IIS "
+    "falls as accuracy rises); log dense of one half of the images serves as the instrument of the other half, so that "
+    "chance in the divisor makes no slope. No slope of fewer than five models, of checkpoints, or where chance is more "
+    "than half of the variance of log dense.")
 ALONG = (" Checkpoints of one net are not independent models: p and interval of the lines with checkpoints are too "
          "small.")
+WITHIN = (" Within families: each family's mean is taken off, the IIS is of one half of the images and dense accuracy "
+          "of the other; interval of models resampled, p of models permuted, within families. Models of a family are "
+          "alike, so p and the slope over all models, which take them for independent, are surer than the few families "
+          "allow: what differs between families may be anything, not only accuracy.")
+OF_FAMILIES = ("{}, ± is the standard deviation between the models of a family, [lowest, highest]; within a model: "
+               "root mean square of the standard deviations over {}.")
 
 
 def main(settings: Settings) -> None:
@@ -55,7 +82,13 @@ def main(settings: Settings) -> None:
     most = (counted(max(line[name] for line in lines), what)
             for name, what in (("models", "model"), ("nets", "independent net")))
     print(write_table(folder, "iis_correlations", lines, [for_people(line) for line in lines],
-                      CAPTION.format(*most) + ALONG * any(line["which"] == ALL for line in lines)))
+                      CAPTION.format(*most) + ALONG * any(line["which"] == ALL for line in lines)
+                      + WITHIN * any("within_rho" in line for line in lines)))
+    of_families = [line for dataset, by_title in found.items() for bank, mine in by_title.items()
+                   for line in family_lines(dataset, bank, mine)]
+    if of_families:
+        print(write_table(folder, "iis_families", of_families, [family_for_people(line) for line in of_families],
+                          OF_FAMILIES.format(models_of(runs), seeds_of(runs))))
     for dataset, by_title in found.items():
         write_figure(folder, f"iis_against_accuracy_{slug(dataset)}", scatter(by_title, dataset))
     print(f"written: {folder}/iis_points.*, iis_correlations.* and iis_against_accuracy_DATASET.png, .pdf")
@@ -73,16 +106,61 @@ def correlations(dataset: str, bank: str, runs: Sequence[Run]) -> list[dict[str,
     lines = []
     for name, mine in ((FINISHED, finished), (ALL, distinct))[:1 + (len(distinct) > len(finished))]:
         usable = [run for run in mine if run.meaningful]
-        dense = [run.dense for run in usable]
+        dense, families = [run.dense for run in usable], families_of(usable)
+        labels = [run.family for run in usable] if families and name == FINISHED else None
         line = {"dataset": dataset, "bank": bank, "which": name, "models": len(usable), "nets": nets_of(usable),
                 "near_chance": len(mine) - len(usable)}
         for measure in MEASURES:
-            one = associate([getattr(run, measure) for run in usable], dense)
+            one = associate([getattr(run, measure) for run in usable], dense, families=labels)
             line |= {f"{measure}_{key}": value for key, value in one.items()}
-        null = division_null([run.area for run in usable], dense)
-        lines.append(line | dict(zip(("division_mean", "division_low", "division_high"), null, strict=True)) | {
+        images = [per_image(run) for run in usable] if name == FINISHED else []
+        area_nN, dense_nN = (np.array(values) for values in zip(*images, strict=True)) if images else ([], [])
+        slopes = {"slope": retention_slope(area_nN, dense_nN) if images else Slope()}
+        if labels:
+            slopes["within_slope"] = retention_slope(area_nN, dense_nN, labels)
+            line |= {f"within_{key}": value for key, value in rho_within(area_nN, dense_nN, labels).items()}
+        for measure, slope in slopes.items():
+            line |= {measure if key == "slope" else f"{measure}_{key}": value for key, value in slope._asdict().items()}
+        lines.append(line | {
             "marks": "; ".join(f"{run.model}: {', '.join(run.marks)}" for run in mine if run.marks)})
     return lines
+
+
+def per_image(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """What each validation image adds to ∫ acc(s) ds and to dense accuracy, (N,) each, means over seeds: their means
+    over images are `run.area` and `run.dense`."""
+    chosen, count = select(read_ledger(run.folder / LEDGER)), run.summary["n_val"]
+
+    def correct(ratio: float) -> np.ndarray:
+        return np.mean([unpack_correct(chosen[seed, ratio]["hits"], count) for seed in run.summary["seeds"]], axis=0)
+
+    ratios = run.summary["ratios"]
+    return area(ratios, np.stack([correct(ratio) for ratio in ratios], axis=-1)), correct(DENSE)
+
+
+def family_lines(dataset: str, bank: str, runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """A line per family of `families_of` the finished models that are not close to chance: spread between its models
+    beside that over seeds within a model."""
+    lines = []
+    for family, mine in families_of([run for run in runs if run.epoch is None and run.meaningful]).items():
+        line = {"dataset": dataset, "bank": bank, "family": family, "models": len(mine)}
+        for measure in ("dense", "iis", "corrected"):
+            values = [getattr(run, measure) for run in mine]
+            line |= dict(zip((f"{measure}_{name}" for name in ("mean", "std", "low", "high")),
+                             (*mean_std(values), min(values), max(values)), strict=True))
+        within = [run.summary["iis"]["std"] for run in mine]
+        lines.append(line | {"iis_seed_std": None if None in within else float(np.mean(np.square(within)) ** 0.5)})
+    return lines
+
+
+def family_for_people(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of iis_families as people read it."""
+    dense_low, dense_high = (percent(line[f"dense_{name}"]) for name in ("low", "high"))
+    return {"data set": line["dataset"], "bank": line["bank"], "family": line["family"], "models": line["models"],
+            "dense top-1, %": f"{percent(line['dense_mean'], line['dense_std'])} [{dense_low}, {dense_high}]",
+            "IIS": f"{plus_minus(line['iis_mean'], line['iis_std'])} [{line['iis_low']:.4f}, {line['iis_high']:.4f}]",
+            "within a model": "" if line["iis_seed_std"] is None else f"± {line['iis_seed_std']:.4f}",
+            "chance-corrected IIS": plus_minus(line["corrected_mean"], line["corrected_std"])}
 
 
 def for_people(line: dict[str, Any]) -> dict[str, Any]:
@@ -95,10 +173,21 @@ def for_people(line: dict[str, Any]) -> dict[str, Any]:
         within = "" if low is None else f" [{signed(low)}, {signed(high)}]"
         return f"{signed(rho)}{within}, p = {null_p:.2g}; τ = {signed(tau)}, p = {tau_p:.2g}"
 
-    mean, low, high = (line[f"division_{name}"] for name in ("mean", "low", "high"))
+    def slope(measure: str) -> str:
+        low, high, p = (line[f"{measure}_{name}"] for name in ("low", "high", "p"))
+        if line[measure] is not None:
+            return f"{signed(line[measure])} [{signed(low)}, {signed(high)}], p = {p:.2g}"
+        return ("none: checkpoints" if line["which"] == ALL else "none: too few models"
+                if line[f"{measure}_reliable"] is None else "none: dense accuracies differ by chance")
+
+    within = {}
+    if line.get("within_rho") is not None:
+        rho, low, high, p = (line[f"within_{name}"] for name in ("rho", "low", "high", "p"))
+        within = {"within families": f"ρ = {signed(rho)} [{signed(low)}, {signed(high)}], p = {p:.2g}; slope "
+                                     + slope("within_slope")}
     return {"data set": line["dataset"], "bank": line["bank"], "models": f"{line['models']} {line['which']}",
             **{title: text(measure) for measure, title in MEASURES.items()},
-            "from division alone": "-" if low is None else f"{signed(mean)} [{signed(low)}, {signed(high)}]",
+            "slope (1: unrelated)": slope("slope"), **within,
             "marks": line["marks"]}
 
 
@@ -108,23 +197,26 @@ def signed(value: float) -> str:
 
 
 def scatter(found: dict[str, Sequence[Run]], title: str = "") -> Any:
-    """A figure with a panel per {title: runs}: IIS against dense top-1, families joined, mean ± std over seeds; hollow
-    are checkpoints, marks are those of the runs."""
+    """A figure with a panel per {title: runs}: IIS against dense top-1, families joined, and models named, unless
+    they are one net trained again; mean ± std over seeds; hollow are checkpoints, marks are those of the runs."""
     figure, axes = panels(len(found), f"{title}: IIS against dense accuracy".removeprefix(": "))
     families = sorted({run.family for runs in found.values() for run in runs})
+    again = {run.family for runs in found.values() for run in runs if replicate(run)}
     for one, (name, runs) in zip(axes, found.items(), strict=True):
         runs = sorted(runs, key=lambda run: (run.epoch or 0, run.dense))
         for place, family in enumerate(families):
             mine = [run for run in runs if run.family == family]
-            _draw(one, [run for run in mine if run.epoch is None], style(place), family)
+            loose = {"linestyle": "none"} if family in again else {}
+            _draw(one, [run for run in mine if run.epoch is None], style(place) | loose, family)
             _draw(one, [run for run in mine if run.epoch is not None], style(place) | HOLLOW,
                   f"{family} along pre-training")
         draw_marks(one, runs, lambda run: (100 * run.dense, run.iis))
         used = [run for run in runs if run.meaningful and run.epoch is None]
-        for run in (run for run in runs if run.epoch is None):
+        for run in (run for run in runs if run.epoch is None and run.family not in again):
             short = run.model.removeprefix(run.family).lstrip("_-:") or run.model  # 50 of resnet50
             one.annotate(short, (100 * run.dense, run.iis), xytext=(5, 4), textcoords="offset points", fontsize=7)
-        rho = associate([run.iis for run in used], [run.dense for run in used])["rho"]
+        # Over families of several models one ρ would call what differs between families an effect of accuracy.
+        rho = None if families_of(used) else associate([run.iis for run in used], [run.dense for run in used])["rho"]
         one.set_title(f"{name}\n{counted(len(used), 'finished model')}"
                       + ("" if rho is None else f", ρ = {signed(rho)}"), fontsize=9)
         one.margins(x=0.25, y=0.12)

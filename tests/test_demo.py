@@ -112,8 +112,19 @@ def test_pretraining_keeps_checkpoints_and_is_done_once(painted, capfd):
     colours_N = pretrain_backbones.attribute_targets(painted / "shapes", names)[:, 2].tolist()
     assert [ATTRIBUTES["colour"][place] for place in colours_N] == [captions[name]["concepts"][2] for name in names]
     assert pretrain("one").count("done before") == 2
-    with pytest.raises(UserError, match="trained with seed = 0, and this run has seed = 1"):
-        pretrain("one", "--seed", 1)
+    with pytest.raises(UserError, match="trained with epochs = 3, and this run has epochs = 4"):
+        pretrain("one", "--epochs", 4)
+
+
+def test_further_nets_of_a_backbone_have_their_seed_in_their_name(painted, capfd):
+    pretrain = partial(run, pretrain_backbones, "--root", painted / "shapes", "--models", "shapes_small", "--device",
+                       "cpu", "--epochs", 1, "--out", painted / "nets")
+    pretrain(), pretrain("--nets", 3)
+    assert capfd.readouterr().out.count("done before") == 1  # seed 0
+    names = ["shapes_small", "shapes_small_seed1", "shapes_small_seed2"]
+    assert [json.loads((painted / f"nets/{name}.json").read_text())["seed"] for name in names] == [0, 1, 2]
+    first, second, third = (torch.load(painted / f"nets/{name}.pth", weights_only=True)["fc.weight"] for name in names)
+    assert not torch.equal(first, second) and not torch.equal(second, third)
 
 
 def test_words_of_captions_are_concepts_of_the_scene_without_clutter():

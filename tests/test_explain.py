@@ -10,6 +10,7 @@ import torch
 from conftest import clusters
 from made_sweep import call, trained
 from PIL import Image
+from scipy import stats
 from test_report import whole
 
 from iis.backbones import load_backbone
@@ -22,7 +23,7 @@ from IP_training import IP_Prototype_training
 from IP_training.predictor import Normaliser
 from reproduction import explain as script
 from reproduction import faithfulness
-from reproduction.faithfulness import CHANGED, ORDERS, order_curves
+from reproduction.faithfulness import CHANGED, COMPARED, ORDERS, add_against_random, order_curves
 from reproduction.lib import explained_images, runs
 from reproduction.lib.explained_images import Subject, concept_of, embed_images, spread
 from reproduction.lib.explanation import Predictor, explain, explain_class, load_predictor, strongest
@@ -323,6 +324,36 @@ def test_random_orders_are_seeded_and_even():  # after one of 4 removals: the me
             singles.append(float(after_C.softmax(0)[before_C.argmax()]))
         after_one = found.probability_OFN[list(ORDERS).index("random"), 1, n]
         assert after_one == pytest.approx(np.mean(singles), abs=5 * np.std(singles) / 20 + 1e-6)
+
+
+def measured(bank, seeds, values, model="net"):
+    """What `measure` gives of a bank: the same values for each of COMPARED, on images that hardly vary."""
+    of_R = np.array(values, float)
+    return {"numbers": {"model": model, "data set": "toy", "M": 20, "s": 0.7, "bank": bank, "marks": ""},
+            "shown": {"marks": ""}, "seeds": seeds,
+            "drawn": {name: (of_R, of_R + 1e-6 * np.random.default_rng(0).standard_normal((500, 1)))
+                      for name in COMPARED}}
+
+
+def test_banks_against_random_are_paired_by_seed_and_five_seeds_make_a_claim():
+    prototypes, random = [0.41, 0.44, 0.39, 0.46, 0.40], [0.30, 0.24, 0.31, 0.22, 0.28]
+    results = [measured("Prototype", [4, 3, 2, 1, 0], prototypes), measured("Cluster", [0, 1, 9], random[:3]),
+               measured("Random", [0, 1, 2, 3, 4], random), measured("Prototype", [0, 1], [0.1, 0.2], "alone")]
+    add_against_random(results)
+    known = stats.ttest_rel(prototypes[::-1], random)
+    line, words = results[0]["numbers"], results[0]["shown"][f"{CHANGED}, minus Random"]
+    name = f"{CHANGED}, minus Random"
+    assert line[name] == pytest.approx(np.subtract(prototypes, random).mean()) and line[f"{name}, seeds"] == 5
+    assert line[f"{name}, p"] == pytest.approx(known.pvalue, rel=1e-2)
+    assert (line[f"{name}, low"], line[f"{name}, high"]) == pytest.approx(tuple(known.confidence_interval(0.95)),
+                                                                         abs=0.003)
+    assert line[f"{name}, Holm p"] == pytest.approx(4 * known.pvalue, rel=1e-2)  # two banks, two quantities each
+    assert words.startswith("+0.150 [") and "p 0.0" in words and list(line)[-1] == "marks"
+    few = results[1]
+    assert few["numbers"][f"{name}, seeds"] == 2 and few["shown"][name].endswith("2 seeds: no claim")
+    assert few["numbers"][name] == pytest.approx(0) and few["numbers"][f"{name}, p"] == 1
+    for without in results[2:]:  # Random itself, and a model without a Random run
+        assert without["numbers"][name] is None and without["shown"][name] == ""
 
 
 def test_the_script(toy, capsys, monkeypatch):

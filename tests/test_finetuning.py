@@ -17,7 +17,7 @@ from iis.layers import HEAD_INPUT, Node
 from iis.preprocessing import normalise
 from iis.runtime import UserError, torch_rng
 from IP_training import IP_Finetuning, finetune
-from IP_training.finetune import augmented, chosen_images, losses
+from IP_training.finetune import augmented, chosen_images, held_out, losses
 from IP_training.predictor import InterpretationHeads
 
 NET = """
@@ -57,6 +57,18 @@ def flags(world, out="out", **changes):
 def run(world, out="out", **changes):
     folder = IP_Finetuning.main(parse(IP_Finetuning.Settings, flags(world, out, **changes)))
     return json.loads((folder / "epochs.json").read_text()), torch.load(folder / "backbone.pth", weights_only=True)
+
+
+@pytest.mark.parametrize("switches", [[], ["--tf32"]])
+def test_full_float32_unless_tf32_is_asked_for_and_then_it_is_recorded(world, monkeypatch, switches):
+    seen, function = set(), finetune.losses
+    monkeypatch.setattr(finetune, "losses", lambda *args: (
+        seen.add((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)), function(*args))[1])
+    before = torch.backends.cudnn.allow_tf32
+    folder = IP_Finetuning.main(parse(IP_Finetuning.Settings, [*flags(world, epochs=1), *switches]))
+    assert seen == {(bool(switches),) * 2} and torch.backends.cudnn.allow_tf32 == before
+    for name in ("manifest.json", "finetuning.json"):
+        assert json.loads((folder / name).read_text()).get("tf32", False) == bool(switches)
 
 
 def refusal(world, **changes):
@@ -220,7 +232,30 @@ def test_chosen_images_are_balanced_and_seeded(world):
     assert chosen_images(images, 0, 0) is images is chosen_images(images, 99, 0)
 
 
+def test_held_out_images_are_balanced_and_not_trained_on(world):
+    images = folder_images(world / "data/train", "toy", "train")
+    rest, held = held_out(images, 0.25, 0)
+    assert len(held) == 6 and sum(held.labels) == 3 and sorted(rest.names + held.names) == sorted(images.names)
+    assert held.names == held_out(images, 0.25, 0)[1].names != held_out(images, 0.25, 1)[1].names
+    log, _ = run(world, holdout=0.25)
+    results = json.loads((world / "out/finetuning.json").read_text())
+    assert (results["n_train"], results["n_val"], results["holdout"]) == (18, 6, 0.25)
+    backbone = configured_backbone(str(world / "net.yaml"))  # as it came: epoch 0
+    x = torch.stack([torch.from_numpy(np.asarray(held.open(row)).copy()).permute(2, 0, 1) for row in range(6)])
+    correct = backbone.module(normalise(x, backbone.preprocessing)).argmax(1) == torch.tensor(held.labels)
+    assert log[0]["dense_top1"] == pytest.approx(float(correct.float().mean()))
+    for row in range(6):  # other held-out images change what is measured, and nothing that is trained
+        place = world / "data/train" / held.names[row]
+        Image.fromarray(255 - np.asarray(held.open(row))).save(place)
+    other, state = run(world, "other", holdout=0.25)
+    before = torch.load(world / "out" / "backbone.pth", weights_only=True)
+    assert all(torch.equal(state[name], value) for name, value in before.items())
+    assert [one["train_dense_loss"] for one in other[1:]] == [one["train_dense_loss"] for one in log[1:]]
+    assert other[0]["dense_loss"] != log[0]["dense_loss"]
+
+
 @pytest.mark.parametrize(("changes", "words"), [
+    ({"holdout": 1}, "--holdout 1 must be 0 or more"), ({"holdout": 0.01}, "--holdout 0.01 leaves 0 of 24"),
     ({"sparsity": 1}, "sparsity ratio 1 is outside"), ({"learning_rate": 0}, "--learning_rate 0 must be above 0"),
     ({"objective": "iis"}, "invalid choice: 'iis'"), ({"epochs": 0}, "0 is not a whole number above 0"),
     ({"interpretability_weight": -1}, "--interpretability_weight -1 must be 0 or more"),

@@ -9,7 +9,7 @@ from made_sweep import CHANCE, call, made_ledger, made_sweep, rows_of
 from iis.grid import RATIOS
 from iis.plots import arr_figure
 from iis.results import add_rows, read_ledger
-from iis.runtime import UserError
+from iis.runtime import UserError, write_json
 from reproduction import along_pretraining, arr_curves, bank_table, controls_table, iis_against_accuracy
 from reproduction.lib.figures import panels
 from reproduction.lib.measured import lines_of_runs
@@ -206,6 +206,7 @@ def test_correlations_of_a_sweep_by_hand(tmp_path, capsys):
     assert [float(finished[f"{name}_rho"]) for name in measures] == pytest.approx([-0.5, 1, 0.5])
     assert [float(finished[f"{name}_null_p"]) for name in measures] == pytest.approx([1, 1 / 3, 1])
     assert finished["iis_low"] == "" and along["iis_low"] != ""
+    assert finished["slope"] == along["slope"] == "" and "within_rho" not in finished  # of three models, of checkpoints
     # With epochs 2 and 4 (dense 0.4, 0.55; ARR 1, 0.84), dense ranks 1 … 5 have IIS ranks 5 4 1 2 3:
     # Σd² = 16 + 4 + 4 + 4 + 4 = 32, ρ = 1 − 6 · 32 / 120.
     assert float(along["iis_rho"]) == pytest.approx(1 - 6 * 32 / 120)
@@ -213,6 +214,38 @@ def test_correlations_of_a_sweep_by_hand(tmp_path, capsys):
     assert all((tmp_path / "out" / f"iis_against_accuracy_toy.{suffix}").stat().st_size for suffix in ("png", "pdf"))
     caption = (tmp_path / "out" / "iis_correlations.md").read_text()
     assert "At most 5 models (3 independent nets)" in caption and "not independent models" in caption
+    assert caption.count("none: too few models") == 2 and caption.count("none: checkpoints") == 1
+    assert not (tmp_path / "out" / "iis_families.csv").exists()
+
+
+def test_nets_of_two_families_by_hand(tmp_path):
+    # Within either family the IIS falls with accuracy, between them it rises: ARR 0.9 0.85 0.8, and 0.98 0.96 0.94.
+    nets = {"a": [(0.50, 0.450), (0.60, 0.510), (0.70, 0.560)], "b": [(0.80, 0.784), (0.85, 0.816), (0.90, 0.846)]}
+    cells = []
+    for family, values in nets.items():
+        for seed, (dense, accuracy) in enumerate(values):
+            model = f"net_{family}" + f"_seed{seed}" * bool(seed)
+            made_ledger(tmp_path / model, model, dense, accuracy, spread=0.004)
+            cells.append({"model": model, "family": f"net_{family}", "folder": str(tmp_path / model), "variant": ""})
+    write_json(tmp_path / "sweep" / "cells.json", cells)
+    call(iis_against_accuracy, "--sweep", tmp_path / "sweep" / "cells.json", "--save_dir", tmp_path / "out")
+    first, second = rows_of(tmp_path / "out" / "iis_families.csv")
+    assert [first[name] for name in ("bank", "family", "models")] == ["Prototype", "net_a", "3"]
+    assert [float(first[f"iis_{name}"]) for name in ("mean", "std", "low", "high")] == pytest.approx(
+        [0.98 * value for value in (0.85, 0.05, 0.8, 0.9)])
+    assert [float(second[f"dense_{name}"]) for name in ("mean", "std", "low", "high")] == pytest.approx(
+        [0.85, 0.05, 0.8, 0.9])
+    # Over two seeds ± 0.004 of accuracy, std 0.004 · √2; over dense 0.5, 0.6 and 0.7.
+    assert float(first["iis_seed_std"]) == pytest.approx(
+        0.98 * 0.004 * 2**0.5 * np.mean([1 / 0.5**2, 1 / 0.6**2, 1 / 0.7**2])**0.5)
+    line, = rows_of(tmp_path / "out" / "iis_correlations.csv")
+    assert float(line["iis_rho"]) == pytest.approx(19 / 35)  # IIS ranks 3 2 1 6 5 4: Σd² = 16
+    assert float(line["within_rho"]) < -0.7 and float(line["within_slope"]) < 1 < float(line["slope"])
+    caption = (tmp_path / "out" / "iis_correlations.md").read_text()
+    assert "6 models (6 independent nets)" in caption and "within families" in caption
+    runs = plain(find_runs(Source(sweep=str(tmp_path / "sweep" / "cells.json"))))
+    axes, = iis_against_accuracy.scatter({"Prototype": runs}, "toy").axes
+    assert not axes.texts and {bar.lines[0].get_linestyle() for bar in axes.containers} == {"None"}
 
 
 def test_two_models_give_no_correlation_and_two_data_sets_a_panel_each(tmp_path):
@@ -224,7 +257,7 @@ def test_two_models_give_no_correlation_and_two_data_sets_a_panel_each(tmp_path)
     assert {file.name for file in (tmp_path / "out").glob("*.png")} == {
         "iis_against_accuracy_toy.png", "iis_against_accuracy_second.png"}
     for line in rows_of(tmp_path / "out" / "iis_correlations.csv"):
-        assert line["models"] == "2" and line["iis_rho"] == line["area_rho"] == line["division_mean"] == ""
+        assert line["models"] == "2" and line["iis_rho"] == line["area_rho"] == line["slope"] == ""
     text = (tmp_path / "out" / "iis_correlations.md").read_text()
     assert text.count("none: fewer than 3 models") == 6 and "independent models" not in text
 

@@ -9,27 +9,26 @@ from scipy import stats
 from iis.runtime import UserError
 from reproduction import predictions_table as script
 from reproduction.lib import run_files
-from reproduction.predictions_table import accuracy_difference, mcnemar_p
+from reproduction.predictions_table import accuracy_difference
 
 
 def test_accuracy_difference_by_hand_and_against_scipy():
     correct = np.array([[1, 1, 0, 0]])
-    base = np.array([[1, 0, 1, 1]])  # differences 0, 1, −1, −1: mean −1/4, variance (1/16 + 25/16 + 9/16 + 9/16) / 3
-    assert accuracy_difference(correct, base) == pytest.approx((-0.25, (44 / 16 / 3 / 4) ** 0.5))
-    # A second seed without any difference halves both.
-    both = accuracy_difference(np.vstack([correct, base]), np.vstack([base, base]))
-    assert both == pytest.approx((-0.125, (44 / 16 / 3 / 4) ** 0.5 / 2))
+    base = np.array([[1, 0, 1, 1]])  # differences 0, 1, −1, −1
+    assert accuracy_difference(correct, base).mean == -0.25
+    # One seed: images alone, the interval of a paired t test.
     rng = np.random.default_rng(0)
-    base = rng.random(300) < 0.9
-    correct = base ^ (rng.random(300) < 0.1)
-    mean, error = accuracy_difference(correct[None], base[None])
-    assert mean / error == pytest.approx(stats.ttest_rel(correct.astype(float), base.astype(float)).statistic)
-
-
-def test_mcnemar_by_hand():
-    # Of 5 discordant images 1 is won: p = 2 · (1 + 5) / 2^5.
-    correct, base = np.array([1, 0, 0, 0, 0, 1, 0], bool), np.array([0, 1, 1, 1, 1, 1, 0], bool)
-    assert mcnemar_p(correct, base) == pytest.approx(2 * 6 / 32) and mcnemar_p(base, base) == 1
+    base = rng.random(2000) < 0.9
+    correct = base ^ (rng.random(2000) < 0.05)
+    known = stats.ttest_rel(correct.astype(float), base.astype(float))
+    one = accuracy_difference(correct[None], base[None], draws=4000)
+    assert (one.low, one.high) == pytest.approx(tuple(known.confidence_interval(0.95)), abs=1e-3)
+    # Seeds that differ among each other while their images are many: Student's interval and p over seeds.
+    drawn_RN = np.array([rng.random(20_000) < accuracy for accuracy in (0.80, 0.84, 0.90)])
+    known = stats.ttest_1samp(drawn_RN.mean(1) - 1, 0)
+    three = accuracy_difference(drawn_RN, np.ones_like(drawn_RN))
+    assert (three.low, three.high) == pytest.approx(tuple(known.confidence_interval(0.95)), abs=0.004)
+    assert three.p == pytest.approx(known.pvalue, rel=0.02) and three.seeds == 3
 
 
 def table(folder, *flags):
@@ -49,9 +48,9 @@ def test_a_sweep_by_hand(tmp_path):
     # The first 465 and 455 of 1000 are right, dense 500: the mean over seeds is 0.46.
     assert (text["top1"], text["top1_std"]) == pytest.approx((0.46, 0.01 / 2**0.5))
     assert text["kept"] == 18 and text["difference"] == pytest.approx(-0.04)
-    differences = np.r_[np.full(35, -1.0), np.full(10, -0.5), np.zeros(955)]
-    assert text["difference_error"] == pytest.approx(differences.std(ddof=1) / 1000**0.5)
-    assert text["mcnemar_p_largest"] == pytest.approx(2 * 0.5**35)
+    # Of two seeds, −0.035 and −0.045, Student's interval is wide: t(0.975, 1) · 0.005 = 0.0635.
+    assert text["difference_high"] - text["difference_low"] == pytest.approx(2 * 0.0635, rel=0.1)
+    assert text["difference_p"] == pytest.approx(2 * stats.t.sf(0.04 / 0.005, 1), rel=0.1)
     assert np.isnan(text["balanced"])  # no settings.yaml leads to the labels
     assert "| 18 of 20 | 50.0 ± 0.0 | 46.0 ± 0.7 | 100.0 | -4.0 [" in shown and "| ? |  |" in shown
     assert "close to chance" in lines[3]["marks"] and shown.count("| ? | close to chance") == 1

@@ -1,25 +1,25 @@
-"""Correlations over models, paired differences and variance components: against SciPy, plain loops, and by hand."""
-
-from itertools import permutations
+"""Correlations over models and paired differences: against SciPy, plain loops, and by hand."""
 
 import numpy as np
 import pytest
 from scipy import stats
 from sklearn.metrics import balanced_accuracy_score
 
-from iis.runtime import UserError
 from reproduction.lib.run_files import balanced_accuracy
 from reproduction.lib.statistics import (
     ASSOCIATION,
     DRAWS,
     associate,
     bootstrap_rho,
-    division_null,
+    estimate,
+    halves,
+    heterogeneity_p,
     over_orders,
     paired_difference,
     rank_correlation,
+    retention_slope,
+    rho_within,
 )
-from reproduction.variance_shares import components, mean_squares, share_intervals, simulate
 
 X6, Y6 = [0.31, 0.12, 0.55, 0.55, 0.20, 0.90], [0.7, 0.1, 0.4, 0.8, 0.4, 0.9]  # with ties in both
 AFTER, BASE = [0.91, 0.93, 0.90, 0.95, 0.92], [0.90, 0.91, 0.905, 0.92, 0.90]
@@ -63,7 +63,7 @@ def test_many_models_draw_a_seeded_null_near_scipys_p():
 
 def test_too_few_or_constant_models_have_no_correlation():
     nothing = dict.fromkeys(ASSOCIATION)
-    assert associate([1, 2], [1, 2]) == nothing and division_null([1, 2], [1, 2]) == (None, None, None)
+    assert associate([1, 2], [1, 2]) == nothing
     assert associate([0.98, 0.98, 0.98], [0.7, 0.8, 0.9]) == {**nothing, "dropped": 0}
     four, five = associate([1, 2, 3, 4], [1, 2, 4, 3]), associate([1, 2, 3, 4, 5], [1, 2, 4, 3, 5])
     assert some(four, "low", "high", "dropped") == [None, None, 0] and five["low"] < five["rho"] <= five["high"]
@@ -86,14 +86,98 @@ def test_bootstrap_is_the_percentiles_of_scipys_rho_over_resamples():
     assert dropped / DRAWS == pytest.approx(0.8**5 + 0.2**5, abs=0.015)
 
 
-def test_division_alone_by_hand_and_by_a_plain_loop():
-    # Equal areas: area / dense falls wherever dense rises, whatever the order.
-    assert division_null([0.6, 0.6, 0.6, 0.6], [0.7, 0.8, 0.85, 0.9]) == pytest.approx((-1, -1, -1))
-    area, dense = [0.50, 0.61, 0.55, 0.72], [0.60, 0.70, 0.80, 0.90]
-    rhos = [stats.spearmanr([a / d for a, d in zip(area, order, strict=True)], order).statistic
-            for order in permutations(dense)]
-    assert division_null(area, dense) == pytest.approx((np.mean(rhos), *np.quantile(rhos, [0.025, 0.975])))
-    assert division_null(area, [0.8] * 4) == (None, None, None)
+# ---- the IIS and the accuracy that it divides by ----
+
+
+def made_models(rng, count, spread, together, effect=0.0, images=2000):
+    """Whether predictor (standing for ∫ acc ds) and dense head are right, (count, images) each. True dense accuracy
+    varies by a factor of about 1 ± spread, true IIS by 2 % and, times effect, with dense. together: share of images on
+    which both heads find the same difficulty; half of the difficulty is common to all models."""
+    dense_n = np.clip(0.7 * np.exp(rng.normal(0, spread, count)), 0.05, 0.98)
+    iis_n = 0.9 * np.exp(rng.normal(0, 0.02, count) + effect * np.log(dense_n / 0.7))
+
+    def difficulty():  # the mean of two uniform numbers, turned into one
+        mean_nN = (rng.random((1, images)) + rng.random((count, images))) / 2
+        return np.where(mean_nN < 0.5, 2 * mean_nN**2, 1 - 2 * (1 - mean_nN)**2)
+
+    hard_nN, other_nN = difficulty(), difficulty()
+    same_nN = rng.random((count, images)) < together
+    return (np.where(same_nN, hard_nN, other_nN) < (dense_n * iis_n)[:, None]) * 1.0, (hard_nN < dense_n[:, None]) * 1.0
+
+
+def test_an_exact_law_is_found_and_few_or_equal_models_say_nothing():
+    # All images alike: no chance. ∫acc = 0.8 · dense^1.5, exactly.
+    dense = np.repeat([[0.4], [0.5], [0.6], [0.8], [0.9]], 10, axis=1)
+    found = retention_slope(0.8 * dense**1.5, dense)
+    assert (found.slope, found.low, found.high, found.reliable) == pytest.approx((1.5, 1.5, 1.5, 1))
+    assert found.p < 1e-6
+    assert retention_slope(0.8 * dense[:4], dense[:4]) == (None,) * 5
+    equal = retention_slope(0.8 * dense, np.full_like(dense, 0.5))
+    assert equal.slope is None and not equal.reliable
+    # Families whose level differs: b = 1.5 within them alone.
+    six = np.repeat([[0.4], [0.5], [0.6], [0.7], [0.8], [0.9]], 10, axis=1)
+    level = np.array([1, 1, 1, 0.5, 0.5, 0.5])[:, None]
+    assert retention_slope(level * six**1.5, six, list("aaabbb")).slope == pytest.approx(1.5)
+    assert retention_slope(level * six**1.5, six).slope < 1
+
+
+def test_a_slope_without_chance_is_that_of_scipys_regression():
+    rng = np.random.default_rng(2)
+    dense_n = rng.uniform(0.5, 0.9, 9)
+    area_n = 0.9 * dense_n**0.8 * np.exp(rng.normal(0, 0.05, 9))
+    found, known = retention_slope(*(np.repeat(v[:, None], 8, 1) for v in (area_n, dense_n))), stats.linregress(
+        np.log(dense_n), np.log(area_n))
+    assert found.slope == pytest.approx(known.slope)
+    half = stats.t.ppf(0.975, 7) * known.stderr
+    assert (found.low, found.high) == pytest.approx((known.slope - half, known.slope + half))
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(known.slope - 1) / known.stderr, 7))
+
+
+def test_halves_are_disjoint_and_whole():
+    values = np.arange(14.0).reshape(2, 7)
+    of_Hn = halves(values)
+    assert of_Hn.shape == (20, 2) and (3 * of_Hn + 4 * of_Hn[::-1])[:10] == pytest.approx(
+        np.tile(values.sum(1), (10, 1)))
+    assert len(np.unique(of_Hn)) > 10 and np.array_equal(of_Hn, halves(values))
+
+
+def test_chance_in_the_divisor_makes_no_slope():
+    """With 15 nets that differ little, the plain slope falls far below 1 though the IIS is unrelated to accuracy."""
+    rng = np.random.default_rng(0)
+    ours, plain, rejected = [], [], []
+    for _ in range(120):
+        area, dense = made_models(rng, 15, 0.03, 0.0)
+        found = retention_slope(area, dense)
+        plain.append(stats.linregress(np.log(dense.mean(1)), np.log(area.mean(1))).slope)
+        if found.slope is not None:
+            ours.append(found.slope)
+            rejected.append(found.p < 0.05)
+    assert len(ours) > 110 and np.mean(plain) < 0.9
+    assert np.median(ours) == pytest.approx(1, abs=0.07) and np.mean(rejected) < 0.11
+    with_effect = [retention_slope(*made_models(rng, 12, 0.2, 0.8, effect=-0.3)) for _ in range(10)]
+    assert all(found.p < 0.01 for found in with_effect)
+    assert np.mean([found.slope for found in with_effect]) == pytest.approx(0.7, abs=0.05)
+
+
+def test_correlation_within_families_by_hand():
+    # Between the families the IIS falls, within them it rises.
+    dense = np.array([0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
+    iis = np.array([0.7, 0.8, 0.9, 0.2, 0.3, 0.4])
+    area, dense = (np.repeat(v[:, None], 6, 1) for v in (iis * dense, dense))
+    found = rho_within(area, dense, list("aaabbb"))
+    # Differences to the family's mean are −0.1, 0, 0.1 in both families: ranks 1.5 3.5 5.5 twice, ρ = 1. Of 3! · 3!
+    # orders within families only one gives 1, and one −1.
+    assert found["rho"] == pytest.approx(1) and found["p"] == pytest.approx(2 / 36, abs=0.01)
+    assert associate(iis, dense[:, 0])["rho"] < 0
+    assert set(rho_within(area, dense, list("aabbcc")).values()) == {None}  # two degrees of freedom
+
+
+def test_resamples_within_families_keep_the_families():
+    x = np.array([1, 2, 3, 11, 12, 13.0])
+    (low, high), dropped = bootstrap_rho(x, x**2, families=list("aaabbb"))
+    assert low == high == 1 and dropped == 0
+    (low, _), _ = bootstrap_rho(x, np.array([3, 2, 1, 13, 12, 11.0]), families=list("aaabbb"))
+    assert low >= bootstrap_rho(x, np.array([3, 2, 1, 13, 12, 11.0]))[0][0]
 
 
 def test_paired_differences_against_scipy():
@@ -114,56 +198,26 @@ def test_sign_flips_by_hand(differences, p):
     assert found.sign_flip_p == p and (found.t_p is None) == (len(set(differences)) == 1)
 
 
-# ---- variance components ----
+def test_models_that_differ_more_than_their_seeds():
+    values_KR = [[0.1, 0.2, 0.3], [0.2, 0.3, 0.5], [0.4, 0.6, 0.6]]
+    assert heterogeneity_p(values_KR) == pytest.approx(stats.f_oneway(*values_KR).pvalue)
+    assert heterogeneity_p([[0.1, 0.1], [0.1, 0.1]]) == 1 and heterogeneity_p([[0.1, 0.1], [0.2, 0.2]]) == 0
+    assert heterogeneity_p([[0.1, 0.2]]) is None and heterogeneity_p([[0.1], [0.2]]) is None
 
 
-def test_two_way_components_by_hand():
-    # Rows (banks) 1 3 | 5 9: mean 4.5. Bank means 2, 7; head means 3, 6; rest 1 - 2 - 3 + 4.5 = 0.5 up to sign.
-    # MS bank = 2 · (2.5² + 2.5²) = 25, MS head = 2 · (1.5² + 1.5²) = 9, MS rest = 4 · 0.25 = 1.
-    scores = np.array([[[1.0, 3.0], [5.0, 9.0]]])
-    assert mean_squares(scores) == pytest.approx({"bank": 25, "head": 9, "bank × head": 1})
-    found = components(scores)
-    assert found.variance == pytest.approx({"bank": 12, "head": 4, "bank × head": 1}) and found.negative == ()
-    assert found.shares == pytest.approx({"bank": 12 / 17, "head": 4 / 17, "bank × head": 1 / 17})
-    # Pure interaction: both main effects have mean square 0, so their estimates are -MS / 2: given as 0, and named.
-    found = components(np.array([[[1.0, -1.0], [-1.0, 1.0]]]))
-    assert found.negative == ("bank", "head") and found.variance == {"bank": 0, "head": 0, "bank × head": 4}
-    assert np.isnan(list(components(np.ones((2, 2, 2))).shares.values())).all()
-    with pytest.raises(UserError, match="at least 2 banks and 2 heads"):
-        components(np.zeros((1, 1, 3)))
-
-
-def test_mean_squares_are_those_of_nested_linear_models():
-    """Each mean square is the drop in the residual sum of squares when its dummies join the model (least squares)."""
-    S, B, H = 3, 4, 5
-    scores = np.random.default_rng(1).standard_normal((S, B, H))
-    s, b, h = (index.ravel() for index in np.indices((S, B, H)))
-
-    def residual(*labels):
-        columns = np.concatenate([label[:, None] == np.unique(label) for label in labels], axis=1).astype(float)
-        fit = columns @ np.linalg.lstsq(columns, scores.ravel(), rcond=None)[0]
-        return ((scores.ravel() - fit) ** 2).sum()
-
-    one, bank, both = np.zeros_like(s), s * B + b, s * H + h
-    assert mean_squares(scores) == pytest.approx({
-        "stage-1 sample": (residual(one) - residual(s)) / (S - 1),
-        "bank": (residual(s) - residual(bank)) / (S * (B - 1)),
-        "head": (residual(one) - residual(h)) / (H - 1),
-        "stage-1 sample × head": (residual(s, h) - residual(both)) / ((S - 1) * (H - 1)),
-        "bank × head": residual(bank, both) / (S * (B - 1) * (H - 1))})
-
-
-def test_components_of_simulated_scores_and_their_intervals():
-    """Unbiased: over many draws the mean of the estimates is the truth; here with all sources large."""
-    truth = {"stage-1 sample": 4.0, "bank": 3.0, "head": 2.0, "stage-1 sample × head": 1.0, "bank × head": 0.5}
+def test_estimates_over_seeds_and_images():
+    """Seeds alone: Student's interval and p. Images alone: tails of the resamples. Both: wider than either."""
     rng = np.random.default_rng(0)
-    found = [components(simulate(truth, (12, 6, 12), rng)).variance for _ in range(400)]
-    for source, value in truth.items():
-        estimates = [variance[source] for variance in found]
-        assert np.mean(estimates) == pytest.approx(value, abs=4 * np.std(estimates) / 400 ** 0.5), source
-    one = components(simulate({"bank": 3.0, "head": 1.0, "bank × head": 1.0}, (1, 40, 40), np.random.default_rng(0)))
-    wide, narrow = (share_intervals(one, (1, size, size), draws=300)["bank"] for size in (4, 40))
-    assert narrow[0] < one.shares["bank"] < narrow[1] and narrow[1] - narrow[0] < wide[1] - wide[0]
+    of_seeds, images = np.array(AFTER) - BASE, 0.01 * rng.standard_normal((2000, 1))
+    seeds_alone = estimate(of_seeds, np.tile(of_seeds, (2000, 1)))
+    known = paired_difference(AFTER, BASE)
+    assert seeds_alone.p == pytest.approx(known.t_p)
+    assert (seeds_alone.low, seeds_alone.high) == pytest.approx((known.low, known.high), abs=1e-4)
+    both, one = estimate(of_seeds, of_seeds + images), estimate(of_seeds[:1], of_seeds[:1] + images)
+    assert both.low < seeds_alone.low and both.high > seeds_alone.high and both.p > seeds_alone.p
+    assert one.p == pytest.approx(2 * stats.norm.sf(of_seeds[0] / 0.01), abs=0.03)
+    assert (both.seeds, one.seeds, one.text(3)[:6]) == (5, 1, "+0.010")
+    assert estimate(np.ones(3), np.ones((999, 3))).p == 2 / 1000 and estimate(np.zeros(2), np.zeros((99, 2))).p == 1
 
 
 def test_balanced_accuracy_against_scikit_learn():

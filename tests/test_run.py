@@ -43,7 +43,7 @@ def refused(toy, **changes):
 def test_a_run_writes_ledger_predictors_and_settings(toy, here):
     status, out, err = here(SCRIPT, *flags_of(toy, "out", seeds=2))
     assert status == 0 and f"stage 3: {2 * GRID} heads trained, {2 * GRID} in {toy}/out/results.jsonl" in out
-    assert "note: heads trained for 10 steps in all" in out and "a smaller --batch_size or a larger --n_epoch" in out
+    assert "note: heads trained for 10 steps in all" in out and "--recipe converged" in out
     assert "note: the best epoch is the last one (2) for s = 0" in out
     rows = ledger(toy / "out")
     assert len(rows) == 2 * GRID and {row["kept"] for row in rows} == {None, 20, 18, 14, 10, 6, 2, 1}

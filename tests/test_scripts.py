@@ -38,13 +38,18 @@ def test_settings_are_handed_on(echo):
     for flag in ("--dataset shapes", "--protocol release", "--seed 3", "--workers 2", "--format png"):
         assert all(flag in line for line in stage1)
     variables = {"SEEDS": "2", "NUM_CONCEPTS": "9", "RATIOS": "0,0.5", "LEARNING_RATES": "0.1,1", "HOLDOUT": "0.1",
-                 "HEAD_BATCH_SIZE": "64", "EPOCHS": "7", "OUT": "there", "RESULTS": "tables"}
+                 "HEAD_BATCH_SIZE": "64", "EPOCHS": "7", "OUT": "there", "RESULTS": "tables",
+                 "RECIPE": "converged", "TF32": "1"}
     stage3 = bash(ROOT, "ip_train.sh", MODELS="a b", **variables, **run).stdout.split("\n")
     training = [line for line in stage3 if line.startswith("IP_training/")]
     assert ["--model_name a " in training[0], "--model_name b " in training[1], len(training)] == [True, True, 2]
     for flag in ("--element_kind segments", "--seeds 2", "--num_concepts 9", "--ratios 0,0.5", "--protocol release",
-                 "--learning_rates 0.1,1", "--holdout 0.1", "--batch_size 64", "--n_epoch 7", "--save_root there"):
+                 "--learning_rates 0.1,1", "--holdout 0.1", "--batch_size 64", "--n_epoch 7", "--save_root there",
+                 "--recipe converged", "--tf32"):
         assert all(flag in line for line in training), flag
+    stage2 = bash(ROOT, "emb_extractor.sh", TF32="1", DRY_RUN="1", CONCEPT_SET="words.txt", **run).stdout.split("\n")
+    embedding = [line for line in stage2 if line.startswith("extractor/")]
+    assert len(embedding) == 3 and all("--tf32" in line for line in embedding)
     score = next(line for line in stage3 if line.startswith("iis_computing.py"))
     assert "--model_root there/IP_Prototype/a there/IP_Prototype/b --dataset shapes --save_dir tables" in score
 

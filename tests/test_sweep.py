@@ -3,17 +3,24 @@ and the fine-tuning table from its cells."""
 
 import json
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from made_sweep import call, rows_of
+from scipy import stats
 from test_finetuning import world  # noqa: F401 - a fixture
 
 from iis import processes
 from iis.runtime import UserError
 from reproduction import finetuning, finetuning_table, sweep
 from reproduction.finetuning import cells_of, read_plan
+from reproduction.finetuning_table import COMPARED
 from reproduction.lib import sweeps
+from reproduction.lib.finetuned import best_rates
 from reproduction.lib.measured import lines_of_fine_tuning
+from reproduction.lib.runs import read_run
+from reproduction.lib.statistics import holm
 from reproduction.lib.sweeps import read_sweep
 
 PLAIN = """
@@ -170,10 +177,45 @@ def test_cells_of_a_fine_tuning(tmp_path):
                                        "recipe: {num_concepts: 8}\n"
                                        "ablations: {num_concepts: [4, 8], sparsity: [0.5], seeds: 1}\n")))
     assert [cell["name"] for cell in cells] == [
-        "before_seed0", "interpretability_M8_s0.1_seed0", "dense_M8_s0.1_seed0", "interpretability_M8_s0.1_seed1",
-        "dense_M8_s0.1_seed1", "interpretability_M4_s0.1_seed0", "interpretability_M8_s0.5_seed0"]
-    cells = cells_of(read_plan(written(tmp_path, start + "objectives: [dense]\nrecipe: {num_pictures: 9}\n")))
-    assert [cell["name"] for cell in cells][:2] == ["before_seed0", "before_seed1"]  # each seed has its own images
+        "before_seed0", "before_seed1", "interpretability_M8_s0.1_seed0", "dense_M8_s0.1_seed0",
+        "interpretability_M8_s0.1_seed1", "dense_M8_s0.1_seed1", "interpretability_M4_s0.1_seed0",
+        "interpretability_M8_s0.5_seed0"]
+    assert {cell["learning_rate"] for cell in cells} == {None, 0.01}
+    plan = read_plan(written(tmp_path, start + "tuning: {learning_rate: [0.1, 0.2]}\n"))
+    rates = {cell["name"]: cell["learning_rate"] for cell in cells_of(plan, {"dense": 0.1, "interpretability": 0.2})}
+    assert rates["dense_M200_s0.1_seed1"] == rates["interpretability_M200_s0.1_rate_of_dense_seed1"] == 0.1
+    assert rates["interpretability_M200_s0.1_seed0"] == 0.2 and len(rates) == 2 * 5
+    assert len(cells_of(plan, dict.fromkeys(("dense", "interpretability"), 0.2))) == 2 * 4  # no rate but its own
+
+
+def test_the_rate_that_is_taken():
+    cells = pd.DataFrame([("dense", 0.1, 90), ("dense", 0.1, 92), ("dense", 0.03, 91), ("dense", 0.03, 91),
+                          ("interpretability", 0.1, 80), ("interpretability", 0.03, 70)],
+                         columns=["objective", "learning_rate", "own_head"])
+    assert best_rates(cells) == {"dense": 0.03, "interpretability": 0.1}  # of two equal means the smaller rate
+
+
+def test_pairs_with_measurement_seeds_of_their_own_hold_the_level():
+    """5 seeds without any effect, 20,000 times: stage 3 adds noise of the size of `noise` to that of fine-tuning, 1."""
+    rng, shares = np.random.default_rng(0), []
+    for noise in (1.0, 100.0):
+        arm_RK = rng.normal(size=(20_000, 5)) + noise * rng.normal(size=(20_000, 5))
+        each, once = (noise * rng.normal(size=(20_000, count)) for count in (5, 1))
+        shares += [float((stats.ttest_1samp(arm_RK - before, 0, axis=1).pvalue < 0.05).mean())
+                   for before in (each, once)]
+    assert shares == pytest.approx([0.05, 0.21, 0.05, 0.32], abs=0.01)  # each seed's own; one measurement for all
+
+
+@pytest.mark.parametrize("text, sentence", [
+    ("tuning: {learning_rate: 0.1}", "learning_rate should be a list"),
+    ("tuning: {seeds: 2}", "learning_rate should be a list"), ("tuning: {rate: [0.1]}", "unknown key 'rate'"),
+    ("tuning: {learning_rate: [0.1], seeds: 0}", "tuning: seeds should be a whole number above 0"),
+    ("tuning: {learning_rate: [0.1], holdout: 2}", "--holdout 2 must be"),
+    ("tuning: {learning_rate: [0.1], holdout: 0}", "would choose on validation images"),
+    ("tuning: {learning_rate: [0.1]}\nrecipe: {learning_rate: 0.1}", "leave one of them out")])
+def test_a_tuning_that_makes_no_sense(tmp_path, text, sentence):
+    with pytest.raises(UserError, match=sentence):
+        read_plan(written(tmp_path, f"model_config: net\ndataset: toy\n{text}\n"))
 
 
 @pytest.mark.parametrize("cores", [1, 2])
@@ -183,7 +225,9 @@ def test_from_yaml_to_table(world, monkeypatch, capsys, cores):  # noqa: F811
     monkeypatch.setattr("IP_training.IP_Finetuning.elements_folder", lambda *_: world / "elements")
     file = written(world, f"model_config: {world}/net.yaml\ndataset: {world}/toy.yaml\nseeds: 2\n"
                    "recipe: {epochs: 1, batch_size: 12, num_concepts: 4, workers: 0}\n"
-                   "objectives: [interpretability, dense]\nablations: {num_concepts: [2, 99], seeds: 1}\n"
+                   "tuning: {learning_rate: [0.01, 0.1], seeds: 1, holdout: 0.25}\n"
+                   "objectives: [interpretability, dense]\n"
+                   "ablations: {num_concepts: [2, 99], sparsity: [0.5], seeds: 2}\n"
                    "measure: {num_concepts: 4, seeds: 1, n_epoch: 2}\n", "finetuning_toy.yaml")
     run = lambda: call(finetuning, file, "--device", "cpu", "--save_dir", world / "runs")  # noqa: E731
     run_cell = finetuning.run_cell
@@ -194,21 +238,28 @@ def test_from_yaml_to_table(world, monkeypatch, capsys, cores):  # noqa: F811
         return run_cell(plan, cell, folder, device)
 
     monkeypatch.setattr(finetuning, "run_cell", failing)
-    with pytest.raises(UserError, match="1 of 7 cells failed(.|\n)*dense_M4_s0.1_seed0: no luck"):
+    with pytest.raises(UserError, match="1 of 12 cells failed(.|\n)*dense_M4_s0.1_seed0: no luck"):
         run()
     monkeypatch.setattr(finetuning, "run_cell", run_cell)
     run()
-    assert [entry["message"] for entry in json.loads((world / "runs" / "runs.json").read_text())] == [None] * 7
+    assert [entry["message"] for entry in json.loads((world / "runs" / "runs.json").read_text())] == [None] * 12
     monkeypatch.setattr(finetuning, "run_cell", None)  # all are finished: none is called
     run()
+    monkeypatch.setattr(finetuning, "run_cell", run_cell)
     out = world / "table"
     call(finetuning_table, "--sweep", world / "runs", "--save_dir", out)
     assert {file.name for file in out.iterdir()} >= {
-        *(f"finetuning{name}.{suffix}" for name in ("", "_num_concepts") for suffix in ("csv", "md", "tex")),
+        *(f"finetuning{name}.{suffix}" for name in ("", "_ablations", "_tuning") for suffix in ("csv", "md", "tex")),
         "finetuning_curves.png", "finetuning_curves.pdf"}
-    assert not (out / "finetuning_sparsity.csv").exists()  # one value only
     lines = {line["objective"]: line for line in rows_of(out / "finetuning.csv")}
     assert list(lines) == ["as it came", "CE + λ CE(IP), Eq. 8", "CE alone (control)"]
+    tuned = {(cell["objective"], cell["learning_rate"]): json.loads(
+        (world / "runs" / "tuning" / cell["name"] / "finetuning.json").read_text())["after"]["dense_top1"]
+        for cell in json.loads((world / "runs" / "tuning" / "runs.json").read_text())}
+    rates = {objective: 0.1 if tuned[objective, 0.1] > tuned[objective, 0.01] else 0.01
+             for objective in ("interpretability", "dense")}
+    made = {cell["name"]: cell["learning_rate"] for cell in json.loads((world / "runs" / "runs.json").read_text())}
+    assert {made[f"{objective}_M4_s0.1_seed1"] == rate for objective, rate in rates.items()} == {True}
     after = {(objective, seed): json.loads((world / "runs" / f"{objective}_M4_s0.1_seed{seed}" / "finetuning.json")
              .read_text())["after"]["dense_top1"] for objective in ("interpretability", "dense") for seed in (0, 1)}
     eq8, control = lines["CE + λ CE(IP), Eq. 8"], lines["CE alone (control)"]
@@ -216,7 +267,26 @@ def test_from_yaml_to_table(world, monkeypatch, capsys, cores):  # noqa: F811
     expected = 50 * sum(after["interpretability", seed] - after["dense", seed] for seed in (0, 1))
     assert float(eq8["own_head_difference"]) == pytest.approx(expected) and eq8["iis_pairs"] == "2"
     assert control["own_head_difference"] == ""
-    assert [line["M"] for line in rows_of(out / "finetuning_num_concepts.csv")] == ["2", "4", "99"]
+    runs = {(name, seed): read_run(world / "runs" / f"{name}_seed{seed}" / "iis", draws=2)
+            for name in ("before", "dense_M4_s0.1", "interpretability_M4_s0.5") for seed in (0, 1)}
+    assert [runs[key].summary["seeds"] for key in runs] == [[0], [1]] * 3  # each seed is measured with its own
+    mean = lambda name, measure: sum(measure(runs[name, seed]) for seed in (0, 1)) / 2  # noqa: E731
+    before, iis = lines["as it came"], lambda run: run.iis
+    assert before["seeds"] == before["iis_pairs"] == "2"
+    assert float(before["iis"]) == pytest.approx(mean("before", iis))
+    assert float(before["iis_difference"]) == pytest.approx(mean("before", iis) - mean("dense_M4_s0.1", iis))
+    at = lambda ratio: lambda run: 100 * run.summary["curves"]["best"]["accuracy"][0][  # noqa: E731
+        run.summary["ratios"].index(ratio)]
+    assert float(before["fresh_ip"]) == pytest.approx(mean("before", at(0.1)))
+    ablated = {(line["M"], line["s"]): line for line in rows_of(out / "finetuning_ablations.csv")}
+    assert list(ablated) == [("2", "0.1"), ("4", "0.5"), ("99", "0.1")]
+    assert float(ablated["4", "0.5"]["fresh_ip_difference"]) == pytest.approx(
+        mean("interpretability_M4_s0.5", at(0.5)) - mean("dense_M4_s0.1", at(0.5)))
+    number = lambda text: float(text) if text else None  # noqa: E731
+    for table, measures in ((lines, COMPARED), (ablated, [name for name in COMPARED if name != "predictor"])):
+        names = [(key, name) for key in table if key != "CE alone (control)" for name in measures]
+        found = [[number(table[key][f"{name}_{p}"]) for key, name in names] for p in ("t_p", "holm_p")]
+        assert found[1] == holm(found[0]) and any(found[0])
     collected = {(line["setting"], line["variant"], line["measure"]): line for line in lines_of_fine_tuning(world)}
     line = collected["after fine-tuning", "M = 4", "original head top-1"]
     assert line["value"] == pytest.approx(float(eq8["own_head"]), abs=1e-3) and line["seeds"] == 2
@@ -225,7 +295,12 @@ def test_from_yaml_to_table(world, monkeypatch, capsys, cores):  # noqa: F811
     assert ("before fine-tuning", "measured at M = 4", "IIS") in collected
     assert ("before fine-tuning", "", "dense top-1") in collected
     assert ("before fine-tuning", "", "original head top-1") not in collected
-    file.write_text(file.read_text().replace("epochs: 1", "epochs: 2"))
+    text = file.read_text()
+    file.write_text(text.replace("[0.01, 0.1]", "[0.5]"))  # another rate is found, and the old cells keep theirs
+    with pytest.raises(UserError, match="dense_M4_s0.1_seed1: .* made with learning_rate = 0.*, and this run has "
+                                        "learning_rate = 0.5"):
+        call(finetuning, file, "--device", "cpu", "--save_dir", world / "runs", "--only", "dense_M4_s0.1_seed1")
+    file.write_text(text.replace("epochs: 1", "epochs: 2"))
     with pytest.raises(UserError, match="holds backbones made with recipe"):
         run()
     assert torch.load(world / "runs" / "dense_M4_s0.1_seed1" / "backbone.pth", weights_only=True)

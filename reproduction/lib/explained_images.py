@@ -167,4 +167,4 @@ def embed_images(images: Sequence[Image.Image], val: Embeddings, val_file: Path,
                             f"{wanted[field]!r}); name its YAML with --config_yaml")
     with precise(place, wanted["precision"]):
         return embed(backbone.module, images, wanted["node"], settings=backbone.preprocessing, device=str(place),
-                     show_progress=False)
+                     tf32=wanted["precision"] == "tf32", show_progress=False)

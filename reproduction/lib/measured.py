@@ -126,7 +126,7 @@ def lines_of_fine_tuning(root: Path) -> list[dict[str, Any]]:
     """Every measure of every objective, mean ± std over seeds, of the fine-tunings in `root` (runs.json of
     reproduction/finetuning.py). The paper's is plain: Eq. 8, M = 200, s = 0.1, and the backbone as it came."""
     from IP_training import IP_Finetuning
-    from reproduction.lib.finetuned import BEFORE, INDEX, MEASURES, NAMES, PERCENT, finished_cells
+    from reproduction.lib.finetuned import BEFORE, EQ8, INDEX, MEASURES, NAMES, PERCENT, finished_cells, title_of
 
     usual, lines = IP_Finetuning.Settings(), []
     for index in sorted(root.glob(f"*/{INDEX}")):
@@ -136,10 +136,11 @@ def lines_of_fine_tuning(root: Path) -> list[dict[str, Any]]:
             print(f"left out: {sentence}")
         if not len(cells):
             continue
-        keys = ["objective", "num_concepts", "sparsity", "measured_with"]
-        for (objective, size, sparsity, of_bank), mine in cells.groupby(keys, dropna=False, sort=False):
-            before = objective == BEFORE
-            words = [NAMES[objective] if objective not in (BEFORE, usual.objective) else "",
+        keys = ["title", "num_concepts", "sparsity", "measured_with"]
+        cells["title"] = [title_of(cell) for cell in cells.to_dict("records")]
+        for (title, size, sparsity, of_bank), mine in cells.groupby(keys, dropna=False, sort=False):
+            before = title == NAMES[BEFORE]
+            words = [title if title not in (NAMES[BEFORE], NAMES[EQ8]) else "",
                      f"M = {size:g}" if not before and size != usual.num_concepts else "",
                      f"s = {sparsity:g}" if not before and sparsity != usual.sparsity else ""]
             common = {"method": "fine-tuning", "model": made["model_config"], "dataset": made["dataset"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -164,3 +165,17 @@ def models_of(runs: Sequence[Run]) -> str:
 def nets_of(runs: Sequence[Run]) -> int:
     """Number of independent nets: checkpoints of one net count once."""
     return len({run.net for run in runs})
+
+
+def replicate(run: Run) -> bool:
+    """A net of the demo that was trained again from another seed: shapes_small_seed1."""
+    return re.search(r"_seed\d+$", run.model) is not None
+
+
+def families_of(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """{family: its runs} of the families with two or more, where there are two such families; else {}."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(run.family, []).append(run)
+    several = {family: mine for family, mine in found.items() if len(mine) > 1}
+    return several if len(several) > 1 else {}
