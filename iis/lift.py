@@ -129,7 +129,8 @@ def command(file: Path) -> str:
              **{name: given.get(name) for name in FILES},
              "seeds": len(seeds), "first_seed": seeds[0] or None, "n_epoch": row.get("epochs"),
              "batch_size": row.get("batch_size"), "holdout": row["holdout"] or None, "sparsifier": row["sparsifier"],
-             "bank_seed": row.get("bank_seed"), "ratios": None if ratios == RATIOS else ",".join(map(str, ratios)),
+             "bank_seed": row.get("bank_seed"), "recipe": row.get("recipe"),
+             "ratios": None if ratios == RATIOS else ",".join(map(str, ratios)),
              "learning_rates": None if rates == LEARNING_RATES else ",".join(map(str, rates)), **place}
     words = [f"--{name} {value}" for name, value in flags.items() if value not in (None, "")
              and value != USUAL.get(name)]
