@@ -4,10 +4,12 @@
     python iis_computing.py --model_root IP_training/IP_Prototype --save_dir results/all_models
 
 Every ledger (results.jsonl) at or below --model_root is read; iis.json, iis.csv, iis.png and iis.pdf are written beside
-it, and for several ledgers a comparison into --save_dir. A folder of checkpoints named as the authors' release names
-them is read too.
+it, and for several ledgers a comparison into --save_dir. The lift over Random needs the Random run of the same
+features, M, seeds and recipe: among these ledgers, beside the run, or below IP_Random/MODEL. A folder of checkpoints
+named as the authors' release names them is read too.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 from pandas import DataFrame, isna
 
 from iis.cli import path, run_script, setting
+from iis.lift import Lift, lift_of_ledger
 from iis.plots import write_arr
 from iis.results import LEDGER, read_ledger
 from iis.runtime import ROOT, UserError, each, make_output_folder, write_json, write_text
@@ -52,7 +55,7 @@ def main(settings: Settings) -> None:
         raise UserError(f"there is no ledger ({LEDGER}) at or below {', '.join(map(str, roots))}; run stage 3 first")
     for root in release:
         report_release(root)
-    results, failed = each(lambda file: report(file, settings.bootstrap), ledgers)
+    results, failed = each(lambda file: report(file, settings.bootstrap, ledgers), ledgers)
     if len(results) > 1:
         compare(results, make_output_folder(settings.save_dir or roots[0]))
     if failed:
@@ -77,11 +80,14 @@ def find_root(name: str) -> Path:
                     "the folder its --save_dir named")
 
 
-def report(file: Path, draws: int) -> dict[str, Any]:
-    """Summarise one ledger: print it, write iis.json, iis.csv, iis.png and iis.pdf beside it."""
+def report(file: Path, draws: int, ledgers: Sequence[Path] = ()) -> dict[str, Any]:
+    """Summarise one ledger: print it, write iis.json, iis.csv, iis.png and iis.pdf beside it. ledgers: where its Random
+    run may be."""
     rows, folder = read_ledger(file), file.parent
     result = summarise(rows, draws, str(file))
-    result |= {"folder": str(folder), "settings": {name: rows[0].get(name) for name in (*RECIPE, *FOLLOWS)},
+    lift, sentence = lift_and_sentence(file, ledgers, draws)
+    result |= {"lift": lift and lift._asdict(), "folder": str(folder),
+               "settings": {name: rows[0].get(name) for name in (*RECIPE, *FOLLOWS)},
                "label": ", ".join(said for name in TITLE if (said := phrase(name, result[name])) != "paper")}
     score, seeds = result["iis"], len(result["seeds"])
     print(f"\n{result['label']}  ({seeds} seed{'s' if seeds > 1 else ''}, {result['n_val']} validation images, "
@@ -91,7 +97,9 @@ def report(file: Path, draws: int) -> dict[str, Any]:
           f"bootstrap over images 95 %: {within(*result['bootstrap']['interval_95'])}")
     print(f"last epoch instead of best: IIS = {with_spread(result['iis_last'])}; chance-corrected: "
           f"{with_spread(result['iis_chance_corrected'])}")
-    print("\n".join(result["remarks"]))
+    print(f"area over log k = {with_spread(result['area_log_k'])} of 1; bootstrap over images 95 %: "
+          f"{within(*result['area_log_k']['interval_95'])}")
+    print("\n".join([sentence, *result["remarks"]] if sentence else result["remarks"]))
     write_json(folder / "iis.json", result)
     table = DataFrame(result["table"], dtype=object).assign(marks=", ".join(result["marks"]))
     table["learning_rates"] = [" ".join(map(str, rates)) for rates in table["learning_rates"]]
@@ -99,6 +107,19 @@ def report(file: Path, draws: int) -> dict[str, Any]:
     write_arr({result["label"]: [curve(result, f"IIS = {with_spread(score)}{mark_of(result)}")]}, folder / "iis.png")
     print(f"written: {folder}/iis.json, iis.csv, iis.png, iis.pdf")
     return result
+
+
+def lift_and_sentence(file: Path, ledgers: Sequence[Path], draws: int) -> tuple[Lift | None, str]:
+    """The lift of a ledger, and what is printed of it: why there is none, with the command that mends it, or nothing of
+    a Random run, which is the control."""
+    try:
+        lift = lift_of_ledger(file, ledgers, draws)
+    except UserError as error:
+        return None, f"note: {error}"
+    if lift is None:
+        return None, ""
+    return lift, (f"lift over Random = {lift.text()} (95 % over seeds and images; seeds "
+                  f"{', '.join(map(str, lift.seeds))}; control: {lift.control})")
 
 
 def compare(results: list[dict[str, Any]], folder: Path) -> None:
@@ -109,6 +130,9 @@ def compare(results: list[dict[str, Any]], folder: Path) -> None:
               "iis_std": result["iis"]["std"], "marks": ", ".join(result["marks"]),
               "iis_normalised": result["iis"]["normalised"], "iis_last": result["iis_last"]["mean"],
               "iis_chance_corrected": result["iis_chance_corrected"]["mean"],
+              "area_log_k": result["area_log_k"]["mean"], "area_log_k_std": result["area_log_k"]["std"],
+              **dict(zip(("lift", "lift_low", "lift_high"), (result["lift"]["mean"], *result["lift"]["interval_95"])
+                         if result["lift"] else (None,) * 3, strict=True)),
               "bootstrap_low": result["bootstrap"]["interval_95"][0],
               "bootstrap_high": result["bootstrap"]["interval_95"][1], "folder": result["folder"]}
              for result, label in zip(results, labels, strict=True)]
@@ -121,10 +145,11 @@ def compare(results: list[dict[str, Any]], folder: Path) -> None:
                                     for result, label in zip(part, distinct_labels(part), strict=True)]
                for part in parts}, folder / "comparison.png")
     width = max(map(len, labels))
-    print(f"\n{'run':{width}}  {'dense top-1':>17}  {'IIS':>17}  normalised")
+    print(f"\n{'run':{width}}  {'dense top-1':>17}  {'IIS':>17}    normalised  lift over Random")
     for result, label in zip(results, labels, strict=True):
         print(f"{label:{width}}  {with_spread(result['dense']):>17}  {with_spread(result['iis']):>17}"
-              f"{mark_of(result):2}  {result['iis']['normalised']:.4f}")
+              f"{mark_of(result):2}  {result['iis']['normalised']:10.4f}  "
+              + (f"{result['lift']['mean']:+.4f}" if result["lift"] else "-"))
     found = {mark for result in results for mark in result["marks"]}
     if found:
         print("; ".join(f"{sign} {mark}" for mark, sign in MARKS.items() if mark in found))

@@ -82,3 +82,22 @@ def near_ceiling(score: float, length: float, error: float) -> bool:
 def above_ceiling(score: float, length: float) -> bool:
     """True where predictors do better than the dense head, on the mean over ratios."""
     return score > length + ROUNDING
+
+
+def area_log_k(kept: Sequence[int], values: np.ndarray) -> np.ndarray:
+    """Trapezoid of values (..., S) over log k, divided by its length: ∫ ARR d(log k) / log(k_max / k_min), so ARR ≡ 1
+    gives 1. kept (S,): the number of concepts k that each ratio keeps. Ours; the same heads as the IIS.
+
+    Most of the ratios, and of the IIS, lie where k is large and ARR nearly flat; here every halving of k counts alike.
+    Only values of equal `kept` can be compared. Ratios of equal k (few concepts) keep the same ones, so they are one
+    point, the mean of their values. k = 0 (`strict` may keep none) has no logarithm and is left out. A single k gives
+    its value, none NaN.
+    """
+    kept_S, values = np.asarray(kept), np.asarray(values, float)
+    counts = np.unique(kept_S[kept_S > 0])
+    if not len(counts):
+        return np.full(values.shape[:-1], np.nan)
+    at_counts = np.stack([values[..., kept_S == count].mean(-1) for count in counts], -1)
+    if len(counts) == 1:
+        return at_counts[..., 0]
+    return np.trapezoid(at_counts, np.log(counts), axis=-1) / np.log(counts[-1] / counts[0])

@@ -18,6 +18,7 @@ from torch import nn
 from iis.embedding_file import Embeddings, as_embeddings
 from iis.grid import RATIOS
 from iis.layers import HEAD_INPUT, Node, find_head, represent, resolve
+from iis.lift import Lift, lift
 from iis.plots import arr_figure
 from iis.preprocessing import normalise, preprocessing, to_uint8
 from iis.results import cell_of
@@ -47,6 +48,16 @@ class Result:
     remarks: list[str]
     summary: dict[str, Any]
     rows: list[dict[str, Any]]
+
+    @property
+    def area_log_k(self) -> float:
+        """Area under ARR over log k, mean over seeds: 1 for a curve that never falls (`iis.equations.area_log_k`)."""
+        return self.summary["area_log_k"]["mean"]
+
+    def lift(self, control: Result) -> Lift:
+        """Lift over the result of bank="random" on the same features with equal M, seeds and recipe. Raises `UserError`
+        where these differ."""
+        return lift(self.rows, control.rows, self.summary["bootstrap"]["draws"], "the control")
 
     def frame(self) -> DataFrame:
         """One row per ratio, the dense head first: accuracies and ARR, mean and std over seeds."""

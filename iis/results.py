@@ -37,15 +37,26 @@ def read_ledger(file: Path) -> list[dict[str, Any]]:
         lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # names may hold other line ends
     except UnicodeDecodeError:
         raise UserError(f"{file} is no ledger, it is not even text; delete it and run stage 3 again") from None
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(json.loads(line))
-            cell_of(rows[-1])
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise UserError(f"{file}, line {number} is not a ledger row; delete that line and run stage 3 again, "
-                            "which trains only what is missing") from None
-    return rows
+    return [_row(file, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def first_row(file: Path) -> dict[str, Any]:
+    """The first row, which has what identifies all of them. Raises `UserError` where there is none."""
+    try:
+        with open(file, encoding="utf-8") as handle:
+            return _row(file, 1, handle.readline())
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"{file} is no ledger; run stage 3 first") from None
+
+
+def _row(file: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+        cell_of(row)
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise UserError(f"{file}, line {number} is not a ledger row; delete that line and run stage 3 again, "
+                        "which trains only what is missing") from None
+    return row
 
 
 def add_rows(file: Path, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

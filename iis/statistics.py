@@ -26,14 +26,19 @@ def resampled_images(count: int, draws: int, seed: int = 0) -> Iterator[np.ndarr
 
 def bootstrap_iis(ratios: Sequence[float], correct_RSN: np.ndarray, dense_RN: np.ndarray, draws: int = 1000,
                   seed: int = 0) -> np.ndarray:
-    """IIS of every seed in `draws` resamples of the validation images, (draws, R).
+    """IIS of every seed in `draws` resamples of the validation images, (draws, R): of `bootstrap_retention`."""
+    return area(ratios, bootstrap_retention(correct_RSN, dense_RN, draws, seed))
+
+
+def bootstrap_retention(correct_RSN: np.ndarray, dense_RN: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:
+    """ARR of every seed and ratio in `draws` resamples of the validation images, (draws, R, S).
 
     correct_RSN: (R seeds, S ratios, N images) and dense_RN: (R, N), True where the selected head is right.
     One resample serves all heads, so that the pairing of ratios and dense head is kept. NaN where the resample holds no
     image that the seed's dense head gets right.
     """
     accuracy_BRK = bootstrap_means(np.concatenate([correct_RSN, dense_RN[:, None]], axis=1), draws, seed)
-    return area(ratios, accuracy_retention(accuracy_BRK[..., :-1], accuracy_BRK[..., -1]))
+    return accuracy_retention(accuracy_BRK[..., :-1], accuracy_BRK[..., -1])
 
 
 def retention_errors(ratios: Sequence[float], correct_RSN: np.ndarray, dense_RN: np.ndarray

@@ -16,6 +16,7 @@ from iis.equations import (
     above_ceiling,
     accuracy_retention,
     area,
+    area_log_k,
     chance_corrected,
     near_ceiling,
     require_ratios,
@@ -27,7 +28,7 @@ from iis.equations import (
 from iis.grid import DENSE
 from iis.results import select, unpack_correct
 from iis.runtime import UserError, without_nan
-from iis.statistics import bootstrap_iis, interval, mean_std, retention_errors
+from iis.statistics import bootstrap_retention, interval, mean_std, retention_errors
 
 TITLE = ("model", "dataset", "bank", "num_concepts", "protocol")  # what names a run in tables
 # What else a row must hold to be summarised; those of MEASURED must be numbers.
@@ -62,18 +63,22 @@ def summarise(rows: Sequence[dict[str, Any]], draws: int = 1000, where: str = "t
                         "(--n_epoch) or at other --learning_rates")
     best = _curves(chosen, seeds, ratios, "top1", first["chance"])
     at_end = _curves(last, seeds, ratios, "last_top1", first["chance"])
-    correct_RSN, dense_RN = _correct(chosen, seeds, ratios, first["n_val"])
+    kept_RS = [[chosen[seed, ratio]["kept"] for ratio in ratios] for seed in seeds]  # a Text bank's M may vary
+    correct_RSN, dense_RN = correct_of(chosen, seeds, ratios)
     errors_S, error = retention_errors(ratios, correct_RSN, dense_RN)
-    scores = bootstrap_iis(ratios, correct_RSN, dense_RN, draws).mean(1)  # over images alone: seeds have their std
+    arr_BRS = bootstrap_retention(correct_RSN, dense_RN, draws)
+    scores = area(ratios, arr_BRS).mean(1)  # over images alone: seeds have their std beside it
     defined = scores[np.isfinite(scores)]
     dense, dense_std = mean_std(best["dense"])
     sizes = sorted({chosen[seed, ratios[0]]["bank_size"] for seed in seeds}) if first["num_concepts"] is None else []
     result = {**{name: first[name] for name in TITLE}, "sparsifier": first["sparsifier"], "width": first["width"],
               "holdout": first["holdout"], "seeds": seeds, "ratios": ratios, "span": span(ratios),
-              "kept": [chosen[seeds[0], ratio]["kept"] for ratio in ratios],
+              "kept": kept_RS[0],
               "n_val": first["n_val"], "chance": first["chance"], "curves": {"best": best, "last": at_end},
               "iis": _score(best["iis"], span(ratios)), "iis_last": _score(at_end["iis"], span(ratios)),
               "iis_chance_corrected": _score(best["iis_chance_corrected"], span(ratios)),
+              "area_log_k": _score(_areas_log_k(kept_RS, best["arr"]), 1.0) | {
+                  "interval_95": interval(np.mean(_areas_log_k(kept_RS, np.moveaxis(arr_BRS, 1, 0)), axis=0))},
               "paired_error": {"arr": errors_S.tolist(), "iis": error},
               "bootstrap": {"draws": draws, "undefined": draws - len(defined), "interval_95": interval(scores),
                             "std": float(defined.std(ddof=1)) if len(defined) > 1 else None},
@@ -138,10 +143,18 @@ def _table(chosen: dict, last: dict, seeds: Sequence[int], ratios: Sequence[floa
     return lines
 
 
-def _correct(chosen: dict, seeds: Sequence[int], ratios: Sequence[float], count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which validation images the selected predictors (R, S, N) and dense heads (R, N) get right."""
-    correct_RSN = np.array([[unpack_correct(chosen[seed, ratio]["hits"], count) for ratio in ratios] for seed in seeds])
-    return correct_RSN, np.array([unpack_correct(chosen[seed, DENSE]["hits"], count) for seed in seeds])
+def _areas_log_k(kept_RS: Sequence[Sequence[int]], arr_RS: Sequence[Any]) -> list[Any]:
+    """Area over log k of every seed with its own k; arr_RS: for each (S,) or (B, S)."""
+    return [area_log_k(kept_S, arr_S).tolist() for kept_S, arr_S in zip(kept_RS, arr_RS, strict=True)]
+
+
+def correct_of(chosen: dict[tuple[int, float], dict[str, Any]], seeds: Sequence[int], ratios: Sequence[float]
+               ) -> tuple[np.ndarray, np.ndarray]:
+    """Which validation images the selected heads got right, as `bootstrap_retention` takes it: (R, S, N) bool and, of
+    the dense heads, (R, N)."""
+    correct_RKN = np.array([[unpack_correct(chosen[seed, ratio]["hits"], chosen[seed, ratio]["n_val"])
+                             for ratio in (*ratios, DENSE)] for seed in seeds])
+    return correct_RKN[:, :-1], correct_RKN[:, -1]
 
 
 # ---- remarks: what a reader must know before using the number ----

@@ -1,4 +1,4 @@
-"""All banks of one data set side by side: IIS, accuracy at an equal number of kept concepts, effective rank.
+"""All banks of one data set side by side: scores, accuracy at an equal number of kept concepts, effective rank.
 
     python reproduction/bank_table.py --dataset cifar10 --save_dir results/cifar10
 
@@ -21,12 +21,12 @@ from iis.cli import run_script, setting
 from iis.results import LEDGER, read_ledger
 from iis.runtime import ROOT, UserError, each, make_output_folder, write_text
 from iis.statistics import mean_std
-from reproduction.lib.points import bank_place, groups
+from reproduction.lib.points import bank_place, groups, measures
 from reproduction.lib.runs import Run, read_run
 from reproduction.lib.tables import as_csv, as_markdown
 
-PRINTED = ["model", "protocol", "M", "title", "seeds", "iis", "iis_std", "top1_at_kept", "top1_at_kept_std",
-           "effective_rank", "empty", "marks"]
+PRINTED = ["model", "protocol", "M", "title", "seeds", "iis", "iis_std", "lift", "area_log_k", "top1_at_kept",
+           "top1_at_kept_std", "effective_rank", "empty", "marks"]
 
 
 @dataclass(kw_only=True)
@@ -71,7 +71,8 @@ def line_of(run: Run, kept: int) -> dict[str, Any]:
     return {"model": run.model, "protocol": summary["protocol"], "M": summary["num_concepts"],
             "bank": summary["bank"], "elements": run.elements, "seeds": len(summary["seeds"]), "dense": run.dense,
             "iis": run.iis, "iis_std": summary["iis"]["std"], "bootstrap_low": low, "bootstrap_high": high,
-            "kept": kept, "top1_at_kept": at_kept, "top1_at_kept_std": std, "effective_rank": float(np.mean(ranks)),
+            **measures(run), "kept": kept, "top1_at_kept": at_kept, "top1_at_kept_std": std,
+            "effective_rank": float(np.mean(ranks)),
             "empty": float(np.mean(empty)), "title": run.title, "marks": "; ".join(run.marks)}
 
 

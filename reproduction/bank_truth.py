@@ -7,7 +7,8 @@ judged on validation: by its interpretations as the predictor gets them, normali
 h · bankᵀ beside. The Random bank shows how much the best of M reaches for nothing, and the linear probe (a
 least-squares direction) what a single direction can reach in this representation. The Text bank is also judged by each
 attribute's own word: there the sign matters, and a word that was filtered out counts as missed. An End2End bank is that
-of its smallest ratio. Writes bank_truth.md, .csv, .tex, and bank_truth_attributes.csv with every attribute.
+of its smallest ratio. Writes bank_truth.md, .csv (with the measures of lib/measures.py: measures_truth.py says which
+orders the banks as their AUROC does; ANEC where accuracy_at_nec.py has run), .tex, and bank_truth_attributes.csv.
 """
 
 import sys
@@ -25,6 +26,7 @@ from iis.cli import run_script, setting
 from iis.runtime import ROOT, UserError, each, write_text
 from iis.statistics import mean_std, plus_minus
 from reproduction.lib.known_attributes import Captions, auroc, best_matching, linear_probe
+from reproduction.lib.measures import MEASURES, measures_of
 from reproduction.lib.outputs import write_table
 from reproduction.lib.points import finished, groups
 from reproduction.lib.run_files import images_of
@@ -54,14 +56,18 @@ def main(settings: Settings) -> Path:
     if not runs:
         raise UserError(f"none of these runs is of {dataset}, whose attributes are known")
     groups(runs)  # titles
-    measured, failed = each(lambda run: measure(run, captions), runs)
+    measured, failed = each(lambda run: (measure(run, captions), measures_of(run, fit=False)), runs)
     for sentence in failed:
         print(f"left out: {sentence}")
     if not measured:
         raise UserError("no bank could be read: run stage 3 again")
-    found = pd.concat(measured).drop_duplicates(["model", "M", "bank", "seed", "attribute"], keep="last")
+    found = pd.concat([lines for lines, _ in measured])
+    found = found.drop_duplicates(["model", "M", "bank", "seed", "attribute"], keep="last")
     write_text(folder / "bank_truth_attributes.csv", as_csv(found))  # the probe of a model is in each of its runs
-    print(write_table(folder, "bank_truth", *table(found),
+    lines, people = table(found)
+    scores = {tuple(one[one["bank"] != PROBE].iloc[0][["model", "M", "bank"]]): mine for one, mine in measured}
+    lines = [line | scores.get((line["model"], line["M"], line["bank"]), dict.fromkeys(MEASURES)) for line in lines]
+    print(write_table(folder, "bank_truth", lines, people,
                       CAPTION.format(len(captions.words), dataset)))
     print(f"written: {folder}/bank_truth.csv")
     return folder

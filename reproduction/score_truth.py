@@ -6,7 +6,8 @@ lib/known_attributes.py makes the features; the usual scripts train on them as o
 of Prototypes (whole train images, 80 of each class), of Random directions, and of the true attributes' directions
 (Own). If IIS measures semantic content, it rises with the share of attributes wherever accuracy is held equal, whatever
 the rest is, and does not under the Random bank. Every draw has its own codes, turn, noise, bank and head. Writes
-score_truth.md, .csv, .tex and score_truth.png, .pdf; a killed run goes on.
+score_truth.md, .csv (with the other measures of lib/measures.py), .tex and score_truth.png, .pdf; a killed run goes on.
+measures_truth.py then says which measure orders by the share.
 """
 
 import sys
@@ -25,6 +26,7 @@ from iis.runtime import ROOT, UserError, make_output_folder, progress, write_who
 from iis.statistics import mean_std, plus_minus
 from reproduction.lib.figures import band, legend_below, panels, style
 from reproduction.lib.known_attributes import RESTS, Captions, Images, controlled, linear_probe
+from reproduction.lib.measures import measures_of
 from reproduction.lib.outputs import write_figure, write_table
 from reproduction.lib.runs import REPRODUCED, read_run
 from reproduction.lib.statistics import associate
@@ -48,6 +50,7 @@ class Settings:
     draws: int = setting(3, "how many times everything random is drawn anew", type=positive)
     target: float = setting(0.9, "linear accuracy that noise is set to, but for the rest `noise`", type=part)
     n_epoch: int = setting(30, "epochs per head", type=positive)
+    without_anec: bool = setting(False, "fit no elastic nets for the accuracy at NEC")
     device: str | None = setting(None, "cpu, cuda or cuda:N (default: cuda when there is one)")
     save_dir: Path = setting(REPRODUCED / "score_truth", "output folder")
 
@@ -80,10 +83,12 @@ def measure(settings: Settings, images: Images, rest: str, share: float, draw: i
     save_elements(folder / "elements.pkl", made.train_ND, images.train_labels_N)
     probe = float(np.nanmean(linear_probe(made.train_ND, images.train_has_NA, made.val_ND, images.val_has_NA)))
     lines = []
-    for bank in BANKS:
-        run = read_run(train(settings, folder, bank, len(made.directions_AD), draw), draws=2)
-        lines.append({"rest": rest, "share": share, "draw": draw, "bank": bank, "iis": run.iis,
-                      "iis_chance_corrected": run.corrected, "dense": run.dense, "near_chance": not run.meaningful,
+    trained = [train(settings, folder, bank, len(made.directions_AD), draw) for bank in BANKS]
+    for bank, place in zip(BANKS, trained, strict=True):  # all are there: a lift needs the Random run
+        run = read_run(place, draws=2)
+        lines.append({"rest": rest, "share": share, "draw": draw, "bank": bank,
+                      **measures_of(run, not settings.without_anec), "dense": run.dense,
+                      "near_chance": not run.meaningful,
                       "probe_auroc": probe, "noise": made.noise, "marks": "; ".join(run.marks)})
     return lines
 

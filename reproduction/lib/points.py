@@ -109,7 +109,17 @@ def point(run: Run) -> dict[str, Any]:
             "width": summary["width"], "dense": run.dense, "dense_std": summary["dense"]["std"], "iis": run.iis,
             "iis_std": summary["iis"]["std"], "bootstrap_low": low, "bootstrap_high": high, "area": run.area,
             "iis_chance_corrected": run.corrected,
-            "iis_chance_corrected_std": summary["iis_chance_corrected"]["std"], "marks": "; ".join(run.marks)}
+            "iis_chance_corrected_std": summary["iis_chance_corrected"]["std"], **measures(run),
+            "marks": "; ".join(run.marks)}
+
+
+def measures(run: Run) -> dict[str, float | None]:
+    """Area over log k, and lift over Random with its interval over seeds and images; None where there is no Random
+    run."""
+    area, lift = run.summary["area_log_k"], run.lift
+    low, high = lift.interval_95 if lift else (None, None)
+    return {"area_log_k": area["mean"], "area_log_k_std": area["std"], "lift": lift and lift.mean,
+            "lift_low": low, "lift_high": high}
 
 
 def scores(line: dict[str, Any]) -> dict[str, str]:
@@ -117,7 +127,13 @@ def scores(line: dict[str, Any]) -> dict[str, str]:
     return {"dense top-1, %": percent(line["dense"], line["dense_std"], 2),
             "IIS": plus_minus(line["iis"], line["iis_std"]), "∫acc ds": f"{line['area']:.4f}",
             "chance-corrected IIS": plus_minus(line["iis_chance_corrected"], line["iis_chance_corrected_std"]),
-            "marks": line["marks"]}
+            **measures_shown(line), "marks": line["marks"]}
+
+
+def measures_shown(line: dict[str, Any]) -> dict[str, str]:
+    """`measures` as people read them."""
+    return {"area over log k": plus_minus(line["area_log_k"], line["area_log_k_std"]), "lift over Random":
+            "" if line["lift"] is None else f"{line['lift']:+.4f} [{line['lift_low']:+.4f}, {line['lift_high']:+.4f}]"}
 
 
 def percent(mean: float | None, std: float | None = None, digits: int = 1) -> str:

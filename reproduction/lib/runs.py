@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ import numpy as np
 
 from iis.cli import path, setting
 from iis.equations import area
+from iis.lift import CONTROL, Lift, lift_of_ledger
 from iis.results import LEDGER, read_ledger
 from iis.runtime import ROOT, UserError, each, make_output_folder, read_json
 from iis.summary import summarise
@@ -44,7 +47,8 @@ class Source:
 @dataclass
 class Run:
     """One ledger. identity: what its rows share; summary: `iis.summary.summarise` of it; cell: its entry in the sweep's
-    index ({} for a folder named by hand); title: of `points.groups`. The other fields are taken from these:
+    index ({} for a folder named by hand); title: of `points.groups`; ledgers: those read with it, where its Random run
+    may be; draws: resamples of its bootstrap. The other fields are taken from these:
 
     epoch is 4 and net `shapes_large` for the checkpoint `shapes_large_epoch4`; None and the model itself for others.
     family: models of one family are joined by a line: the sweep's word, else the start of the name (`resnet50` →
@@ -59,6 +63,8 @@ class Run:
     summary: dict[str, Any]
     cell: dict[str, Any] = field(default_factory=dict)
     title: str = ""
+    ledgers: Sequence[Path] = ()
+    draws: int = 1000
 
     def __post_init__(self) -> None:
         summary, parts = self.summary, self.identity.get("parts")
@@ -75,6 +81,14 @@ class Run:
         self.area = float(np.mean(area(summary["ratios"], summary["curves"]["best"]["accuracy"])))
         self.marks: list[str] = summary["marks"]
         self.meaningful = "close to chance" not in self.marks  # else ARR and IIS mean nothing
+
+    @cached_property
+    def lift(self) -> Lift | None:
+        """The lift over the Random run of the same features; None where there is none, and for a Random run."""
+        try:
+            return lift_of_ledger(self.folder / LEDGER, self.ledgers, self.draws)
+        except UserError:
+            return None
 
     def banks(self, seed: int) -> dict[str, Bank]:
         """The banks that a seed's predictors use: {"all": bank}, or one per ratio, {"0": …, "0.1": …}.
@@ -126,6 +140,8 @@ def find_runs(source: Source, draws: int = 1000) -> list[Run]:
     else:
         cells = [(file.parent, {}) for root in source.model_root for file in sorted(root.rglob(LEDGER))]
     runs, failed = each(lambda cell: read_run(*cell, draws), cells)
+    for run in runs:
+        run.ledgers = [other.folder / LEDGER for other in runs if other.summary["bank"] == CONTROL]
     for sentence in failed:
         print(f"left out: {sentence}")
     if not runs:
@@ -139,4 +155,4 @@ def read_run(folder: Path, cell: dict[str, Any] | None = None, draws: int = 1000
     rows = read_ledger(folder / LEDGER)
     summary = summarise(rows, draws, str(folder / LEDGER))
     grid = {"learning_rates": sorted({row["learning_rate"] for row in rows}), "ratios": summary["ratios"]}
-    return Run(folder, {"elements": None, **rows[0], **grid}, summary, cell or {})
+    return Run(folder, {"elements": None, **rows[0], **grid}, summary, cell or {}, draws=draws)
