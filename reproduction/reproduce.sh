@@ -43,6 +43,7 @@ for sweep in $SWEEPS; do
     step iis_against_accuracy --sweep "$sweep"
     step arr_curves --sweep "$sweep"
     step accuracy_at_nec --sweep "$sweep"
+    step ncc --sweep "$sweep"
     step predictions_table --sweep "$sweep"
     step controls_table --sweep "$sweep"
     step faithfulness --sweep "$sweep"
@@ -54,6 +55,12 @@ for sweep in $SWEEPS; do
         made results/reproduction/variance_shapes
         step score_truth
         made results/reproduction/score_truth
+        step measures_truth --save_dir "$out"
+        step sweep shapes_nets
+        step iis_against_accuracy --sweep shapes_nets
+        for file in results/reproduction/shapes_nets/iis_*; do    # beside the tables of the same names
+            [ ! -f "$file" ] || cp "$file" "$out/nets_${file##*/}"
+        done
     fi
     echo "fine-tuning goes on (tail -f $out/finetuning.log)"
     wait

@@ -34,12 +34,12 @@ def anec(run: Run, fit: bool = True) -> float | None:
     import torch
 
     from reproduction.accuracy_at_nec import measure
-    from reproduction.lib.nec import CACHE
+    from reproduction.lib.nec import cache_name
 
     if fit:
-        levels: list[Any] = measure(run, torch.device("cpu"))
+        levels: list[Any] = measure(run, torch.device("cpu"), "refined")
     else:
-        file = run.folder / CACHE
+        file = run.folder / cache_name()
         kept = read_json(file) if file.is_file() else {}
         levels = [kept.get(str(seed), {}).get("levels", []) for seed in run.summary["seeds"]]
     concepts = min(len(run.bank(seed)) for seed in run.summary["seeds"])
