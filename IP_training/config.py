@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from iis.cli import count, positive, setting
-from iis.grid import LEARNING_RATES, RATIOS, check_ratios
+from iis.grid import LEARNING_RATES, RATIOS, check_ratios, held_count
 from iis.names import slug
 from iis.runtime import ROOT, UserError
 
@@ -107,7 +107,7 @@ class TrainingSettings(Grid):
         """Set a batch size that the recipe leaves open: the largest power of two, 32 to 1024, that gives `rows`
         training rows, less those held out, at least 10 steps an epoch; 32 where they are too few for that."""
         if self.batch_size is None:
-            most = max(SMALLEST_BATCH, (rows - round(rows * self.holdout)) // LEAST_STEPS)
+            most = max(SMALLEST_BATCH, (rows - held_count(rows, self.holdout)) // LEAST_STEPS)
             self.batch_size = min(RECIPES["published"]["batch_size"], 2 ** (most.bit_length() - 1))
 
     @property

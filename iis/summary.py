@@ -25,7 +25,7 @@ from iis.equations import (
     standard_error,
     too_close_to_chance,
 )
-from iis.grid import DENSE
+from iis.grid import DENSE, held_count
 from iis.results import select, unpack_correct
 from iis.runtime import UserError, without_nan
 from iis.statistics import bootstrap_retention, interval, mean_std, retention_errors
@@ -219,8 +219,8 @@ def remarks_on_rows(rows: Sequence[dict[str, Any]]) -> list[str]:
     if last:
         remarks.append(f"note: the best epoch is the last one ({last[0]['epochs']}) for {_places(last)}; "
                        "more epochs may do better (--n_epoch)")
-    steps = {row["epochs"] * -(-row["n_train"] // row["batch_size"]) for row in rows
-             if {"epochs", "n_train", "batch_size"} <= row.keys()}
+    steps = {row["epochs"] * -(-(row["n_train"] - held_count(row["n_train"], row["holdout"])) // row["batch_size"])
+             for row in rows if {"epochs", "n_train", "batch_size", "holdout"} <= row.keys()}
     if steps and min(steps) < FEW_STEPS:
         remarks.append(f"note: heads trained for {min(steps)} steps in all, and under about {FEW_STEPS} they have "
                        "hardly settled; set a smaller --batch_size, a larger --n_epoch, or --recipe converged")
