@@ -118,24 +118,15 @@ def lift_and_sentence(file: Path, ledgers: Sequence[Path], draws: int) -> tuple[
         return None, f"note: {error}"
     if lift is None:
         return None, ""
-    return lift, (f"lift over Random = {lift.text()} (95 % over seeds and images; seeds "
-                  f"{', '.join(map(str, lift.seeds))}; control: {lift.control})")
+    over = "seeds and images" if len(lift.seeds) > 1 else "images"
+    return lift, (f"lift over Random = {lift.text()} (95 % over {over}; seeds {', '.join(map(str, lift.seeds))}; "
+                  f"control: {lift.control})")
 
 
 def compare(results: list[dict[str, Any]], folder: Path) -> None:
     """One line per ledger, and all curves in one figure."""
     labels = distinct_labels(results)
-    lines = [{**{name: result[name] for name in TITLE}, "label": label, "seeds": len(result["seeds"]),
-              "dense": result["dense"]["mean"], "dense_std": result["dense"]["std"], "iis": result["iis"]["mean"],
-              "iis_std": result["iis"]["std"], "marks": ", ".join(result["marks"]),
-              "iis_normalised": result["iis"]["normalised"], "iis_last": result["iis_last"]["mean"],
-              "iis_chance_corrected": result["iis_chance_corrected"]["mean"],
-              "area_log_k": result["area_log_k"]["mean"], "area_log_k_std": result["area_log_k"]["std"],
-              **dict(zip(("lift", "lift_low", "lift_high"), (result["lift"]["mean"], *result["lift"]["interval_95"])
-                         if result["lift"] else (None,) * 3, strict=True)),
-              "bootstrap_low": result["bootstrap"]["interval_95"][0],
-              "bootstrap_high": result["bootstrap"]["interval_95"][1], "folder": result["folder"]}
-             for result, label in zip(results, labels, strict=True)]
+    lines = [comparison_line(result, label) for result, label in zip(results, labels, strict=True)]
     write_text(folder / "comparison.csv", DataFrame(lines, dtype=object).to_csv(index=False))
     write_json(folder / "comparison.json", lines)
     by_bank = len({result["bank"] for result in results}) > 1 and len(results) > 3
@@ -154,6 +145,20 @@ def compare(results: list[dict[str, Any]], folder: Path) -> None:
     if found:
         print("; ".join(f"{sign} {mark}" for mark, sign in MARKS.items() if mark in found))
     print(f"written: {folder}/comparison.json, comparison.csv, comparison.png, comparison.pdf")
+
+
+def comparison_line(result: dict[str, Any], label: str) -> dict[str, Any]:
+    """A run in comparison.csv and comparison.json."""
+    lift = result["lift"] or {"mean": None, "interval_95": (None, None)}
+    return {**{name: result[name] for name in TITLE}, "label": label, "seeds": len(result["seeds"]),
+            "dense": result["dense"]["mean"], "dense_std": result["dense"]["std"], "iis": result["iis"]["mean"],
+            "iis_std": result["iis"]["std"], "marks": ", ".join(result["marks"]),
+            "iis_normalised": result["iis"]["normalised"], "iis_last": result["iis_last"]["mean"],
+            "iis_chance_corrected": result["iis_chance_corrected"]["mean"],
+            "area_log_k": result["area_log_k"]["mean"], "area_log_k_std": result["area_log_k"]["std"],
+            "lift": lift["mean"], "lift_low": lift["interval_95"][0], "lift_high": lift["interval_95"][1],
+            "bootstrap_low": result["bootstrap"]["interval_95"][0],
+            "bootstrap_high": result["bootstrap"]["interval_95"][1], "folder": result["folder"]}
 
 
 def distinct_labels(results: list[dict[str, Any]]) -> list[str]:

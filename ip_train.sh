@@ -27,7 +27,7 @@ EPOCHS=${EPOCHS:-}                       # empty: 30
 HEAD_BATCH_SIZE=${HEAD_BATCH_SIZE:-}     # samples per step of stage 3; empty: 1024
 HOLDOUT=${HOLDOUT:-}                     # fraction of train to select on; empty: select on validation, as the release
 DEVICE=${DEVICE:-}                       # empty: cuda where there is one
-TF32=${TF32:-}                           # 1: products on CUDA in TF32
+TF32=${TF32:-}                           # 1: products on CUDA in TF32; features in TF32: MODELS=MODEL__tf32
 JOBS=${JOBS:-}                           # processes on a CPU; empty: one per core
 CLIP_NAME=${CLIP_NAME:-}                 # Text, Combined: the CLIP, its cut-offs and the words; empty: as published
 CLIP_CUTOFF=${CLIP_CUTOFF:-}

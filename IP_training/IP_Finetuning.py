@@ -36,7 +36,7 @@ from iis.runtime import (
 
 RESULTS, EPOCHS, CHECKPOINT, STATE = "finetuning.json", "epochs.json", "backbone.pth", "state.pt"
 NOT_IDENTITY = ("config_yaml", "model_config", "weights", "save_dir", "device", "workers", "cache_gb", "data_path",
-                "tf32")  # recorded where it is on
+                "tf32", "holdout")  # the last two are recorded where they are on
 
 
 @dataclass(kw_only=True)
@@ -126,7 +126,7 @@ def main(settings: Settings) -> Path:
                 "model": backbone.model, "weights": backbone.weights, "weights_hash": backbone.weights_hash,
                 "preprocessing": backbone.preprocessing, "dataset": dataset.name, "num_concepts": len(names),
                 "n_train": len(train), "n_val": len(val), "elements_hash": f"{seed_of(*names):016x}",
-                **({"tf32": True} if settings.tf32 else {})}
+                **{name: value for name in ("tf32", "holdout") if (value := getattr(settings, name))}}
     folder = settings.save_dir or default_folder(settings, dataset.name, len(names))
     claim_folder(folder, identity, "a fine-tuned backbone")
     if (folder / RESULTS).exists():
@@ -155,7 +155,7 @@ def main(settings: Settings) -> Path:
 def outcome(results: dict[str, Any]) -> str:
     """The result of a run, in a line."""
     before, after = results["before"], results["after"]
-    held = f" on {results['n_val']} held-out training images" if results["holdout"] else ""
+    held = f" on {results['n_val']} held-out training images" if results.get("holdout") else ""
     return (f"{results['objective']}, seed {results['seed']}{held}: original head {100 * before['dense_top1']:.2f} -> "
             f"{100 * after['dense_top1']:.2f} %, predictor {100 * before['ip_top1']:.2f} -> "
             f"{100 * after['ip_top1']:.2f} % (M = {results['num_concepts']}, s = {results['sparsity']:g})")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from iis.cli import count, positive, setting
-from iis.grid import LEARNING_RATES, RATIOS, check_ratios
+from iis.grid import LEARNING_RATES, RATIOS, check_ratios, held_count
 from iis.names import slug
 from iis.runtime import ROOT, UserError
 
@@ -94,8 +94,8 @@ class TrainingSettings(Grid):
                 setattr(self, name, value)
         self.ratios = check_ratios(self.ratios)
         self.learning_rates = tuple(sorted(set(self.learning_rates)))
-        if not min(self.learning_rates) > 0:
-            raise UserError("--learning_rates must all be above 0")
+        if not self.learning_rates or not min(self.learning_rates) > 0:
+            raise UserError("--learning_rates: at least one is needed, and all must be above 0")
         for name in AT_LEAST_ONE:
             value = getattr(self, name, None)  # a script has some of them
             if value is not None and value < 1:
@@ -105,9 +105,9 @@ class TrainingSettings(Grid):
 
     def fit_batches(self, rows: int) -> None:
         """Set a batch size that the recipe leaves open: the largest power of two, 32 to 1024, that gives `rows`
-        training rows at least 10 steps an epoch."""
+        training rows, less those held out, at least 10 steps an epoch; 32 where they are too few for that."""
         if self.batch_size is None:
-            most = max(SMALLEST_BATCH, int(rows * (1 - self.holdout)) // LEAST_STEPS)
+            most = max(SMALLEST_BATCH, (rows - held_count(rows, self.holdout)) // LEAST_STEPS)
             self.batch_size = min(RECIPES["published"]["batch_size"], 2 ** (most.bit_length() - 1))
 
     @property

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from iis.cli import disk, print_plan, size, write_settings
 from iis.embedding_file import save_tensors
-from iis.grid import DENSE, Cell, kept_count
+from iis.grid import DENSE, Cell, held_count, kept_count
 from iis.processes import in_processes, jobs_that_fit
 from iis.results import LEDGER, add_rows, cell_of, merged, pack_correct, read_ledger, select
 from iis.runtime import (
@@ -287,7 +287,7 @@ def selection_of(holdout: float, count: int, seed: int) -> tuple[torch.Tensor, t
 
     Raises `UserError` where either part would be empty.
     """
-    held = int(round(count * holdout))
+    held = held_count(count, holdout)
     if not holdout:
         return None
     if not 0 < held < count:
@@ -395,14 +395,14 @@ def print_training_plan(settings: TrainingSettings, kind: str, inputs: Inputs, n
     """`--dry_run`: shapes, disk and memory; nothing is made."""
     rows, width, classes = len(inputs.train), inputs.train.width, inputs.num_classes
     concepts, images = num_concepts or 200, rows + len(inputs.val)  # Text: as many as pass
-    rates = len(settings.learning_rates)
+    rates, trained = len(settings.learning_rates), rows - held_count(rows, settings.holdout)
     elements = f", {len(inputs.elements):,} elements" if inputs.elements is not None else ""
     print_plan(f"stage 3, {kind} bank for {settings.model_name} on {settings.dataset}", {
         "shapes": f"N = {rows:,} + {len(inputs.val):,} images, D = {width}, C = {classes}, "
                   f"M = {num_concepts or 'as many concepts as pass, here taken as 200'}{elements}",
         "heads": f"{len(settings.ratios) * rates} predictors ({len(settings.ratios)} ratios x {rates} learning rates) "
                  f"and {rates} dense heads, for each of {settings.seeds} seeds; {settings.n_epoch} epochs of "
-                 f"{-(-rows // settings.batch_size):,} steps",
+                 f"{-(-trained // settings.batch_size):,} steps",
         "disk": disk(4 * settings.seeds * (len(settings.ratios) + 1) * classes * (concepts + width), folder),
         "memory": f"{size(4 * concepts * images)} of activations in float32, "
                   f"{size(inputs.train.features_ND.element_size() * width * images)} of features in their file"})

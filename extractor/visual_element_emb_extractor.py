@@ -23,7 +23,7 @@ from iis.runtime import UserError
 
 # What --together takes from the first configuration: the images, the place and the batches.
 SHARED = ("dataset", "data_path", "representations", "element_kind", "save_root", "batch_size", "workers", "device",
-          "precision", "compile", "dry_run")
+          "precision", "tf32", "compile", "dry_run")
 
 
 def splits(text: str) -> tuple[str, ...]:

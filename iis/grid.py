@@ -38,6 +38,11 @@ def kept_count(num_concepts: int, ratio: float) -> int:
     return num_concepts - dropped_count(num_concepts, ratio)
 
 
+def held_count(rows: int, holdout: float) -> int:
+    """How many of the training rows `--holdout` selects on instead of training on them."""
+    return round(rows * holdout)
+
+
 def check_ratios(ratios: Sequence[float]) -> tuple[float, ...]:
     """Sorted ratios without repeats; `UserError` for one outside [0, 1)."""
     for ratio in ratios:

@@ -17,7 +17,7 @@ def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def resampled_images(count: int, draws: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """How often each of `count` images is in each of `draws` resamples: blocks (B, N) of at most 100 resamples, 20 MB
+    """How often each of `count` images is in each of `draws` resamples: blocks (B, N) of at most 100 resamples, 40 MB
     at N = 50,000. The same for every quantity of these images, which keeps their pairing."""
     rng = numpy_rng(seed, "bootstrap", count)
     for start in range(0, draws, 100):
@@ -43,8 +43,8 @@ def bootstrap_retention(correct_RSN: np.ndarray, dense_RN: np.ndarray, draws: in
 
 def retention_errors(ratios: Sequence[float], correct_RSN: np.ndarray, dense_RN: np.ndarray
                      ) -> tuple[np.ndarray, float]:
-    """Standard errors over images of ARR, (S,), and of the IIS, both means over seeds. Shapes as `bootstrap_iis`, whose
-    spread they are for many draws, without drawing.
+    """Standard errors over images of ARR, (S,), and of the IIS, both means over seeds. Shapes as
+    `bootstrap_retention`, whose spread they are for many draws, without drawing.
 
     Predictors and dense head are paired. An image moves ARR by (correct − ARR · dense correct) / (acc_dense · N); the
     standard error is the spread over images of N times that, over √N. Two accuracies taken as independent would

@@ -25,7 +25,7 @@ from iis.equations import (
     standard_error,
     too_close_to_chance,
 )
-from iis.grid import DENSE
+from iis.grid import DENSE, held_count
 from iis.results import select, unpack_correct
 from iis.runtime import UserError, without_nan
 from iis.statistics import bootstrap_retention, interval, mean_std, retention_errors
@@ -46,16 +46,8 @@ def summarise(rows: Sequence[dict[str, Any]], draws: int = 1000, where: str = "t
     where that is 0, and what is divided by a last epoch that gets nothing right. Raises `UserError` where a seed lacks
     a ratio or its dense head, where that gets nothing right, or where a row lacks a measurement.
     """
-    _check_rows(rows, where)
-    seeds, first = sorted({row["seed"] for row in rows}), rows[0]
-    ratios = sorted({row["ratio"] for row in rows if row["ratio"] != DENSE})
-    for seed in seeds:
-        mine = [row["ratio"] for row in rows if row["seed"] == seed]
-        require_ratios(mine, where=f"{where}, seed {seed},")
-        require_ratios(mine, ratios, where=f"{where}, seed {seed},")
-        if DENSE not in mine:
-            raise UserError(f"{where} has no dense head for seed {seed}: run stage 3 again, it trains what is missing")
-    chosen, last = select(rows), select(rows, "last")
+    seeds, ratios = seeds_and_ratios(rows, where)
+    first, chosen, last = rows[0], select(rows), select(rows, "last")
     nothing = [seed for seed in seeds if not chosen[seed, DENSE]["top1"]]
     if nothing:
         raise UserError(f"{where}: the dense head of seed {nothing[0]} gets no validation image right, so there is "
@@ -98,7 +90,9 @@ def mark_of(result: dict[str, Any]) -> str:
     return "".join(MARKS[mark] for mark in result.get("marks", ()))
 
 
-def _check_rows(rows: Sequence[dict[str, Any]], where: str) -> None:
+def seeds_and_ratios(rows: Sequence[dict[str, Any]], where: str) -> tuple[list[int], list[float]]:
+    """The seeds and sparsity ratios of a ledger. Raises `UserError` where it has no rows, a row lacks a measurement, or
+    a seed lacks a ratio or its dense head."""
     if not rows:
         raise UserError(f"{where} has no rows: run stage 3 first")
     for row in rows:
@@ -107,6 +101,14 @@ def _check_rows(rows: Sequence[dict[str, Any]], where: str) -> None:
         if gone:
             raise UserError(f"{where}: the row of seed {row['seed']}, ratio {row['ratio']} says nothing of "
                             f"{', '.join(gone)}; delete that line and run stage 3 again, which trains what is missing")
+    seeds, ratios = sorted({row["seed"] for row in rows}), sorted({row["ratio"] for row in rows} - {DENSE})
+    for seed in seeds:
+        mine = [row["ratio"] for row in rows if row["seed"] == seed]
+        require_ratios(mine, where=f"{where}, seed {seed},")
+        require_ratios(mine, ratios, where=f"{where}, seed {seed},")
+        if DENSE not in mine:
+            raise UserError(f"{where} has no dense head for seed {seed}: run stage 3 again, it trains what is missing")
+    return seeds, ratios
 
 
 def _curves(chosen: dict[tuple[int, float], dict[str, Any]], seeds: Sequence[int], ratios: Sequence[float],
@@ -217,8 +219,8 @@ def remarks_on_rows(rows: Sequence[dict[str, Any]]) -> list[str]:
     if last:
         remarks.append(f"note: the best epoch is the last one ({last[0]['epochs']}) for {_places(last)}; "
                        "more epochs may do better (--n_epoch)")
-    steps = {row["epochs"] * -(-row["n_train"] // row["batch_size"]) for row in rows
-             if {"epochs", "n_train", "batch_size"} <= row.keys()}
+    steps = {row["epochs"] * -(-(row["n_train"] - held_count(row["n_train"], row["holdout"])) // row["batch_size"])
+             for row in rows if {"epochs", "n_train", "batch_size", "holdout"} <= row.keys()}
     if steps and min(steps) < FEW_STEPS:
         remarks.append(f"note: heads trained for {min(steps)} steps in all, and under about {FEW_STEPS} they have "
                        "hardly settled; set a smaller --batch_size, a larger --n_epoch, or --recipe converged")

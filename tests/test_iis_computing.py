@@ -158,8 +158,9 @@ def test_notes_on_the_training():
     assert "the best epoch is the last one (7) for s = 0, 0.1, " in notes(hand_made(epochs=7))
     one = {"n_train": 1000, "batch_size": 100}
     few, enough = ([{**line, **one, "epochs": epochs} for line in hand_made()] for epochs in (29, 30))
-    assert "heads trained for 290 steps in all" in notes(few) and "--batch_size or a larger --n_epoch" in notes(few)
+    assert "heads trained for 290 steps in all" in notes(few) and "--recipe converged" in notes(few)
     assert "steps in all" not in notes(enough)
+    assert "290 steps in all" in notes([{**line, "n_train": 1250, "holdout": 0.2} for line in few])
     partial = [{**line, **one, "n_train": 1001, "epochs": 20} for line in hand_made()]  # 11 steps an epoch
     assert "trained for 220 steps" in " ".join(remarks_on_rows(partial))
     edge = [{**line, "select_top1": 1 - line["learning_rate"]} for line in hand_made()]

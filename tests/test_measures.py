@@ -3,6 +3,7 @@ and plain loops, and wherever they are shown."""
 
 import csv
 import json
+import shlex
 
 import numpy as np
 import pandas as pd
@@ -130,6 +131,25 @@ def test_the_control_is_found_by_its_features_and_its_command_is_named(tmp_path)
         lift_of_ledger(file)
     with pytest.raises(UserError, match="is no ledger"):
         first_row(tmp_path / "nowhere.jsonl")
+
+
+def test_a_control_that_is_damaged_or_unfinished_is_a_sentence(tmp_path):
+    file, control = pair(tmp_path)
+    rows = read_ledger(control)
+    for changed, words in (([{name: value for name, value in row.items() if name != "hits"} for row in rows], "hits"),
+                           ([row for row in rows if (row["seed"], row["ratio"]) != (1, -1)], "other ratios|no dense")):
+        control.write_text("".join(json.dumps(row) + "\n" for row in changed))
+        with pytest.raises(UserError, match=f"({words}).*make a fitting one with: python"):
+            lift_of_ledger(file, draws=5)
+
+
+def test_the_command_names_what_a_recipe_would_set_otherwise(tmp_path):
+    file, _ = pair(tmp_path / "my runs", own={"recipe": "converged", "epochs": 30, "batch_size": 1024})
+    flags = shlex.split(command(file))
+    found = dict(zip(flags, flags[1:], strict=False))
+    assert found["--recipe"] == "converged" and found["--n_epoch"] == "30" and found["--batch_size"] == "1024"
+    assert found["--save_root"] == str(tmp_path / "my runs")
+    assert "--n_epoch 30" not in command(pair(tmp_path / "published", own={"epochs": 30})[0])
 
 
 def test_the_command_makes_the_control(toy, here, tmp_path):
