@@ -21,12 +21,12 @@ def test_accuracy_difference_by_hand_and_against_scipy():
     base = rng.random(2000) < 0.9
     correct = base ^ (rng.random(2000) < 0.05)
     known = stats.ttest_rel(correct.astype(float), base.astype(float))
-    one = accuracy_difference(correct[None], base[None], draws=2000)
+    one = accuracy_difference(correct[None], base[None], draws=4000)
     assert (one.low, one.high) == pytest.approx(tuple(known.confidence_interval(0.95)), abs=1e-3)
     # Seeds that differ among each other while their images are many: Student's interval and p over seeds.
     drawn_RN = np.array([rng.random(20_000) < accuracy for accuracy in (0.80, 0.84, 0.90)])
     known = stats.ttest_1samp(drawn_RN.mean(1) - 1, 0)
-    three = accuracy_difference(drawn_RN, np.ones_like(drawn_RN), draws=200)
+    three = accuracy_difference(drawn_RN, np.ones_like(drawn_RN))
     assert (three.low, three.high) == pytest.approx(tuple(known.confidence_interval(0.95)), abs=0.004)
     assert three.p == pytest.approx(known.pvalue, rel=0.02) and three.seeds == 3
 
