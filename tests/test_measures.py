@@ -214,7 +214,7 @@ def test_contributing_concepts_equal_a_plain_loop(monkeypatch):
 
 def test_ncc_of_stored_heads_and_of_the_dense_head(toy, monkeypatch):
     monkeypatch.setattr("reproduction.lib.nec.LEVELS", (2, 4, 15))  # the classes lie too far apart for more
-    folder = trained(IP_Prototype_training, toy, num_concepts=12, seeds=2)
+    folder = trained(IP_Prototype_training, toy, num_concepts=12, seeds=2, learning_rates=0.1)
     out = call(ncc, "--model_root", folder, "--save_dir", toy / "ncc", "--draws", 50)
     lines = {float(line["s"]): line for line in rows_of(out / "ncc.csv")}
     assert set(lines) == {*RATIOS, -1.0} and lines[-1.0]["kept"] == "12"
