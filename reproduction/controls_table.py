@@ -22,9 +22,10 @@ import numpy as np
 
 from iis.cli import positive, run_script, setting
 from iis.grid import DENSE, check_ratios
-from iis.results import LEDGER, read_ledger, select, unpack_correct
+from iis.results import LEDGER, read_ledger, select
 from iis.runtime import UserError
 from iis.statistics import bootstrap_iis, plus_minus
+from iis.summary import correct_of
 from reproduction.lib.outputs import write_table
 from reproduction.lib.points import in_words, percent, variant_of
 from reproduction.lib.runs import Run, Source, find_runs, output_folder
@@ -154,9 +155,7 @@ def drawn_iis(folder: Path, seeds: tuple[int, ...], draws: int) -> np.ndarray:
     """IIS of these seeds in resamples of the images, (B, R); the same resamples for all runs on the same images."""
     chosen = select(read_ledger(folder / LEDGER))
     ratios = sorted({ratio for _, ratio in chosen} - {DENSE})
-    correct_RKN = np.array([[unpack_correct(chosen[seed, ratio]["hits"], chosen[seed, ratio]["n_val"])
-                             for ratio in (*ratios, DENSE)] for seed in seeds])
-    return bootstrap_iis(ratios, correct_RKN[:, :-1], correct_RKN[:, -1], draws)
+    return bootstrap_iis(ratios, *correct_of(chosen, seeds, ratios), draws)
 
 
 def over_models(name: str, choice: dict[str, Run], base: dict[str, Run],

@@ -19,10 +19,10 @@ import numpy as np
 
 from iis.cli import run_script
 from iis.equations import area
-from iis.grid import DENSE
 from iis.names import slug
-from iis.results import LEDGER, read_ledger, select, unpack_correct
+from iis.results import LEDGER, read_ledger, select
 from iis.statistics import mean_std, plus_minus
+from iis.summary import correct_of
 from reproduction.lib.figures import draw_marks, legend_below, panels, style
 from reproduction.lib.outputs import write_figure, write_table
 from reproduction.lib.points import (
@@ -129,13 +129,9 @@ def correlations(dataset: str, bank: str, runs: Sequence[Run]) -> list[dict[str,
 def per_image(run: Run) -> tuple[np.ndarray, np.ndarray]:
     """What each validation image adds to ∫ acc(s) ds and to dense accuracy, (N,) each, means over seeds: their means
     over images are `run.area` and `run.dense`."""
-    chosen, count = select(read_ledger(run.folder / LEDGER)), run.summary["n_val"]
-
-    def correct(ratio: float) -> np.ndarray:
-        return np.mean([unpack_correct(chosen[seed, ratio]["hits"], count) for seed in run.summary["seeds"]], axis=0)
-
-    ratios = run.summary["ratios"]
-    return area(ratios, np.stack([correct(ratio) for ratio in ratios], axis=-1)), correct(DENSE)
+    chosen, ratios = select(read_ledger(run.folder / LEDGER)), run.summary["ratios"]
+    correct_RSN, dense_RN = correct_of(chosen, run.summary["seeds"], ratios)
+    return area(ratios, correct_RSN.mean(0).T), dense_RN.mean(0)
 
 
 def family_lines(dataset: str, bank: str, runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -36,10 +36,10 @@ CAPTION = (
     "Spearman's ρ with true content. Representations: with the share of attributes, mean over {draws} draws; ρ: mean "
     "of class code and scattered code, under which a linear classifier's accuracy is equal at every share, with its "
     "Student 95 % interval over draws. Sets whose dense head is close to chance are left out. Banks: with the mean "
-    "AUROC of their best concepts, over {banks} banks, mean over {models} models, with the 95 % interval of resampled "
-    "banks. Δ: paired difference to the ρ of the IIS. NCC is turned, because fewer is better. Among banks of one "
-    "model and M the lift is the IIS less one number, so it orders them alike. An order that is the same in every "
-    "draw has an interval without width, which is no certainty.")
+    "AUROC of their best concepts, over the {banks} banks that all {models} models have, mean over models, with the "
+    "95 % interval of resampled banks. Δ: paired difference to the ρ of the IIS. NCC is turned, because fewer is "
+    "better. Among banks of one model and M the lift is the IIS less one number, so it orders them alike. An order "
+    "that is the same in every draw has an interval without width, which is no certainty.")
 
 
 @dataclass(kw_only=True)
@@ -58,9 +58,9 @@ def main(settings: Settings) -> Path:
         (settings.bank_truth, "bank_truth.py", ("model", "M", "bank", "auroc", *MEASURES))))
     folder = make_output_folder(settings.save_dir)
     lines = [line for bank in BANKS for line in of_representations(features, bank)] + of_banks(banks)
-    counts = banks.dropna(subset="iis")
     print(write_table(folder, "measures_truth", lines, [for_people(line) for line in lines], CAPTION.format(
-        draws=features["draw"].nunique(), banks=counts["bank"].nunique(), models=counts["model"].nunique())))
+        draws=features["draw"].nunique(), banks=lines[-1]["sets"],
+        models=banks.dropna(subset="iis")["model"].nunique())))
     print(f"written: {folder}/measures_truth.csv")
     return folder
 

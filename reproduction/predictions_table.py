@@ -34,9 +34,10 @@ CONCEPTS = {"Text": "textual", "Prototype": "visual", "Cluster": "visual", "End2
 ORDER = ("textual", "visual", "combined", "other", "control")
 CAPTION = ("Interpretation predictors at s = {ratio:g}, %, mean ± std over {seeds}. The difference to the dense head, "
            "in points, is taken image by image and seed by seed; its 95 % interval and p are over seeds and validation "
-           "images. Without --holdout learning rate and epoch of both heads were selected on these very images, as the "
-           "release does. Balanced accuracy (that of the dense head in brackets) stands where classes are uneven, ? "
-           "where the labels are not at hand. Random directions are the control.")
+           "images, p without correction for the number of lines. Without --holdout learning rate and epoch of both "
+           "heads were selected on these very images, as the release does. Balanced accuracy (that of the dense head "
+           "in brackets) stands where classes are uneven, ? where the labels are not at hand. Random directions are "
+           "the control.")
 
 
 @dataclass(kw_only=True)

@@ -153,7 +153,7 @@ def test_one_direction_per_class_is_enough():
 
 def test_script(toy, monkeypatch, capsys):
     monkeypatch.setattr("reproduction.lib.nec.LEVELS", (2, 4, 15))  # the classes lie too far apart for more
-    folder = trained(IP_Prototype_training, toy, seeds=2, num_concepts=12)
+    folder = trained(IP_Prototype_training, toy, seeds=2, num_concepts=12, learning_rates=0.1)
     measure = lambda: call(accuracy_at_nec, "--model_root", folder, "--device", "cpu")  # noqa: E731
     measure()
     lines = rows_of(folder / "nec.csv")  # without --save_dir: beside the run
@@ -199,7 +199,7 @@ def test_script(toy, monkeypatch, capsys):
 
 
 def test_bad_input(toy):
-    folder = trained(IP_Prototype_training, toy, num_concepts=8)
+    folder = trained(IP_Prototype_training, toy, num_concepts=8, learning_rates=0.1)
     save_embeddings(toy / "train.pt", clusters(300, "train", seed=3))
     with pytest.raises(UserError, match="holds other numbers"):
         call(accuracy_at_nec, "--model_root", folder, "--device", "cpu")
@@ -212,7 +212,8 @@ def test_all_banks_of_one_data_set(toy, capsys):
     """A data set whose name begins the same is not among them; sizes and epochs that differ are in the title."""
     models = toy / "IP_Prototype" / "net"
     for name, changes in (("toy_a", {}), ("toy_b", {"n_epoch": 3}), ("toy_c", {"dataset": "toy_painted"})):
-        trained(IP_Prototype_training, toy, f"IP_Prototype/net/{name}", num_concepts=8, **changes)
+        trained(IP_Prototype_training, toy, f"IP_Prototype/net/{name}", num_concepts=8, learning_rates=0.1,
+                **changes)
     call(bank_table, "--dataset", "toy", "--root", toy, "--kept", 4, "--save_dir", toy / "out")
     lines = rows_of(toy / "out" / "banks.csv")
     assert {line["title"] for line in lines} == {"Prototype, 2 epochs", "Prototype, 3 epochs"} and len(lines) == 2

@@ -170,6 +170,7 @@ def test_correlation_within_families_by_hand():
     assert found["rho"] == pytest.approx(1) and found["p"] == pytest.approx(2 / 36, abs=0.01)
     assert associate(iis, dense[:, 0])["rho"] < 0
     assert set(rho_within(area, dense, list("aabbcc")).values()) == {None}  # two degrees of freedom
+    assert set(rho_within(dense / 2, dense, list("aaabbb")).values()) == {None}  # every IIS is 0.5
 
 
 def test_resamples_within_families_keep_the_families():
@@ -217,6 +218,8 @@ def test_estimates_over_seeds_and_images():
     assert both.low < seeds_alone.low and both.high > seeds_alone.high and both.p > seeds_alone.p
     assert one.p == pytest.approx(2 * stats.norm.sf(of_seeds[0] / 0.01), abs=0.03)
     assert (both.seeds, one.seeds, one.text(3)[:6]) == (5, 1, "+0.010")
+    undefined = np.vstack([of_seeds + images, [[np.nan, *of_seeds[1:]]]])  # one resample says nothing of one seed
+    assert estimate(of_seeds, undefined) == both
     assert estimate(np.ones(3), np.ones((999, 3))).p == 2 / 1000 and estimate(np.zeros(2), np.zeros((99, 2))).p == 1
 
 

@@ -25,8 +25,6 @@ def normal_scores(variance, shape, rng):
                np.zeros(shape))
 
 
-
-
 def test_two_way_components_by_hand():
     # Rows (banks) 1 3 | 5 9: mean 4.5. Bank means 2, 7; head means 3, 6; rest 1 - 2 - 3 + 4.5 = 0.5 up to sign.
     # MS bank = 2 · (2.5² + 2.5²) = 25, MS head = 2 · (1.5² + 1.5²) = 9, MS rest = 4 · 0.25 = 1.

@@ -15,6 +15,7 @@ import pandas as pd
 from iis.names import EMBEDDINGS
 from iis.runtime import ROOT, UserError, read_json
 from iis.statistics import mean_std
+from reproduction.lib.measures import stored_levels
 from reproduction.lib.points import variant_of
 from reproduction.lib.runs import Run
 
@@ -99,17 +100,12 @@ def lines_of_nec(runs: Iterable[Run]) -> list[dict[str, Any]]:
     """Top-1 at NEC = 5, 10, … as far as reached, and their mean ANEC over the levels that all runs here with as many
     concepts reach, which its setting names. Of every run with a nec.json (reproduction/accuracy_at_nec.py) of the
     features and seeds of its ledger and of today's path."""
-    from reproduction.lib.nec import PATHS, Seeds, cache_name, over_seeds, reached_by_all, rows_of
+    from reproduction.lib.nec import Seeds, cache_name, over_seeds, reached_by_all, rows_of
 
     found: list[tuple[Run, Seeds]] = []
     rivals: dict[tuple[str, int], list[Seeds]] = {}
     for run in runs:
-        file = run.folder / cache_name()
-        kept = read_json(file) if file.exists() else {}
-        now = {"path": PATHS["refined"], **{name: run.identity[name] for name in ("train_hash", "val_hash")}}
-        seeds = [one["levels"] for one in map(kept.get, map(str, run.summary["seeds"]))
-                 if one and all(one["depends"].get(name) == value for name, value in now.items())]
-        if len(seeds) == len(run.summary["seeds"]):
+        if seeds := stored_levels(run):
             found.append((run, seeds))
             rivals.setdefault(rows_of(run), []).append(seeds)
     lines = []

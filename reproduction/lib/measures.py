@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from iis.runtime import read_json
-from iis.statistics import mean_std
 from reproduction.lib.runs import Run
 
 # Column: (what tables call it, 1 where more is better and −1 where less is).
@@ -34,16 +31,21 @@ def anec(run: Run, fit: bool = True) -> float | None:
     import torch
 
     from reproduction.accuracy_at_nec import measure
-    from reproduction.lib.nec import cache_name
+    from reproduction.lib.nec import LEVELS, over_seeds
 
-    if fit:
-        levels: list[Any] = measure(run, torch.device("cpu"), "refined")
-    else:
-        file = run.folder / cache_name()
-        kept = read_json(file) if file.is_file() else {}
-        levels = [kept.get(str(seed), {}).get("levels", []) for seed in run.summary["seeds"]]
+    seeds = measure(run, torch.device("cpu"), "refined") if fit else stored_levels(run)
     concepts = min(len(run.bank(seed)) for seed in run.summary["seeds"])
-    top1 = [[line["top1"] for line in lines if line["nec"] <= concepts] for lines in levels]
-    if not all(top1) or any(None in one for one in top1):
-        return None
-    return mean_std([float(np.mean(one)) for one in top1])[0]
+    return seeds and over_seeds(seeds, [level for level in LEVELS if level <= concepts])[-1]["top1"]
+
+
+def stored_levels(run: Run) -> list[list[dict[str, Any]]] | None:
+    """What accuracy_at_nec.py kept beside a run's ledger, lines per seed; None where a seed is missing, or its lines
+    are of other features or of another path than today's."""
+    from reproduction.lib.nec import PATHS, cache_name
+
+    file = run.folder / cache_name()
+    kept = read_json(file) if file.is_file() else {}
+    now = {"path": PATHS["refined"], **{name: run.identity[name] for name in ("train_hash", "val_hash")}}
+    seeds = [one["levels"] for one in map(kept.get, map(str, run.summary["seeds"]))
+             if one and all(one["depends"].get(name) == value for name, value in now.items())]
+    return seeds if len(seeds) == len(run.summary["seeds"]) else None
