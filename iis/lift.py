@@ -116,7 +116,8 @@ def lift_of_ledger(file: Path, ledgers: Iterable[Path] = (), draws: int = 1000) 
 
 def _is_control(place: Path, row: dict[str, Any]) -> bool:
     try:
-        return not differences(row, first_row(place))
+        control = first_row(place)
+        return not differences(row, control) and row.get("num_concepts") in (None, control.get("num_concepts"))
     except UserError:  # a damaged ledger has its own sentence elsewhere
         return False
 
