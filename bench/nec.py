@@ -1,0 +1,70 @@
+"""Accuracy at NEC with many classes: λ solved, passes over the data and seconds of a seed, and what ImageNet would take.
+
+    OMP_NUM_THREADS=1 python bench/nec.py                                              # writes bench/results/nec.json
+    OMP_NUM_THREADS=1 python bench/nec.py --num_classes 1000 --images 5000 --num_concepts 50
+
+The images are clusters in a space whose directions differ in variance, the bank random directions. Seconds at ImageNet
+are an extrapolation: those of a pass here, as many passes, times N · M · C.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from bench.timing import BenchSettings, report, seconds, start
+from iis.cli import positive, run_script, setting
+from IP_training.elastic_net import ElasticNet, Fit
+from reproduction.lib.nec import LEVELS, Layer, at_levels
+
+IMAGENET = 1_281_167 * 200 * 1000  # N · M · C
+
+
+@dataclass(kw_only=True)
+class Settings(BenchSettings):
+    """Size of a problem"""
+
+    num_classes: int = setting(200, "C", type=positive)
+    images: int = setting(10_000, "N, of training", type=positive)
+    num_concepts: int = setting(100, "M", type=positive)
+    width: int = setting(256, "D", type=positive)
+
+
+class Counted(ElasticNet):
+    """A problem that notes (λ, passes, weights) of what it solves."""
+
+    def solve(self, lam: float, *args: object, **kwargs: object) -> Fit:
+        fit = super().solve(lam, *args, **kwargs)
+        import time; print("note", f"{lam:.4g}", fit.passes, int((fit.W_CM != 0).sum()), f"{time.process_time():.1f}", fit.converged, flush=True)
+        self.notes = [*getattr(self, "notes", []), (lam, fit.passes, int((fit.W_CM != 0).sum()))]
+        return fit
+
+
+def main(settings: Settings) -> Path:
+    """Solve all levels of one seed."""
+    device, generator = start(settings), torch.Generator().manual_seed(0)
+    spread_D = torch.arange(1, settings.width + 1).pow(-0.5)
+    y_N = torch.arange(settings.images) % settings.num_classes
+    centres_CD = torch.randn(settings.num_classes, settings.width, generator=generator)
+    h_ND = (centres_CD[y_N] + torch.randn(settings.images, settings.width, generator=generator)) * spread_D
+    x_NM = h_ND @ torch.randn(settings.width, settings.num_concepts, generator=generator)
+    problem = Counted(((x_NM - x_NM.mean(0)) / x_NM.std(0)).to(device), y_N.to(device), settings.num_classes)
+    layers: dict[int, Layer | str] = {}
+    taken = seconds(lambda: layers.update(at_levels(problem)), device)
+    for note in problem.notes:
+        print("λ {:.3g}: {} passes, {} weights".format(*note))
+    reached = [level for level in LEVELS if isinstance(layers[level], Layer)]
+    passes, size = sum(count for _, count, _ in problem.notes), settings.images * settings.num_concepts
+    name = f"accuracy at NEC, C = {settings.num_classes:,}, N = {settings.images:,}, M = {settings.num_concepts}"
+    print(f"levels reached: {reached}; {passes / len(problem.notes):.1f} passes for one λ, "
+          f"{1e3 * taken / passes:.1f} ms for one pass")
+    return report(settings, "nec", {
+        f"{name}: {len(problem.notes)} λ, {passes} passes": {"seconds": taken, "passes": passes},
+        f"{name}, extrapolated to ImageNet": {"seconds": taken * IMAGENET / size / settings.num_classes}})
+
+
+if __name__ == "__main__":
+    run_script(main, Settings)
