@@ -6,14 +6,14 @@ How many weights are zero is known only at the minimum, and concepts are highly 
 thousands of passes over the data to get there. Steps here know the curvature:
 
 - while few weights take part (`DENSE`), a step goes to the exact minimum of the quadratic model with all terms, within
-  and between classes (proximal Newton; Lee, Sun and Saunders 2014): about 7 passes for one lam of a path;
-- with more, two kinds of step take turns, whichever mends the larger violation of the optimality conditions (as in
-  Curtis and Robinson's FaRSA, 2017). A proximal step moves the support: its metric is each class's own curvature, which
-  is scaled up until it bounds the loss. A Newton step moves the weights on the support, with all terms, by conjugate
-  gradients under the same metric; a weight that would change its sign becomes 0.
+  and between classes (proximal Newton; Lee, Sun and Saunders 2014): about 5 passes for one lam of a path;
+- with more, a proximal step takes the curvature within each class alone, which moves the support; then the mean of the
+  points that the last steps led to under which the mean step is shortest brings in what the classes do to each other
+  (Anderson's acceleration, as Bertrand and Massias 2021 have it for coordinate descent): about 15 passes.
 
-The loss and its gradient are float64, so that zeros do not depend on rounding; curvature is in the precision of x. The
-whole set is one batch: no randomness. Standardise x first: one lam treats all columns alike.
+A point is taken only if the objective falls. Up to `PRECISE` classes the loss and its gradient are float64, so that
+zeros do not depend on rounding; with more, products are in the precision of x, as curvature always is. The whole set is
+one batch: no randomness. Standardise x first: one lam treats all columns alike.
 """
 
 from __future__ import annotations
@@ -27,15 +27,14 @@ import scipy.linalg
 import torch
 
 ROWS = 65536  # samples at a time
-PRECISE = 256  # classes up to which probabilities are float64: of a model with 1 - p below 1e-7 little else is left
+PRECISE = 256  # classes up to which loss and gradient are float64: of a model with 1 - p below 1e-7 little else is left
 HESSIAN_ROWS = 8192  # samples at a time for the Hessian
 DENSE = 1500  # weights and biases in a step, above which the terms between classes are not written down
 METRIC_ROWS = 8192  # samples that a class's curvature is taken from, those of the largest p(1 − p)
 NEAR = 0.8  # a zero weight whose slope is above this share of the penalty takes part in a proximal step
 SWEEPS = 10  # of coordinate descent in a step, at most: a rough minimum serves as well
-METRIC_AGE = 30
-DEPTH = 8
-INNER = 0.02
+DEPTH = 8  # steps that are combined, at most
+INNER = 0.02  # to what share of the largest violation the step of a class is exact
 RIDGE = 1e-5  # of a class's curvature, against columns that are linearly dependent
 
 
@@ -51,8 +50,8 @@ class Fit(NamedTuple):
 
 
 class _Point(NamedTuple):
-    """A point U (C, K) of weights and, in the last column, biases; the objective there, the loss's gradient, the largest
-    violation of the optimality conditions, and the probabilities (B, C) of each part of the data."""
+    """A point U (C, K) of weights and, in the last column, biases; the objective there, the loss's gradient,
+    the largest violation of the optimality conditions, and the probabilities (B, C) of each part of the data."""
 
     U_CK: torch.Tensor
     value: float
@@ -63,12 +62,10 @@ class _Point(NamedTuple):
 
 @dataclass
 class _Memory:
-    """Of the steps by class at one lam: the metric, which weights it covers and for how many steps it was taken; its
-    scale; and the last steps."""
+    """Of the steps by class at one lam: the metric, the weights it covers, its scale, and the last steps."""
 
     metric: tuple[torch.Tensor, torch.Tensor] | None = None
     covers: torch.Tensor | None = None
-    age: int = 0
     scale: float = 1.0
     steps: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
@@ -196,10 +193,9 @@ class ElasticNet:
         """Where the last steps of all classes together lead to (Anderson), then the step of each class by its own
         curvature, then shorter ones."""
         violates = violations(at.gradient_CK, at.U_CK, lam, self.alpha) > 0
-        if memory.covers is None or memory.age >= METRIC_AGE or bool((violates & ~memory.covers).any()):
-            memory.metric, memory.covers, memory.age = self._metric(at, lam, takes_part), takes_part, 0
+        if memory.covers is None or bool((violates & ~memory.covers).any()):
+            memory.metric, memory.covers = self._metric(at, lam, takes_part), takes_part
             memory.steps.clear()
-        memory.age += 1
         columns_CL, curvature_CLL = memory.metric
         index_CL, there_CL = columns_CL.clamp_min(0), columns_CL >= 0
         u_CL, slope_CL = (full.gather(1, index_CL) * there_CL for full in (at.U_CK, at.gradient_CK))
@@ -217,7 +213,7 @@ class ElasticNet:
                 yield moved(anderson(memory.steps))
             yield moved(new_CL)
             memory.steps.clear()
-            memory.scale *= 2
+            memory.covers, memory.scale = None, 2 * memory.scale  # and a new metric at the next point
 
 
 def anderson(steps: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> torch.Tensor:
@@ -248,10 +244,16 @@ def fit_elastic_net(x_NM: torch.Tensor, y_N: torch.Tensor, num_classes: int, lam
 
 
 def bytes_of_fit(rows: int, width: int, concepts: int, classes: int) -> int:
-    """Memory in bytes of solving on `rows` features of `width` numbers: x in single and double precision, the
-    probabilities of two points, what `ROWS` samples need meanwhile, and curvatures of C classes of M x M doubles."""
-    return (rows * (12 * concepts + 8 * classes) + min(rows, ROWS) * (4 * (width + concepts) + 24 * classes)
-            + 8 * classes * (3 * (concepts + 1) ** 2 + 20 * concepts))
+    """Memory in bytes of solving on `rows` features of `width` numbers: x in single precision and, up to `PRECISE`
+    classes, double; the probabilities of two points; what `ROWS` samples need meanwhile; and the larger of the Hessian
+    of `DENSE` weights, four times, with the samples weighted by them, and the curvatures of C classes, three times, of
+    at most M x M doubles, with the steps."""
+    number = 8 if classes <= PRECISE else 4
+    x = rows * concepts * (12 if number == 8 else 4)
+    meanwhile = min(rows, ROWS) * (4 * (width + concepts) + 3 * number * classes)
+    hessian = 4 * 8 * DENSE**2 + min(rows, HESSIAN_ROWS) * 4 * DENSE
+    metric = 8 * classes * (3 * (concepts + 1) ** 2 + (3 * DEPTH + 20) * (concepts + 1)) + 8 * rows
+    return x + rows * 2 * number * classes + meanwhile + max(hessian, metric)
 
 
 def penalty(W_CM: torch.Tensor, alpha: float) -> float:
