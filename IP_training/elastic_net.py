@@ -62,12 +62,12 @@ class _Point(NamedTuple):
 
 @dataclass
 class _Memory:
-    """Of the steps by class at one lam: the metric, the weights it covers, its scale, and the last steps."""
+    """Of the steps by class at one lam: the metric, the weights it covers, its scale, and the last (point, step)."""
 
     metric: tuple[torch.Tensor, torch.Tensor] | None = None
     covers: torch.Tensor | None = None
     scale: float = 1.0
-    steps: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    steps: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
 
 class ElasticNet:
@@ -195,37 +195,32 @@ class ElasticNet:
         violates = violations(at.gradient_CK, at.U_CK, lam, self.alpha) > 0
         if memory.covers is None or bool((violates & ~memory.covers).any()):
             memory.metric, memory.covers = self._metric(at, lam, takes_part), takes_part
-            memory.steps.clear()
         columns_CL, curvature_CLL = memory.metric
         index_CL, there_CL = columns_CL.clamp_min(0), columns_CL >= 0
         u_CL, slope_CL = (full.gather(1, index_CL) * there_CL for full in (at.U_CK, at.gradient_CK))
 
-        def moved(new_CL: torch.Tensor) -> torch.Tensor:
-            return at.U_CK.scatter_add(1, index_CL, (new_CL - u_CL) * there_CL)
-
         for _ in range(12):
-            new_CL = minimise_by_class(memory.scale * curvature_CLL, u_CL, slope_CL, lam, self.alpha,
-                                       INNER * at.violation)
-            step_CL = new_CL - u_CL
-            memory.steps.append((new_CL, step_CL, torch.einsum("clm,cm->cl", curvature_CLL, step_CL)))
-            del memory.steps[:-DEPTH]
+            step_CL = minimise_by_class(memory.scale * curvature_CLL, u_CL, slope_CL, lam, self.alpha,
+                                        INNER * at.violation) - u_CL
+            step_CK = torch.zeros_like(at.U_CK).scatter_add_(1, index_CL, step_CL * there_CL)
+            memory.steps = [*memory.steps[1 - DEPTH:], (at.U_CK + step_CK, step_CK)]
             if len(memory.steps) > 1:
-                yield moved(anderson(memory.steps))
-            yield moved(new_CL)
+                steps_TCL = torch.stack([one.gather(1, index_CL) * there_CL for _, one in memory.steps])
+                yield combined([point for point, _ in memory.steps],
+                               torch.einsum("tcl,clm,scm->ts", steps_TCL, curvature_CLL, steps_TCL))
+            yield at.U_CK + step_CK
             memory.steps.clear()
             memory.covers, memory.scale = None, 2 * memory.scale  # and a new metric at the next point
 
 
-def anderson(steps: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-    """The mean of the points that steps led to under which the mean step is shortest. steps: (point, step, metric ·
-    step), each (C, L). A weight is 0 where it is 0 at the last point, and keeps its sign there."""
-    gram = torch.stack([torch.stack([(one * other).sum() for _, _, other in steps]) for _, one, _ in steps])
-    gram.diagonal().add_(1e-10 * gram.diagonal().max() + 1e-300)
-    weights = torch.linalg.solve(gram, torch.ones_like(gram[0]))
-    mean_CL = sum(weight * point for weight, (point, _, _) in zip(weights / weights.sum(), steps, strict=True))
-    last_CL = steps[-1][0]
-    mean_CL[:, :-1] = torch.where(mean_CL * last_CL > 0, mean_CL, last_CL)[:, :-1]
-    return mean_CL
+def combined(points: Sequence[torch.Tensor], gram_TT: torch.Tensor) -> torch.Tensor:
+    """The mean of points (C, K) that makes the mean of the steps that led there shortest; gram: the steps' inner
+    products. A weight is 0 where it is 0 at the last point, and keeps its sign there."""
+    gram_TT = gram_TT + (1e-10 * gram_TT.diagonal().max() + 1e-300) * torch.eye(len(points)).to(gram_TT)
+    weights_T = torch.linalg.solve(gram_TT, torch.ones_like(gram_TT[0]))
+    mean_CK = torch.einsum("t,tck->ck", weights_T / weights_T.sum(), torch.stack(list(points)))
+    mean_CK[:, :-1] = torch.where(mean_CK * points[-1] > 0, mean_CK, points[-1])[:, :-1]
+    return mean_CK
 
 
 def elastic_net_path(x_NM: torch.Tensor, y_N: torch.Tensor, num_classes: int, lams: Sequence[float],
@@ -252,7 +247,7 @@ def bytes_of_fit(rows: int, width: int, concepts: int, classes: int) -> int:
     x = rows * concepts * (12 if number == 8 else 4)
     meanwhile = min(rows, ROWS) * (4 * (width + concepts) + 3 * number * classes)
     hessian = 4 * 8 * DENSE**2 + min(rows, HESSIAN_ROWS) * 4 * DENSE
-    metric = 8 * classes * (3 * (concepts + 1) ** 2 + (3 * DEPTH + 20) * (concepts + 1)) + 8 * rows
+    metric = 8 * classes * (3 * (concepts + 1) ** 2 + (4 * DEPTH + 20) * (concepts + 1)) + 8 * rows
     return x + rows * 2 * number * classes + meanwhile + max(hessian, metric)
 
 

@@ -1,4 +1,4 @@
-"""Accuracy at NEC with many classes: λ solved, passes over the data and seconds of a seed, and what ImageNet would take.
+"""Accuracy at NEC with many classes: λ solved, passes over the data and seconds of a seed; extrapolated to ImageNet.
 
     OMP_NUM_THREADS=1 python bench/nec.py                                              # writes bench/results/nec.json
     OMP_NUM_THREADS=1 python bench/nec.py --num_classes 1000 --images 5000 --num_concepts 50
@@ -34,12 +34,12 @@ class Settings(BenchSettings):
 
 
 class Counted(ElasticNet):
-    """A problem that notes (λ, passes, weights) of what it solves."""
+    """A problem that notes the passes of what it solves."""
 
     def solve(self, lam: float, *args: object, **kwargs: object) -> Fit:
         fit = super().solve(lam, *args, **kwargs)
-        import time; print("note", f"{lam:.4g}", fit.passes, int((fit.W_CM != 0).sum()), f"{time.process_time():.1f}", fit.converged, flush=True)
-        self.notes = [*getattr(self, "notes", []), (lam, fit.passes, int((fit.W_CM != 0).sum()))]
+        self.notes = [*getattr(self, "notes", []), fit.passes]
+        print(f"λ {lam:.3g}: {fit.passes} passes, {int((fit.W_CM != 0).sum())} weights", flush=True)
         return fit
 
 
@@ -54,10 +54,8 @@ def main(settings: Settings) -> Path:
     problem = Counted(((x_NM - x_NM.mean(0)) / x_NM.std(0)).to(device), y_N.to(device), settings.num_classes)
     layers: dict[int, Layer | str] = {}
     taken = seconds(lambda: layers.update(at_levels(problem)), device)
-    for note in problem.notes:
-        print("λ {:.3g}: {} passes, {} weights".format(*note))
     reached = [level for level in LEVELS if isinstance(layers[level], Layer)]
-    passes, size = sum(count for _, count, _ in problem.notes), settings.images * settings.num_concepts
+    passes, size = sum(problem.notes), settings.images * settings.num_concepts
     name = f"accuracy at NEC, C = {settings.num_classes:,}, N = {settings.images:,}, M = {settings.num_concepts}"
     print(f"levels reached: {reached}; {passes / len(problem.notes):.1f} passes for one λ, "
           f"{1e3 * taken / passes:.1f} ms for one pass")
