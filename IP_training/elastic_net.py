@@ -5,9 +5,10 @@
 How many weights are zero is known only at the minimum, and concepts are highly correlated: first-order methods need
 thousands of passes over the data to get there. Steps here know the curvature:
 
-- while few weights take part (`DENSE`), a step goes to the exact minimum of the quadratic model with all terms, within
-  and between classes (proximal Newton; Lee, Sun and Saunders 2014): about 5 passes for one lam of a path;
-- with more, a proximal step takes the curvature within each class alone, which moves the support; then the mean of the
+- while few weights take part (`DENSE`, of up to `PRECISE` classes), a step goes to the exact minimum of the quadratic
+  model with all terms, within and between classes (proximal Newton; Lee, Sun and Saunders 2014): about 5 passes for one
+  lam of a path;
+- else a proximal step takes the curvature within each class alone, which moves the support; then the mean of the
   points that the last steps led to under which the mean step is shortest brings in what the classes do to each other
   (Anderson's acceleration, as Bertrand and Massias 2021 have it for coordinate descent): about 15 passes.
 
@@ -98,7 +99,7 @@ class ElasticNet:
         while at.violation > limit and passes < n_iters and down:
             takes_part = (at.U_CK != 0) | (at.gradient_CK.abs() > NEAR * lam * self.alpha)
             takes_part[:, -1] = True
-            few = int(takes_part.sum()) <= DENSE
+            few = self.num_classes <= PRECISE and int(takes_part.sum()) <= DENSE
             down = False
             for U_CK in (self._model_steps(at, lam, takes_part, 0.1 * limit) if few else
                          self._class_steps(at, lam, takes_part, memory)):
@@ -175,8 +176,7 @@ class ElasticNet:
             own = takes_part[c].nonzero()[:, 0]
             columns_CL[c, -len(own):] = own
             p = torch.cat([part[:, c] for part in at.parts_BC])
-            weight_N = p * (1 - p)
-            weight_N = weight_N.to(self.x_NM)
+            weight_N = (p * (1 - p)).to(self.x_NM)
             chosen = weight_N.topk(min(METRIC_ROWS, len(p))).indices
             x = torch.nn.functional.pad(self.x_NM[chosen[:, None], own[None, :-1]], (0, 1), value=1.0)
             weight = weight_N[chosen]
