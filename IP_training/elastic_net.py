@@ -5,20 +5,22 @@
 How many weights are zero is known only at the minimum, and concepts are highly correlated: first-order methods need
 thousands of passes over the data to get there. Steps here know the curvature:
 
-- while few weights take part (`DENSE`), a step goes to the exact minimum of the quadratic model with all terms, within
-  and between classes (proximal Newton; Lee, Sun and Saunders 2014): about 7 passes for one lam of a path;
-- with more, two kinds of step take turns, whichever mends the larger violation of the optimality conditions (as in
-  Curtis and Robinson's FaRSA, 2017). A proximal step moves the support: its metric is each class's own curvature, which
-  is scaled up until it bounds the loss. A Newton step moves the weights on the support, with all terms, by conjugate
-  gradients under the same metric; a weight that would change its sign becomes 0.
+- while few weights take part (`DENSE`, of up to `PRECISE` classes), a step goes to the exact minimum of the quadratic
+  model with all terms, within and between classes (proximal Newton; Lee, Sun and Saunders 2014): about 5 passes for one
+  lam of a path;
+- else a proximal step takes the curvature within each class alone, which moves the support; then the mean of the
+  points that the last steps led to under which the mean step is shortest brings in what the classes do to each other
+  (Anderson's acceleration, as Bertrand and Massias 2021 have it for coordinate descent): about 15 passes.
 
-The loss and its gradient are float64, so that zeros do not depend on rounding; curvature is in the precision of x. The
-whole set is one batch: no randomness. Standardise x first: one lam treats all columns alike.
+A point is taken only if the objective falls. Up to `PRECISE` classes the loss and its gradient are float64, so that
+zeros do not depend on rounding; with more, products are in the precision of x, as curvature always is. The whole set is
+one batch: no randomness. Standardise x first: one lam treats all columns alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -26,13 +28,14 @@ import scipy.linalg
 import torch
 
 ROWS = 65536  # samples at a time
-PRECISE = 256  # classes up to which probabilities are float64: of a model with 1 - p below 1e-7 little else is left
+PRECISE = 256  # classes up to which loss and gradient are float64: of a model with 1 - p below 1e-7 little else is left
 HESSIAN_ROWS = 8192  # samples at a time for the Hessian
 DENSE = 1500  # weights and biases in a step, above which the terms between classes are not written down
 METRIC_ROWS = 8192  # samples that a class's curvature is taken from, those of the largest p(1 − p)
 NEAR = 0.8  # a zero weight whose slope is above this share of the penalty takes part in a proximal step
 SWEEPS = 10  # of coordinate descent in a step, at most: a rough minimum serves as well
-DIRECTIONS = 100  # of conjugate gradients in a step, at most
+DEPTH = 8  # steps that are combined, at most
+INNER = 0.02  # to what share of the largest violation the step of a class is exact
 RIDGE = 1e-5  # of a class's curvature, against columns that are linearly dependent
 
 
@@ -48,13 +51,24 @@ class Fit(NamedTuple):
 
 
 class _Point(NamedTuple):
-    """A point U (C, K) of weights and, in the last column, biases; the mean loss and its gradient there, and the
-    probabilities (B, C) of each part of the data."""
+    """A point U (C, K) of weights and, in the last column, biases; the objective there, the loss's gradient,
+    the largest violation of the optimality conditions, and the probabilities (B, C) of each part of the data."""
 
     U_CK: torch.Tensor
-    loss: float
+    value: float
     gradient_CK: torch.Tensor
+    violation: float
     parts_BC: list[torch.Tensor]
+
+
+@dataclass
+class _Memory:
+    """Of the steps by class at one lam: the metric, the weights it covers, its scale, and the last (point, step)."""
+
+    metric: tuple[torch.Tensor, torch.Tensor] | None = None
+    covers: torch.Tensor | None = None
+    scale: float = 1.0
+    steps: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
 
 class ElasticNet:
@@ -65,72 +79,59 @@ class ElasticNet:
 
     def __init__(self, x_NM: torch.Tensor, y_N: torch.Tensor, num_classes: int, alpha: float = 0.99) -> None:
         self.x_NM, self.y_N, self.num_classes, self.alpha = x_NM, y_N, num_classes, alpha
-        self.parts = [(x, x.double(), y) for x, y in zip(x_NM.split(ROWS), y_N.split(ROWS), strict=True)]
+        products = torch.float64 if num_classes <= PRECISE else x_NM.dtype
+        self.rounding = 1e-14 if products == torch.float64 else 1e-7  # of the objective, a share of it
+        self.parts = [(x, x.to(products), y) for x, y in zip(x_NM.split(ROWS), y_N.split(ROWS), strict=True)]
         counts_C = torch.bincount(y_N, minlength=num_classes).double()
         self.empty_CK = counts_C.new_zeros(num_classes, x_NM.shape[1] + 1)
         self.empty_CK[:, -1] = (counts_C.clamp_min(0.5) / len(y_N)).log()  # the best bias at W = 0; no class is empty
 
     def largest_lam(self) -> float:
         """The smallest lam at which W is all zero: the largest |gradient| at W = 0 with the best b, over alpha."""
-        return float(self._at(self.empty_CK).gradient_CK[:, :-1].abs().max()) / self.alpha
+        return float(self._at(self.empty_CK, 0.0).gradient_CK[:, :-1].abs().max()) / self.alpha
 
     def solve(self, lam: float, start: Fit | None = None, n_iters: int = 1000, tolerance: float = 0.01) -> Fit:
         """The solution at `lam`, from `start` or W = 0: until no condition is violated by more than `tolerance` · lam ·
-        alpha, or the step ends that takes the passes over the data to `n_iters`."""
+        alpha, or `n_iters` passes over the data are spent, or no step leads down at this precision."""
         at = self._at(self.empty_CK if start is None else
-                      torch.cat([start.W_CM, start.b_C[:, None]], 1).to(self.empty_CK))
-        passes, scale, newton_works = 1, 1.0, True
-        while True:
-            on_support, off_support = self._violations(at, lam)
-            converged = max(on_support, off_support) <= tolerance * lam * self.alpha
-            if converged or passes >= n_iters:
-                break
+                      torch.cat([start.W_CM, start.b_C[:, None]], 1).to(self.empty_CK), lam)
+        passes, limit, memory, down = 1, tolerance * lam * self.alpha, _Memory(), True
+        while at.violation > limit and passes < n_iters and down:
             takes_part = (at.U_CK != 0) | (at.gradient_CK.abs() > NEAR * lam * self.alpha)
             takes_part[:, -1] = True
-            if int(takes_part.sum()) <= DENSE:
-                new, used = self._model_step(at, lam, takes_part, tolerance)
-                stuck = new is None
-            else:
-                metric = self._metric(at, lam, takes_part)
-                if newton_works and on_support >= off_support:
-                    new, used, newton_works = self._newton_step(at, lam, metric)
-                    stuck = False
-                else:
-                    new, used, scale = self._proximal_step(at, lam, metric, scale, max(on_support, off_support))
-                    newton_works, stuck = True, new is None
-            passes, at = passes + used, new or at
-            if stuck:  # no descent is left at this precision
-                break
+            few = self.num_classes <= PRECISE and int(takes_part.sum()) <= DENSE
+            down = False
+            for U_CK in (self._model_steps(at, lam, takes_part, 0.1 * limit) if few else
+                         self._class_steps(at, lam, takes_part, memory)):
+                new, passes = self._at(U_CK, lam), passes + 1
+                # Within rounding of the objective the violation decides.
+                down = new.value < at.value or (new.value <= at.value * (1 + self.rounding)
+                                                and new.violation < at.violation)
+                if down:
+                    at = new
+                if down or passes >= n_iters:
+                    break
         W_CM, b_C = at.U_CK[:, :-1].to(self.x_NM), at.U_CK[:, -1].to(self.x_NM)
-        return Fit(W_CM, b_C, self._objective(at, lam), passes, converged)
+        return Fit(W_CM, b_C, at.value, passes, at.violation <= limit)
 
-    def _at(self, U_CK: torch.Tensor) -> _Point:
+    def _at(self, U_CK: torch.Tensor, lam: float) -> _Point:
         """One pass over the data."""
         gradient_CK, loss, parts = torch.zeros_like(U_CK), 0.0, []
-        for x, x64, y in self.parts:
-            log_p = torch.addmm(U_CK[:, -1], x64, U_CK[:, :-1].T).log_softmax(1)  # (B, C)
-            loss -= float(log_p.gather(1, y[:, None]).sum())
-            p = log_p.exp_()
-            parts.append(p.to(torch.float64 if self.num_classes <= PRECISE else x.dtype, copy=True))
+        for _, x, y in self.parts:
+            U = U_CK.to(x)
+            p = torch.addmm(U[:, -1], x, U[:, :-1].T).log_softmax(1)  # (B, C), in logs
+            loss -= float(p.gather(1, y[:, None]).sum(dtype=torch.float64))
+            parts.append(p.exp_().clone())
             p.scatter_add_(1, y[:, None], p.new_full((len(y), 1), -1.0))  # now the gradient by the logits
-            gradient_CK[:, :-1] += p.T @ x64
+            gradient_CK[:, :-1] += p.T @ x
             gradient_CK[:, -1] += p.sum(0)
-        return _Point(U_CK, loss / len(self.y_N), gradient_CK / len(self.y_N), parts)
+        gradient_CK /= len(self.y_N)
+        return _Point(U_CK, loss / len(self.y_N) + lam * penalty(U_CK[:, :-1], self.alpha), gradient_CK,
+                      float(violations(gradient_CK, U_CK, lam, self.alpha).max()), parts)
 
-    def _objective(self, at: _Point, lam: float) -> float:
-        return at.loss + lam * penalty(at.U_CK[:, :-1], self.alpha)
-
-    def _violations(self, at: _Point, lam: float) -> tuple[float, float]:
-        """The largest violation on the support, biases among it, and off it."""
-        excess_CK = violations(at.gradient_CK, at.U_CK, lam, self.alpha)
-        zero_CK = at.U_CK == 0
-        zero_CK[:, -1] = False
-        return (float(excess_CK.masked_fill(zero_CK, 0).max()), float(excess_CK.masked_fill(~zero_CK, 0).max()))
-
-    def _model_step(self, at: _Point, lam: float, takes_part: torch.Tensor,
-                    tolerance: float) -> tuple[_Point | None, int]:
-        """The next point: the minimum of the quadratic model with all terms between the weights that take part, or
-        part of the way there; None where that leads nowhere; and passes."""
+    def _model_steps(self, at: _Point, lam: float, takes_part: torch.Tensor, limit: float) -> Iterator[torch.Tensor]:
+        """The minimum of the quadratic model with all terms between the weights that take part, then points on the way
+        there."""
         U_CK, threshold_CK = at.U_CK, torch.full_like(at.U_CK, lam * self.alpha)
         threshold_CK[:, -1] = 0
         slope_CK = at.gradient_CK.clone()
@@ -140,14 +141,10 @@ class ElasticNet:
         curvature_AA.diagonal().mul_(1 + RIDGE).add_(ridge_CK[takes_part] + 1e-12)
         curvature, slope, start, threshold = (one.cpu().numpy() for one in (
             curvature_AA, slope_CK[takes_part], U_CK[takes_part], threshold_CK[takes_part]))
-        found = minimise_model(curvature, slope, start, threshold, 0.1 * tolerance * lam * self.alpha)
+        found = minimise_model(curvature, slope, start, threshold, limit)
         step_CK = torch.zeros_like(U_CK).masked_scatter_(takes_part, torch.from_numpy(found - start).to(U_CK))
-        value = self._objective(at, lam)
         for halvings in range(12):
-            new = self._at(U_CK + 0.5**halvings * step_CK)
-            if self._objective(new, lam) < value:
-                return new, halvings + 2
-        return None, halvings + 2
+            yield U_CK + 0.5**halvings * step_CK
 
     def _hessian(self, at: _Point, takes_part: torch.Tensor) -> torch.Tensor:
         """The loss's Hessian among the weights that take part, (A, A) float64, class after class."""
@@ -179,8 +176,7 @@ class ElasticNet:
             own = takes_part[c].nonzero()[:, 0]
             columns_CL[c, -len(own):] = own
             p = torch.cat([part[:, c] for part in at.parts_BC])
-            weight_N = p * (1 - p)
-            weight_N = weight_N.to(self.x_NM)
+            weight_N = (p * (1 - p)).to(self.x_NM)
             chosen = weight_N.topk(min(METRIC_ROWS, len(p))).indices
             x = torch.nn.functional.pad(self.x_NM[chosen[:, None], own[None, :-1]], (0, 1), value=1.0)
             weight = weight_N[chosen]
@@ -192,83 +188,39 @@ class ElasticNet:
         diagonal += lam * (1 - self.alpha) + 1e-12
         return columns_CL, curvature_CLL
 
-    def _proximal_step(self, at: _Point, lam: float, metric: tuple[torch.Tensor, torch.Tensor], scale: float,
-                       violation: float) -> tuple[_Point | None, int, float]:
-        """The next point, None where no scale of the metric leads down; passes; and the scale to begin with next."""
-        columns_CL, curvature_CLL = metric
+    def _class_steps(self, at: _Point, lam: float, takes_part: torch.Tensor,
+                     memory: _Memory) -> Iterator[torch.Tensor]:
+        """Where the last steps of all classes together lead to (Anderson), then the step of each class by its own
+        curvature, then shorter ones."""
+        violates = violations(at.gradient_CK, at.U_CK, lam, self.alpha) > 0
+        if memory.covers is None or bool((violates & ~memory.covers).any()):
+            memory.metric, memory.covers = self._metric(at, lam, takes_part), takes_part
+        columns_CL, curvature_CLL = memory.metric
         index_CL, there_CL = columns_CL.clamp_min(0), columns_CL >= 0
         u_CL, slope_CL = (full.gather(1, index_CL) * there_CL for full in (at.U_CK, at.gradient_CK))
-        for tries in range(1, 21):
-            new_CL = minimise_by_class(scale * curvature_CLL, u_CL, slope_CL, lam, self.alpha, 0.05 * violation)
-            step_CL = new_CL - u_CL
-            new = self._at(at.U_CK.scatter_add(1, index_CL, step_CL * there_CL))
-            model = float((slope_CL * step_CL).sum()
-                          + scale / 2 * torch.einsum("cl,clm,cm->", step_CL, curvature_CLL, step_CL))
-            if new.loss <= at.loss + model + 1e-15:
-                return new, tries, max(scale / 1.5, 0.5)
-            scale *= 2
-        return None, tries, scale
 
-    def _newton_step(self, at: _Point, lam: float,
-                     metric: tuple[torch.Tensor, torch.Tensor]) -> tuple[_Point | None, int, bool]:
-        """The next point, None where the step leads nowhere; passes; and whether the step was more than a short one."""
-        columns_CL, curvature_CLL = metric
-        index_CL, free_CK = columns_CL.clamp_min(0), at.U_CK != 0
-        free_CK[:, -1] = True
-        free_CL = free_CK.gather(1, index_CL) & (columns_CL >= 0)
-        fixed_CLL = torch.where(free_CL[:, :, None] & free_CL[:, None, :], curvature_CLL, 0.0)
-        fixed_CLL.diagonal(dim1=1, dim2=2)[~free_CL] = 1.0
-        factor_CLL = torch.linalg.cholesky(fixed_CLL)
+        for _ in range(12):
+            step_CL = minimise_by_class(memory.scale * curvature_CLL, u_CL, slope_CL, lam, self.alpha,
+                                        INNER * at.violation) - u_CL
+            step_CK = torch.zeros_like(at.U_CK).scatter_add_(1, index_CL, step_CL * there_CL)
+            memory.steps = [*memory.steps[1 - DEPTH:], (at.U_CK + step_CK, step_CK)]
+            if len(memory.steps) > 1:
+                steps_TCL = torch.stack([one.gather(1, index_CL) * there_CL for _, one in memory.steps])
+                yield combined([point for point, _ in memory.steps],
+                               torch.einsum("tcl,clm,scm->ts", steps_TCL, curvature_CLL, steps_TCL))
+            yield at.U_CK + step_CK
+            memory.steps.clear()
+            memory.covers, memory.scale = None, 2 * memory.scale  # and a new metric at the next point
 
-        def conditioned(r_CK: torch.Tensor) -> torch.Tensor:
-            r_CL = r_CK.gather(1, index_CL) * free_CL
-            solved = torch.cholesky_solve(r_CL[:, :, None], factor_CLL)[:, :, 0] * free_CL
-            return torch.zeros_like(r_CK).scatter_add_(1, index_CL, solved)
 
-        slope_CK = at.gradient_CK.clone()
-        slope_CK[:, :-1] += lam * (self.alpha * at.U_CK[:, :-1].sign() + (1 - self.alpha) * at.U_CK[:, :-1])
-        r_CK = -slope_CK * free_CK
-        z_CK = conditioned(r_CK)
-        step_CK, d_CK, old, used = torch.zeros_like(r_CK), z_CK, float((r_CK * z_CK).sum()), 0
-        first = old
-        for _ in range(DIRECTIONS):
-            curved_CK = self._curved(at, d_CK, lam) * free_CK
-            used += 1
-            along = float((d_CK * curved_CK).sum())
-            if along <= 0:
-                break
-            step_CK = step_CK + old / along * d_CK
-            r_CK = r_CK - old / along * curved_CK
-            z_CK = conditioned(r_CK)
-            now = float((r_CK * z_CK).sum())
-            if now <= 1e-4 * first:
-                break
-            d_CK, old = z_CK + now / old * d_CK, now
-        value = self._objective(at, lam)
-        reach_CM = torch.where(at.U_CK * step_CK < 0, -at.U_CK / step_CK, torch.inf)[:, :-1]  # where a weight is 0
-        first_zero = float(reach_CM.min())
-        for share in (1.0, 0.5, 0.25, first_zero):
-            if share > 1:
-                break
-            U_CK = at.U_CK + share * step_CK
-            U_CK[:, :-1].masked_fill_(reach_CM <= share, 0)
-            new, used = self._at(U_CK), used + 1
-            if self._objective(new, lam) < value:
-                return new, used, share >= 0.25
-        return None, used, False
-
-    def _curved(self, at: _Point, d_CK: torch.Tensor, lam: float) -> torch.Tensor:
-        """The objective's Hessian at a point times d, off the kinks of the penalty. One pass over the data."""
-        total_CK, d = torch.zeros_like(d_CK), d_CK.to(self.x_NM)
-        for (x, _, _), p in zip(self.parts, at.parts_BC, strict=True):
-            p = p.to(x)
-            change = p * torch.addmm(d[:, -1], x, d[:, :-1].T)  # (B, C)
-            change -= p * change.sum(1, keepdim=True)
-            total_CK[:, :-1] += change.T @ x
-            total_CK[:, -1] += change.sum(0)
-        total_CK /= len(self.y_N)
-        total_CK[:, :-1] += lam * (1 - self.alpha) * d_CK[:, :-1]
-        return total_CK
+def combined(points: Sequence[torch.Tensor], gram_TT: torch.Tensor) -> torch.Tensor:
+    """The mean of points (C, K) that makes the mean of the steps that led there shortest; gram: the steps' inner
+    products. A weight is 0 where it is 0 at the last point, and keeps its sign there."""
+    gram_TT = gram_TT + (1e-10 * gram_TT.diagonal().max() + 1e-300) * torch.eye(len(points)).to(gram_TT)
+    weights_T = torch.linalg.solve(gram_TT, torch.ones_like(gram_TT[0]))
+    mean_CK = torch.einsum("t,tck->ck", weights_T / weights_T.sum(), torch.stack(list(points)))
+    mean_CK[:, :-1] = torch.where(mean_CK * points[-1] > 0, mean_CK, points[-1])[:, :-1]
+    return mean_CK
 
 
 def elastic_net_path(x_NM: torch.Tensor, y_N: torch.Tensor, num_classes: int, lams: Sequence[float],
@@ -287,10 +239,16 @@ def fit_elastic_net(x_NM: torch.Tensor, y_N: torch.Tensor, num_classes: int, lam
 
 
 def bytes_of_fit(rows: int, width: int, concepts: int, classes: int) -> int:
-    """Memory in bytes of solving on `rows` features of `width` numbers: x in single and double precision, the
-    probabilities of two points, what `ROWS` samples need meanwhile, and curvatures of C classes of M x M doubles."""
-    return (rows * (12 * concepts + 8 * classes) + min(rows, ROWS) * (4 * (width + concepts) + 24 * classes)
-            + 8 * classes * (3 * (concepts + 1) ** 2 + 20 * concepts))
+    """Memory in bytes of solving on `rows` features of `width` numbers: x in single precision and, up to `PRECISE`
+    classes, double; the probabilities of two points; what `ROWS` samples need meanwhile; and the larger of the Hessian
+    of `DENSE` weights, four times, with the samples weighted by them, and the curvatures of C classes, three times, of
+    at most M x M doubles, with the steps."""
+    number = 8 if classes <= PRECISE else 4
+    x = rows * concepts * (12 if number == 8 else 4)
+    meanwhile = min(rows, ROWS) * (4 * (width + concepts) + 3 * number * classes)
+    hessian = 4 * 8 * DENSE**2 + min(rows, HESSIAN_ROWS) * 4 * DENSE
+    metric = 8 * classes * (3 * (concepts + 1) ** 2 + (4 * DEPTH + 20) * (concepts + 1)) + 8 * rows
+    return x + rows * 2 * number * classes + meanwhile + max(hessian, metric)
 
 
 def penalty(W_CM: torch.Tensor, alpha: float) -> float:

@@ -99,11 +99,11 @@ def test_converged_is_true_exactly_where_the_conditions_hold(tolerance):
     x, y = problem()
     for n_iters in (1, 2, 5, 10, 1000):
         fit = module.fit_elastic_net(x, y, CLASSES, LAM, n_iters=n_iters, tolerance=tolerance)
-        assert fit.passes < n_iters + module.DIRECTIONS
+        assert fit.passes <= n_iters
         if fit.converged:
             assert conditions(x, y, fit, LAM) <= 1.0001 * tolerance * LAM * 0.99
         else:
-            assert fit.passes >= n_iters
+            assert fit.passes == n_iters
     assert fit.converged and not module.fit_elastic_net(x, y, CLASSES, LAM, n_iters=1, tolerance=tolerance).converged
 
 
@@ -137,7 +137,7 @@ def test_parts_of_the_data_and_a_class_without_images_change_nothing(monkeypatch
 
 @pytest.mark.parametrize("alpha", [0.99, 0.5])
 def test_steps_for_many_classes_lead_to_the_same_solution(monkeypatch, alpha):
-    """Where the terms between classes are too many to be written down, conjugate gradients and proximal steps."""
+    """Where the terms between classes are too many to be written down, steps by class and their mean."""
     x, y = problem()
     exact = module.fit_elastic_net(x, y, CLASSES, LAM, alpha, tolerance=1e-6)
     monkeypatch.setattr(module, "DENSE", 0)
@@ -198,17 +198,16 @@ def test_the_model_is_minimised_by_plain_cyclic_coordinate_descent():
 
 
 def test_the_curvature_is_that_of_autograd():
-    """Along a direction of all classes, and the metric within each."""
+    """All terms, and the metric within each class."""
     x, y = problem(60, 8)
     net = module.ElasticNet(x, y, CLASSES, 0.9)
     generator = torch.Generator().manual_seed(1)
-    U, d = (torch.randn(CLASSES, 9, generator=generator, dtype=torch.float64) for _ in range(2))
+    U = torch.randn(CLASSES, 9, generator=generator, dtype=torch.float64)
 
     def loss(U):
         return torch.nn.functional.cross_entropy(x @ U[:, :-1].T + U[:, -1], y) + 0.05 * U[:, :-1].square().sum()
 
-    point = net._at(U)
-    torch.testing.assert_close(net._curved(point, d, 1.0), torch.autograd.functional.hvp(loss, U, d)[1])
+    point = net._at(U, 1.0)
     every = torch.ones_like(U, dtype=torch.bool)
     columns, curvature = net._metric(point, 1.0, every)
     assert columns.tolist() == [list(range(9))] * CLASSES

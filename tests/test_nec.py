@@ -21,20 +21,22 @@ REFINED = PATHS["refined"]
 
 
 class Counted:
-    """A problem of two classes and ten concepts whose solution at λ has count(λ) weights; it notes the λ asked for."""
+    """A problem of two classes and ten concepts whose solution at λ has count(λ) weights; it notes the λ asked for,
+    and how well."""
 
-    def __init__(self, count, solved_from=0.0):
-        self.count, self.solved_from, self.asked = count, solved_from, []
-        self.x_NM, self.num_classes = torch.zeros(1, 10), 2
+    def __init__(self, count, solved_from=0.0, classes=2):
+        self.count, self.solved_from, self.asked, self.tolerances = count, solved_from, [], []
+        self.x_NM, self.num_classes = torch.zeros(1, 10), classes
 
     def largest_lam(self):
         return 1.0
 
     def solve(self, lam, start=None, n_iters=1000, tolerance=0.01):
         self.asked.append(lam)
-        W = torch.zeros(20)
+        self.tolerances.append(tolerance)
+        W = torch.zeros(10 * self.num_classes)
         W[:self.count(lam)] = torch.arange(1.0, self.count(lam) + 1)
-        return Fit(W.view(2, 10), torch.zeros(2), 0.0, 7, lam >= self.solved_from)
+        return Fit(W.view(-1, 10), torch.zeros(self.num_classes), 0.0, 7, lam >= self.solved_from)
 
 
 def correlated(seed=0):
@@ -79,6 +81,22 @@ def test_a_level_is_at_the_largest_lam_with_enough_weights():
     # Four come in at once, at λ = 1/2: the largest of them stay.
     jump = at_levels(Counted(lambda lam: 6 if lam <= 0.5 else 2), (2,))[2]
     assert jump.nonzero == 6 and jump.W_CM.tolist() == [[0, 0, 3, 4, 5, 6, 0, 0, 0, 0], [0] * 10]
+
+
+def test_a_level_of_many_weights_is_met_within_half_a_percent_by_few_solutions():
+    """count = 10 / λ, 1000 classes: NEC 5 is 5000 weights at λ = 0.002. No scan; rough away from the level alone."""
+    problem = Counted(lambda lam: min(10_000, int(10 / lam)), classes=1000)
+    layers = at_levels(problem, (2, 5))
+    for level, layer in layers.items():
+        weights = 1000 * level
+        assert weights <= layer.nonzero <= 1.005 * weights and int((layer.W_CM != 0).sum()) == weights
+        assert problem.tolerances[problem.asked.index(layer.lam)] in (REFINED["rough"], REFINED["tolerance"])
+        assert problem.tolerances[len(problem.asked) - 1 - problem.asked[::-1].index(layer.lam)] == REFINED["tolerance"]
+    assert len(problem.asked) <= 30 and problem.tolerances.count(REFINED["rough"]) >= 10
+    # A rough solution with too many weights, as none of those solved well has: the walk goes on.
+    problem = Counted(lambda lam: 5100 if problem.tolerances[-1] > 0.01 and lam < 0.5 else min(10_000, int(10 / lam)),
+                      classes=1000)
+    assert 5000 <= at_levels(problem, (5,))[5].nonzero <= 5025
 
 
 def test_a_level_that_is_not_reached_has_a_reason_and_no_layer():
@@ -164,6 +182,8 @@ def test_script(toy, monkeypatch, capsys):
     known, = find_runs(Source(model_root=[folder]))
     assert {line["marks"] for line in lines} == {"; ".join(known.marks)}
     assert all((folder / name).stat().st_size for name in ("nec.tex", "nec_toy.png", "nec_toy.pdf"))
+    for name in ("curves", "write_figure"):  # drawn once is enough
+        monkeypatch.setattr(accuracy_at_nec, name, lambda *_: None)
     # The kept line, from the run's files alone.
     bank = load_file(folder / "predictors" / "seed_1.safetensors")["bank"]
     pairs = [(split.features_ND, split.labels_N) for split in (clusters(300, "train"), clusters(200, "val"))]

@@ -27,12 +27,13 @@ from reproduction.lib.runs import Run
 
 LEVELS = (5, 10, 15, 20, 25, 30)
 # step: from one λ to the next before a level is bracketed; last: λ, a share of the smallest at which W is 0; scan:
-# ratio of the λ tried above a level, up to `above` times its own, because the count falls here and there as λ falls;
-# nearest: ratio of the two λ around a level; tolerance: of the optimality conditions, a share of the penalty; passes:
-# over the data, for one λ, about. docs/fidelity.md says how "vlg" differs from VLG-CBM's code.
+# ratio of the λ tried above a level of fewer than `scan_below` weights, up to `above` times its own; nearest: ratio of
+# the two λ around a level; surplus: weights too many that end the search, a share of the level; tolerance: of the
+# optimality conditions, a share of the penalty, and `rough` where only the count is looked at; passes: over the data,
+# for one λ, at most. docs/fidelity.md says how "vlg" differs from VLG-CBM's code.
 PATHS: dict[str, dict[str, Any]] = {
-    "refined": {"step": 0.6, "last": 1e-5, "above": 1.3, "scan": 1.02, "nearest": 1.005, "tolerance": 1e-3,
-                "passes": 3000, "alpha": 0.99},
+    "refined": {"step": 0.6, "last": 1e-5, "above": 1.3, "scan": 1.02, "scan_below": 1000,
+                "nearest": 1.005, "surplus": 0.005, "tolerance": 1e-3, "rough": 0.02, "passes": 3000, "alpha": 0.99},
     # VLG-CBM: 150 λ from 0.1 / alpha down to its 2^-15; the first solution with enough weights above 1e-5.
     "vlg": {"first_lam": 0.1 / 0.99, "lams": 150, "last": 2.0**-15, "least_weight": 1e-5, "tolerance": 1e-3,
             "passes": 3000, "alpha": 0.99}}
@@ -53,6 +54,7 @@ class _Solved(NamedTuple):
     lam: float
     fit: Fit
     nonzero: int
+    tolerance: float
 
 
 def cache_name(path: str = "refined") -> str:
@@ -107,63 +109,78 @@ class _Walk:
         else:
             count = math.ceil(math.log(path["last"]) / math.log(path["step"]))
             self.lams = [largest * max(path["step"] ** at, path["last"]) for at in range(1, count + 1)]
-        self.solved = [_Solved(largest, problem.solve(largest, n_iters=1), 0)]  # W = 0
+        self.solved = [_Solved(largest, problem.solve(largest, n_iters=1), 0, 0.0)]  # W = 0
         self.ended: str | None = None
 
     def reach(self, weights: int) -> _Solved:
-        """The solution at the largest λ with at least so many weights, as nearly as `nearest` asks for."""
+        """The solution at the largest λ with at least so many weights, as nearly as the path asks for."""
+        few = weights < self.path.get("scan_below", math.inf)
         while self.solved[-1].nonzero < weights:
-            self._extend()
-        if "nearest" in self.path:
+            self._extend(self.path["tolerance" if few else "rough"])
+        if "nearest" in self.path and few:
             dense = self._cut(weights, self.path["scan"])
             # The count may have been as large before and fallen again.
             lam = min(dense.lam * self.path["above"], self.solved[0].lam)
             while (lam := lam / self.path["scan"]) > dense.lam:
-                if self._insert(lam).nonzero >= weights:
+                if self._insert(lam, self.path["tolerance"]).nonzero >= weights:
                     break
             self._cut(weights, self.path["nearest"])
+        elif "nearest" in self.path:
+            self._cut(weights, self.path["nearest"], self.path["surplus"])
         return self._around(weights)[1]
 
     def _around(self, weights: int) -> tuple[_Solved, _Solved]:
         """The two neighbours between which a solution first has so many weights."""
-        at = next(at for at, one in enumerate(self.solved) if one.nonzero >= weights)
-        return self.solved[at - 1], self.solved[at]
+        while True:
+            at = next((at for at, one in enumerate(self.solved) if one.nonzero >= weights), None)
+            if at is not None:
+                return self.solved[at - 1], self.solved[at]
+            self._extend(self.path["tolerance"])  # a rough solution had more weights
 
-    def _cut(self, weights: int, ratio: float) -> _Solved:
-        """Solve between the two until they are within this ratio; the denser one."""
+    def _cut(self, weights: int, ratio: float, surplus: float = 0) -> _Solved:
+        """Solve between the two until they are within this ratio, or, with a surplus, the denser has at most this share
+        of weights too many; the denser one, solved to the tolerance."""
         while True:
             sparse, dense = self._around(weights)
-            if sparse.lam <= dense.lam * ratio:
+            near = sparse.lam <= dense.lam * ratio or dense.nonzero <= weights * (1 + surplus) and surplus > 0
+            if near and dense.tolerance <= self.path["tolerance"]:
                 return dense
+            if near:
+                self._insert(dense.lam, self.path["tolerance"])
+                continue
             # Where the last weight would come in if weights came evenly in log λ; not close to an end.
-            share = min(max((weights - 0.5 - sparse.nonzero) / (dense.nonzero - sparse.nonzero), 0.1), 0.9)
-            self._insert(sparse.lam ** (1 - share) * dense.lam**share)
+            wanted = weights * (1 + surplus / 2) - 0.5
+            share = min(max((wanted - sparse.nonzero) / (dense.nonzero - sparse.nonzero), 0.1), 0.9)
+            rough = surplus > 0 and dense.nonzero > sparse.nonzero + 0.1 * weights
+            self._insert(sparse.lam ** (1 - share) * dense.lam**share, self.path["rough" if rough else "tolerance"])
 
-    def _insert(self, lam: float) -> _Solved:
-        """Solve at λ between two that are solved, from the nearer in log λ."""
+    def _insert(self, lam: float, tolerance: float) -> _Solved:
+        """Solve at λ, between two that are solved: from the nearer in log λ."""
         at = next(at for at, one in enumerate(self.solved) if one.lam <= lam)
-        if self.solved[at].lam == lam:
-            return self.solved[at]
         sparse, dense = self.solved[at - 1], self.solved[at]
-        self.solved.insert(at, self._solve(lam, sparse if sparse.lam / lam < lam / dense.lam else dense))
+        if dense.lam < lam:
+            nearer = sparse if sparse.lam / lam < lam / dense.lam else dense
+            self.solved.insert(at, self._solve(lam, nearer, tolerance))
+        elif dense.tolerance > tolerance:
+            self.solved[at] = self._solve(lam, dense, tolerance)
         return self.solved[at]
 
-    def _extend(self) -> None:
+    def _extend(self, tolerance: float) -> None:
         last = self.solved[-1]
         if self.ended is None and not self.lams:
             self.ended = f"the path ends at λ = {last.lam:.3g} with {self._a_class(last)} weights a class"
         if self.ended is not None:
             raise _NotReached(self.ended)
         try:
-            self.solved.append(self._solve(self.lams.pop(0), last))
+            self.solved.append(self._solve(self.lams.pop(0), last, tolerance))
         except _NotReached as error:
             self.ended = str(error)
             raise
 
-    def _solve(self, lam: float, start: _Solved) -> _Solved:
-        fit = self.problem.solve(lam, start.fit, self.path["passes"], self.path["tolerance"])
+    def _solve(self, lam: float, start: _Solved, tolerance: float) -> _Solved:
+        fit = self.problem.solve(lam, start.fit, self.path["passes"], tolerance)
         nonzero = int((fit.W_CM.abs() > self.path.get("least_weight", 0)).sum())
-        solved = _Solved(lam, fit, nonzero)
+        solved = _Solved(lam, fit, nonzero, tolerance)
         if not fit.converged:
             raise _NotReached(f"not solved at λ = {lam:.3g} after {fit.passes} passes, with {self._a_class(solved)} "
                               "weights a class")
