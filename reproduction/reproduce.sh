@@ -4,7 +4,7 @@
 #   IIS_DATA=/path/to/data SWEEPS="shapes cifar10" bash reproduction/reproduce.sh
 # Input:  shapes: what `make demo` made. cifar10: $IIS_DATA, and what reproduction/cifar10.sh made.
 # Output: results/reproduction/SWEEP/: tables as .md, .csv and .tex, figures as .png and .pdf, report.html
-# Time:   shapes about 15 minutes on 2 cores; cifar10 hours, fine-tuning most of it. Killed and started again, it goes on.
+# Time:   shapes an hour or two on 2 cores (not timed as a whole); cifar10 hours, fine-tuning most of it. Killed and started again, it goes on.
 # Expect: a list of what was made; a table that fails does not stop the others, and is named at the end.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -56,6 +56,9 @@ for sweep in $SWEEPS; do
         step score_truth
         made results/reproduction/score_truth
         step measures_truth --save_dir "$out"
+        step recipe --dataset shapes --models shapes_small,shapes_medium,shapes_large --num_concepts 64 \
+            --save_dir results/reproduction/recipe_shapes
+        made results/reproduction/recipe_shapes
         step sweep shapes_nets
         step iis_against_accuracy --sweep shapes_nets
         for file in results/reproduction/shapes_nets/iis_*; do    # beside the tables of the same names
