@@ -26,7 +26,7 @@ from iis.cli import run_script, setting
 from iis.runtime import ROOT, UserError, each, write_text
 from iis.statistics import mean_std, plus_minus
 from reproduction.lib.known_attributes import Captions, auroc, best_matching, linear_probe
-from reproduction.lib.measures import MEASURES, measures_of
+from reproduction.lib.measures import MEASURES, measures_of, stored_levels
 from reproduction.lib.outputs import write_table
 from reproduction.lib.points import finished, groups
 from reproduction.lib.run_files import images_of
@@ -56,7 +56,10 @@ def main(settings: Settings) -> Path:
     if not runs:
         raise UserError(f"none of these runs is of {dataset}, whose attributes are known")
     groups(runs)  # titles
-    measured, failed = each(lambda run: (measure(run, captions), measures_of(run, fit=False)), runs)
+    from reproduction.lib.nec import reached_by_all
+
+    levels = reached_by_all(filter(None, map(stored_levels, runs)))  # ANEC is over these
+    measured, failed = each(lambda run: (measure(run, captions), measures_of(run, fit=False, levels=levels)), runs)
     for sentence in failed:
         print(f"left out: {sentence}")
     if not measured:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from iis.runtime import read_json
@@ -12,9 +13,9 @@ MEASURES = {"iis": ("IIS", 1), "iis_chance_corrected": ("chance-corrected IIS", 
             "area_log_k": ("area over log k", 1), "ncc": ("NCC at s = 0", -1), "anec": ("ANEC", 1)}
 
 
-def measures_of(run: Run, fit: bool = True) -> dict[str, float | None]:
+def measures_of(run: Run, fit: bool = True, levels: Sequence[int] = ()) -> dict[str, float | None]:
     """Means over seeds, by the names of MEASURES. None: lift without a Random run (a Random run's own is 0), and ANEC
-    where a level is missing. fit: whether to fit the elastic nets that nec.json lacks.
+    where one of its levels is missing. fit: whether to fit the elastic nets that nec.json lacks; levels: see `anec`.
 
     Raises `UserError` where predictors or features are gone.
     """
@@ -23,11 +24,11 @@ def measures_of(run: Run, fit: bool = True) -> dict[str, float | None]:
     lift = 0.0 if run.summary["bank"] == "Random" else run.lift and run.lift.mean
     return {"iis": run.iis, "iis_chance_corrected": run.corrected, "lift": lift,
             "area_log_k": run.summary["area_log_k"]["mean"], "ncc": contributing(run, draws=2, ratios=[0.0])[0]["ncc"],
-            "anec": anec(run, fit)}
+            "anec": anec(run, fit, levels)}
 
 
-def anec(run: Run, fit: bool = True) -> float | None:
-    """Mean accuracy over the levels of NEC up to M (of banks with few concepts not all six exist)."""
+def anec(run: Run, fit: bool = True, levels: Sequence[int] = ()) -> float | None:
+    """Mean accuracy over these levels of NEC: those that all runs compared have reached. Unless said, all up to M."""
     import torch
 
     from reproduction.accuracy_at_nec import measure
@@ -35,7 +36,7 @@ def anec(run: Run, fit: bool = True) -> float | None:
 
     seeds = measure(run, torch.device("cpu"), "refined") if fit else stored_levels(run)
     concepts = min(len(run.bank(seed)) for seed in run.summary["seeds"])
-    return seeds and over_seeds(seeds, [level for level in LEVELS if level <= concepts])[-1]["top1"]
+    return seeds and over_seeds(seeds, levels or [level for level in LEVELS if level <= concepts])[-1]["top1"]
 
 
 def stored_levels(run: Run) -> list[list[dict[str, Any]]] | None:
