@@ -44,6 +44,7 @@ bench: $(READY)  ## speed claims on this machine's processor, both sides of each
 	$(RUN) bench/embeddings.py --together shufflenet_v2_x0_5,mobilenet_v3_small,resnet18
 	$(RUN) bench/memory.py
 	$(RUN) bench/busy.py
+	$(RUN) bench/nec.py
 	$(RUN) bench/table.py
 
 bench-cuda: $(READY)  ## the same on a GPU, at ImageNet's shape
