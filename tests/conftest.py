@@ -10,13 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 
 from iis.embedding_file import Embeddings, content_hash, save_embeddings
 
 ROOT = Path(__file__).resolve().parents[1]
 # Tests send Ctrl-C to what they start, which would inherit that it is ignored, as it is for jobs in the background.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-torch.set_num_threads(1)  # the arrays here are tiny, and CI's cores are shared
+# The arrays here are tiny, and CI's cores are shared: threads would wait for one another, those of BLAS too.
+torch.set_num_threads(1)
+threadpool_limits(1)
 
 # Dense heads are kept for later runs, in this process and in those it starts: nothing of it lands in the repository.
 # Set before any test imports IP_training; the folder goes with the process.

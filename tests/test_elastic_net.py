@@ -8,17 +8,9 @@ import torch
 from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 
-from iis.processes import thread_limit
 from IP_training import elastic_net as module
 
 CLASSES, LAM = 4, 0.02
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As in the scripts, whose processes have one each: PyTorch's threads wait for one another at every small step."""
-    with thread_limit(1):
-        yield
 
 
 def problem(count=240, columns=15, dtype=torch.float64):
