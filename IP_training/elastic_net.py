@@ -344,16 +344,3 @@ def minimise_by_class(curvature_CLL: torch.Tensor, now_CL: torch.Tensor, gradien
         if float(((u_CL - before_CL).abs() * diagonal_CL).max()) <= limit:
             break
     return u_CL
-
-
-def objective(x_NM: torch.Tensor, y_N: torch.Tensor, W_CM: torch.Tensor, b_C: torch.Tensor, lam: float,
-              alpha: float = 0.99) -> float:
-    """Mean CE + lam · (alpha·‖W‖₁ + (1 − alpha)/2·‖W‖²), in nats."""
-    total = sum(float(torch.nn.functional.cross_entropy(torch.addmm(b_C, x, W_CM.T), y, reduction="sum"))
-                for x, y in zip(x_NM.split(ROWS), y_N.split(ROWS), strict=True))
-    return total / len(x_NM) + lam * penalty(W_CM.double(), alpha)
-
-
-def largest_lam(x_NM: torch.Tensor, y_N: torch.Tensor, num_classes: int, alpha: float = 0.99) -> float:
-    """The smallest lam at which W is all zero; see `ElasticNet`."""
-    return ElasticNet(x_NM, y_N, num_classes, alpha).largest_lam()

@@ -20,9 +20,10 @@ import pandas as pd
 
 from iis.cli import positive, run_script, setting
 from iis.grid import DENSE, check_ratios
-from iis.results import LEDGER, read_ledger, select, unpack_correct
+from iis.results import LEDGER, read_ledger, select
 from iis.runtime import UserError, each
 from iis.statistics import bootstrap_means, mean_std
+from iis.summary import correct_of
 from reproduction.lib.outputs import write_table
 from reproduction.lib.points import finished, groups, percent, seeds_of
 from reproduction.lib.run_files import balanced_accuracy, labels_of
@@ -67,12 +68,13 @@ def main(settings: Settings) -> None:
 
 def line_of(run: Run, bank: str, ratio: float, draws: int = 1000) -> dict[str, Any]:
     """One run at a ratio: fractions, mean and std over seeds. Raises `UserError` where the ratio was not trained."""
-    rows, summary = pd.DataFrame(select(read_ledger(run.folder / LEDGER)).values()).sort_values("seed"), run.summary
+    chosen, summary = select(read_ledger(run.folder / LEDGER)), run.summary
+    rows = pd.DataFrame(chosen.values()).sort_values("seed")
     mine, dense = rows[np.isclose(rows.ratio, ratio)], rows[rows.ratio == DENSE]
     if mine.empty:
         raise UserError(f"{run.folder} has no ratio {ratio:g}; it has {', '.join(f'{s:g}' for s in summary['ratios'])}")
-    correct_RN, base_RN = (np.array([unpack_correct(row, summary["n_val"]) for row in some.hits])
-                           for some in (mine, dense))
+    correct_R1N, base_RN = correct_of(chosen, summary["seeds"], [mine.ratio.iloc[0]])
+    correct_RN = correct_R1N[:, 0]
     difference = accuracy_difference(correct_RN, base_RN, draws)
     labels_N = labels_of(run)
     balanced, dense_balanced = (None if labels_N is None else float(np.mean(
