@@ -201,8 +201,9 @@ def bootstrapped(ledgers: Sequence[Sequence[dict[str, Any]]], draws: int = 1000)
     every ledger."""
     first = ledgers[0][0]
     seeds, ratios = (sorted({row[name] for row in ledgers[0]}) for name in ("seed", "ratio"))  # the dense head first
-    correct_RKN = np.array([[unpack_correct(chosen[seed, ratio]["hits"], first["n_val"]) for chosen in
-                             map(select, ledgers) for ratio in ratios] for seed in seeds])
+    selected = [select(rows) for rows in ledgers]
+    correct_RKN = np.array([[unpack_correct(chosen[seed, ratio]["hits"], first["n_val"]) for chosen in selected
+                             for ratio in ratios] for seed in seeds])
     accuracy_BRK = bootstrap_means(correct_RKN, draws)
     found = []
     for some in np.split(accuracy_BRK, len(ledgers), axis=-1):
