@@ -21,7 +21,7 @@ from iis.cli import run_script, setting
 from iis.results import LEDGER, read_ledger
 from iis.runtime import ROOT, UserError, each, make_output_folder, write_text
 from iis.statistics import mean_std
-from reproduction.lib.points import bank_place, groups, measures
+from reproduction.lib.points import bank_place, beside_iis, groups
 from reproduction.lib.runs import Run, read_run
 from reproduction.lib.tables import as_csv, as_markdown
 
@@ -71,7 +71,7 @@ def line_of(run: Run, kept: int) -> dict[str, Any]:
     return {"model": run.model, "protocol": summary["protocol"], "M": summary["num_concepts"],
             "bank": summary["bank"], "elements": run.elements, "seeds": len(summary["seeds"]), "dense": run.dense,
             "iis": run.iis, "iis_std": summary["iis"]["std"], "bootstrap_low": low, "bootstrap_high": high,
-            **measures(run), "kept": kept, "top1_at_kept": at_kept, "top1_at_kept_std": std,
+            **beside_iis(run), "kept": kept, "top1_at_kept": at_kept, "top1_at_kept_std": std,
             "effective_rank": float(np.mean(ranks)),
             "empty": float(np.mean(empty)), "title": run.title, "marks": "; ".join(run.marks)}
 

@@ -23,7 +23,7 @@ from IP_training import IP_Bank_training, IP_Prototype_training
 from reproduction import bank_table, measures_truth, ncc
 from reproduction.lib.measures import MEASURES, measures_of
 from reproduction.lib.ncc import contributing_concepts
-from reproduction.lib.points import measures_shown, point
+from reproduction.lib.points import beside_shown, point
 from reproduction.lib.runs import Source, find_runs, read_run
 
 FEATURES = {"train_hash": "0a", "val_hash": "0b"}
@@ -191,8 +191,8 @@ def test_tables_have_both_columns(tmp_path):
     runs = find_runs(Source(model_root=[tmp_path]), draws=20)
     lines = {run.summary["bank"]: point(run) for run in runs}
     assert lines["Prototype"]["lift"] == pytest.approx(0.1225) and lines["Random"]["lift"] is None
-    assert measures_shown(lines["Random"])["lift over Random"] == ""
-    assert measures_shown(lines["Prototype"])["lift over Random"].startswith("+0.1225 [+0.")
+    assert beside_shown(lines["Random"])["lift over Random"] == ""
+    assert beside_shown(lines["Prototype"])["lift over Random"].startswith("+0.1225 [+0.")
     assert lines["Prototype"]["area_log_k"] == pytest.approx(0.75)  # a flat curve: 0.6 / 0.8
     assert {"lift", "area_log_k"} <= set(bank_table.PRINTED)
 

@@ -109,11 +109,11 @@ def point(run: Run) -> dict[str, Any]:
             "width": summary["width"], "dense": run.dense, "dense_std": summary["dense"]["std"], "iis": run.iis,
             "iis_std": summary["iis"]["std"], "bootstrap_low": low, "bootstrap_high": high, "area": run.area,
             "iis_chance_corrected": run.corrected,
-            "iis_chance_corrected_std": summary["iis_chance_corrected"]["std"], **measures(run),
+            "iis_chance_corrected_std": summary["iis_chance_corrected"]["std"], **beside_iis(run),
             "marks": "; ".join(run.marks)}
 
 
-def measures(run: Run) -> dict[str, float | None]:
+def beside_iis(run: Run) -> dict[str, float | None]:
     """Area over log k, and lift over Random with its interval over seeds and images; None where there is no Random
     run."""
     area, lift = run.summary["area_log_k"], run.lift
@@ -127,10 +127,10 @@ def scores(line: dict[str, Any]) -> dict[str, str]:
     return {"dense top-1, %": percent(line["dense"], line["dense_std"], 2),
             "IIS": plus_minus(line["iis"], line["iis_std"]), "∫acc ds": f"{line['area']:.4f}",
             "chance-corrected IIS": plus_minus(line["iis_chance_corrected"], line["iis_chance_corrected_std"]),
-            **measures_shown(line), "marks": line["marks"]}
+            **beside_shown(line), "marks": line["marks"]}
 
 
-def measures_shown(line: dict[str, Any]) -> dict[str, str]:
+def beside_shown(line: dict[str, Any]) -> dict[str, str]:
     """`measures` as people read them."""
     return {"area over log k": plus_minus(line["area_log_k"], line["area_log_k_std"]), "lift over Random":
             "" if line["lift"] is None else f"{line['lift']:+.4f} [{line['lift_low']:+.4f}, {line['lift_high']:+.4f}]"}

@@ -21,7 +21,7 @@ from reproduction.lib.explained_images import concept_of, elements_root, spread,
 from reproduction.lib.explanation import load_predictor
 from reproduction.lib.explanation_shown import cards_of
 from reproduction.lib.outputs import HANDED_OVER
-from reproduction.lib.points import groups, measures, measures_shown, percent, variant_of
+from reproduction.lib.points import beside_iis, beside_shown, groups, percent, variant_of
 from reproduction.lib.run_files import embeddings_of, images_of
 from reproduction.lib.runs import Run
 from reproduction.lib.tables import texts
@@ -40,7 +40,7 @@ def score_line(run: Run) -> dict[str, Any]:
             "IIS": plus_minus(run.iis, summary["iis"]["std"]), "marks": "; ".join(run.marks),
             "bootstrap 95 %": within(*summary["bootstrap"]["interval_95"]),
             "chance-corrected": plus_minus(run.corrected, summary["iis_chance_corrected"]["std"]),
-            **measures_shown(measures(run)), "dense top-1, %": percent(run.dense, summary["dense"]["std"], 2),
+            **beside_shown(beside_iis(run)), "dense top-1, %": percent(run.dense, summary["dense"]["std"], 2),
             "seeds": len(summary["seeds"])}
 
 
