@@ -49,12 +49,14 @@ class Bank:
 
     evidence[m]: what concept m looks like: image paths, or words. blocks: how the activations are normalised,
     (kind, number of columns) from left to right, see `predictor.Normaliser`; LayerNorm over all M unless said.
+    seconds: what it took to make, where that was measured.
     """
 
     kind: str
     vectors_MD: torch.Tensor
     evidence: list[list[str]]
     blocks: tuple[tuple[str, int], ...] = ()
+    seconds: float | None = None
 
     def __post_init__(self) -> None:
         self.blocks = self.blocks or (("layer", len(self.vectors_MD)),)
