@@ -14,7 +14,7 @@ from reproduction.lib.runs import Run
 SETTING = ("bank", "parts", "num_concepts", "elements", "protocol", *PROTOCOLS["paper"], "bank_name", "concept_set",
            "clip", "clip_cutoff", "interpretability_cutoff", "proj_steps", "proj_batch_size", "holdout", "epochs",
            "batch_size", "bank_seed", "tf32", "precision", "n_train", "n_val", "learning_rates", "ratios")
-BANKS = ("Prototype", "Cluster", "End2End", "Text", "Combined", "Random")
+BANKS = ("Prototype", "Cluster", "End2End", "NMF", "PCA", "Text", "Combined", "Random")
 EPOCHS = 30  # of the paper
 
 

@@ -34,8 +34,8 @@ from iis.runtime import ROOT, UserError, each, nearest, read_json, write_json
 
 YAMLS = ROOT / "reproduction" / "sweeps"
 SCRIPTS = {"Prototype": "IP_Prototype_training", "Cluster": "IP_Cluster_training", "End2End": "IP_End2End_training",
-           "Text": "IP_Text_training", "Combined": "IP_Bank_training", "Random": "IP_Bank_training",
-           "Own": "IP_Bank_training"}
+           "NMF": "IP_Dictionary_training", "PCA": "IP_Dictionary_training", "Text": "IP_Text_training",
+           "Combined": "IP_Bank_training", "Random": "IP_Bank_training", "Own": "IP_Bank_training"}
 WITH_WORDS, WITHOUT_ELEMENTS = ("Text", "Combined"), ("Text", "Random", "Own")
 OF_WORDS = ("concept_set", "clip_name", "clip_weights", "activation_dir")
 STAGE1 = {"segments": "extractor.segment_extractor", "patches": "extractor.patch_extractor"}
@@ -158,7 +158,7 @@ def check_settings(name: str, cells: Sequence[dict[str, Any]], stage1: dict[str,
     for cell in cells:  # values too, before hours of stages 1 and 2
         script = import_module(f"IP_training.{SCRIPTS[cell['bank']]}")
         known = setting_names(script)
-        own = {"kind": cell["bank"]} if SCRIPTS[cell["bank"]] == "IP_Bank_training" else {}
+        own = {"kind": cell["bank"]} if "kind" in known else {}
         from_mapping(script.Settings, {**{key: value for key, value in cell["flags"].items() if key in known}, **own},
                      f"the sweep {name}, {cell['name']}")
 
@@ -185,9 +185,10 @@ class Steps:
                          "save_dir": ROOT / "IP_training" / f"IP_{bank}" / slug(cell["model"]) / slug(place)}
         if bank in WITH_WORDS:
             self._once(self._words, cell)
-        if SCRIPTS[bank] == "IP_Bank_training":
+        script = import_module(f"IP_training.{SCRIPTS[bank]}")
+        if "kind" in setting_names(script):  # a script of several banks
             settings["kind"] = bank
-        return self._call(import_module(f"IP_training.{SCRIPTS[bank]}"), cell["flags"],
+        return self._call(script, cell["flags"],
                           {"model_name": cell["model"], "dataset": cell["dataset"], **settings})
 
     def _call(self, script: Any, shared: dict[str, Any], own: dict[str, Any]) -> Any:
