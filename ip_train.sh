@@ -15,7 +15,7 @@ cd "$(dirname "$0")"
 
 DATASET=${DATASET:-imagenet}
 MODELS=${MODELS:-resnet50}               # folders of extractor/embs/, as stage 2 named them
-BANKS=${BANKS:-Prototype}                # of Prototype Cluster End2End NMF PCA Text Combined Random
+BANKS=${BANKS:-Prototype}                # of Prototype Cluster SAE NMF PCA End2End Text Combined Random
 ELEMENTS=${ELEMENTS:-segments}           # and/or patches
 PROTOCOL=${PROTOCOL:-paper}              # or release
 SEEDS=${SEEDS:-3}                        # how many
@@ -50,12 +50,12 @@ for model in $MODELS; do
     for bank in $BANKS; do
         kinds=$ELEMENTS
         case $bank in
-            Prototype|Cluster|End2End) script=(IP_"$bank"_training.py) ;;
+            Prototype|Cluster|SAE|End2End) script=(IP_"$bank"_training.py) ;;
             NMF|PCA)  script=(IP_Dictionary_training.py --kind "$bank") ;;
             Text)     script=(IP_Text_training.py --sparsity_ratio ${text[@]+"${text[@]}"}); kinds=segments ;;
             Combined) script=(IP_Bank_training.py --kind Combined ${text[@]+"${text[@]}"}) ;;
             Random)   script=(IP_Bank_training.py --kind Random); kinds=segments ;;
-            *) echo "BANKS=$bank is not known: use Prototype Cluster End2End NMF PCA Text Combined or Random" >&2
+            *) echo "BANKS=$bank is not known: use Prototype Cluster SAE NMF PCA End2End Text Combined or Random" >&2
                exit 2 ;;
         esac
         for kind in $kinds; do    # Text and Random are made of no visual elements: once is enough
