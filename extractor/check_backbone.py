@@ -103,8 +103,8 @@ def predictions(images: Any, backbone: Any, prepared: list[dict], settings: Sett
             for batch in stream:
                 for one, pixels in enumerate(batch.pixels):
                     try:
-                        logits_BC = in_slices(lambda some, one=one: backbone.module(normalise(some, prepared[one])),
-                                              pixels)
+                        logits_BC = in_slices(lambda some, one=one: [backbone.module(normalise(some, prepared[one]))],
+                                              pixels)[0]
                     except (RuntimeError, AssertionError):
                         if one == 0:
                             raise

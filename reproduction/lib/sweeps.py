@@ -9,8 +9,9 @@
     blocks: [{datasets: …, models: …, banks: …, settings: …}]       # more of the same, with the settings above
 
 A model is a name of model_configs/, or a mapping of stage-2 settings; `checkpoints: "demo/weights/NAME_epoch*.pth"`
-stands for one model per file. A bank is a kind, or a mapping with the settings of its script; `variant` names what
-differs from the plain cell, `elements_of` takes the elements of another data set.
+stands for one model per file, and `layers: [blocks.4, blocks.8, head_input]` for one per layer, in order of depth, all
+embedded in one pass. A bank is a kind, or a mapping with the settings of its script; `variant` names what differs from
+the plain cell, `elements_of` takes the elements of another data set.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from iis.cli import from_mapping, path, read_yaml
-from iis.names import elements_file, elements_folder, slug
+from iis.names import HEAD_INPUT, elements_file, elements_folder, layer_label, slug
 from iis.processes import in_processes
 from iis.runtime import ROOT, UserError, each, nearest, read_json, write_json
 
@@ -42,7 +43,7 @@ OF_WORDS = ("concept_set", "clip_name", "clip_weights", "activation_dir")
 STAGE1 = {"segments": "extractor.segment_extractor", "patches": "extractor.patch_extractor"}
 VISUAL, TEXTUAL = "extractor.visual_element_emb_extractor", "extractor.textual_emb_extractor"
 LISTS = ("datasets", "models", "banks")
-OF_TABLES = ("family", "base_model")  # of a model: for tables, not for stage 2
+OF_TABLES = ("family", "base_model", "net", "layer", "depth")  # of a model: for tables, not for stage 2
 KEY = ("model", "stage2", "dataset", "bank", "elements_of", "flags")  # what decides a cell's ledger
 
 
@@ -84,7 +85,7 @@ def read_sweep(file: Path) -> tuple[list[dict[str, Any]], dict[str, Any], dict[s
     """The cells in the order of the file, as plain values for cells.json, and the settings of stage 1 and of stage 2.
 
     A cell has a name, the keys of KEY (stage2: settings of stage 2 for its model; flags: settings of the training
-    script), variant, and family and base_model where the model has them. Raises `UserError` for an unknown key or bank,
+    script), variant, and those of OF_TABLES that its model has. Raises `UserError` for an unknown key or bank,
     and for two cells that are the same.
     """
     data = checked(read_yaml(file), str(file), (*LISTS, "settings", "blocks", "stage1", "stage2"))
@@ -115,8 +116,9 @@ def _cell(dataset: str, model: dict[str, Any], bank: str | dict[str, Any], setti
         raise UserError(f"{file}: the bank {kind!r} is not known{nearest(str(kind), SCRIPTS)}")
     flags, of_tables = {**settings, **own}, {key: model[key] for key in OF_TABLES if key in model}
     size = f"M = {flags['num_concepts']}" if "num_concepts" in flags else ""
-    return {"name": ", ".join(filter(None, (model["model_name"], str(dataset), kind, size, variant))),
-            "model": model["model_name"], "stage2": {key: model[key] for key in model if key not in of_tables},
+    name = layer_label(model["model_name"], model.get("layer"))
+    return {"name": ", ".join(filter(None, (name, str(dataset), kind, size, variant))), "model": name,
+            "stage2": {key: model[key] for key in model if key not in of_tables},
             "dataset": str(dataset), "bank": kind, "elements_of": elements_of, "flags": flags, **of_tables,
             "variant": variant}
 
@@ -125,16 +127,29 @@ def _models(entry: str | dict[str, Any], file: Path) -> list[dict[str, Any]]:
     if not isinstance(entry, dict):
         return [{"model_name": str(entry), "config_yaml": str(entry)}]
     model = dict(entry)
-    pattern = model.pop("checkpoints", None)
+    pattern, layers = model.pop("checkpoints", None), model.get("layers")
+    if layers is not None:
+        if not isinstance(layers, list) or not layers or len(set(map(str, layers))) < len(layers):
+            raise UserError(f"{file}: layers should be a list of different layers, and is {layers!r}")
+        model = {"model_name": str(model.get("config_yaml")), **model}
     if pattern is None:
         if "model_name" not in model:
             raise UserError(f"{file}: a model given as a mapping needs a model_name")
-        return [model]
+        models = [model]
+    else:
+        models = [{**model, "model_name": one.stem, "weights": str(one.relative_to(ROOT))}
+                  for one in _checkpoints(pattern, file)]
+    # stage2 keeps all layers: it is the same for each, and so runs once for all.
+    return [{**one, "net": one["model_name"], "layer": str(layer), "depth": depth} for one in models
+            for depth, layer in enumerate(layers, start=1)] if layers else models
+
+
+def _checkpoints(pattern: str, file: Path) -> list[Path]:
     found = sorted(ROOT.glob(pattern), key=lambda one: [int(part) if part.isdigit() else part
                                                         for part in re.split(r"(\d+)", one.name)])
     if not found:
         raise UserError(f"{file}: there is no checkpoint {ROOT / pattern}; train the backbone first")
-    return [{**model, "model_name": one.stem, "weights": str(one.relative_to(ROOT))} for one in found]
+    return found
 
 
 def kind_of(cell: dict[str, Any]) -> tuple[str, str]:
@@ -224,6 +239,8 @@ class Steps:
     def _words(self, cell: dict[str, Any]) -> None:
         """Stage 2: CLIP's embeddings of words and images."""
         words = {key: value for key, value in cell["flags"].items() if key in OF_WORDS}
+        if cell.get("layer") not in (None, HEAD_INPUT):
+            words |= {"model_name": cell["model"], "feature_layer": cell["layer"]}
         self._call(import_module(TEXTUAL), {**self.stage2, **cell["stage2"]}, {"dataset": cell["dataset"], **words})
 
 
