@@ -304,3 +304,35 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         most = max(most, min(1.0, (len(order) - place) * p_values[k]))
         corrected[k] = most
     return corrected
+
+
+class Friedman(NamedTuple):
+    """Of `friedman`: mean ranks (K,), 1 is best; χ² with its p, None where they are undefined."""
+
+    mean_ranks: np.ndarray
+    chi2: float | None = None
+    p: float | None = None
+
+
+def friedman(values_NK: Sequence[Sequence[float]], more_is_better: bool = True) -> Friedman:
+    """Do K methods measured on the same N networks differ? The rank of each on every network, 1 for the best, equal
+    values at their mean rank, and Friedman's test of equal mean ranks (χ², corrected for ties, K − 1 degrees of
+    freedom). None below three methods or two networks, and where all values tie."""
+    from scipy.stats import friedmanchisquare, rankdata
+
+    values_NK = _comparable(values_NK)
+    ranks_K = rankdata(-values_NK if more_is_better else values_NK, axis=1).mean(0)
+    networks, methods = values_NK.shape
+    if networks < 2 or methods < 3 or not np.ptp(values_NK, axis=1).any():
+        return Friedman(ranks_K)
+    return Friedman(ranks_K, *map(float, friedmanchisquare(*values_NK.T)))
+
+
+def critical_difference(methods: int, networks: int, alpha: float = 0.05) -> float:
+    """Nemenyi's: mean ranks of two of K methods over N networks that lie at least so far apart differ, at level alpha
+    for all pairs together: q · √(K (K + 1) / 6N), q the studentized range's 1 − alpha quantile over √2 (Demšar, JMLR 7,
+    2006)."""
+    from scipy.stats import studentized_range
+
+    q = studentized_range.ppf(1 - alpha, methods, np.inf) / 2 ** 0.5
+    return float(q * (methods * (methods + 1) / (6 * networks)) ** 0.5)
