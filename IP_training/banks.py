@@ -21,6 +21,7 @@ import torch
 
 from iis.embedding_file import Embeddings, as_embeddings, content_hash, load_tensors
 from iis.runtime import UserError, numpy_rng, seed_of, torch_rng
+from IP_training.encoder import Encoder
 
 MAX_ELEMENTS = 20_000  # release
 NEAREST = 9  # elements shown for a k-means centre
@@ -48,16 +49,21 @@ class Bank:
     """vectors_MD: (M, D) float32, rows of length 1 (or 0: an empty concept, which the ledger counts).
 
     evidence[m]: what concept m looks like: image paths, or words. blocks: how the activations are normalised,
-    (kind, number of columns) from left to right, see `predictor.Normaliser`; LayerNorm over all M unless said.
+    (kind, number of columns) from left to right, see `predictor.Normaliser`; LayerNorm over all M unless said, `scale`
+    for sparse codes. encoder: what makes activations; the projection on vectors_MD unless said. nonzero: of sparse
+    codes, how many of an image are not 0 on average; known once they are computed.
     """
 
     kind: str
     vectors_MD: torch.Tensor
     evidence: list[list[str]]
     blocks: tuple[tuple[str, int], ...] = ()
+    encoder: Encoder | None = None
+    nonzero: float | None = None
 
     def __post_init__(self) -> None:
-        self.blocks = self.blocks or (("layer", len(self.vectors_MD)),)
+        self.encoder = self.encoder or Encoder(self.vectors_MD)
+        self.blocks = self.blocks or (("scale" if self.encoder.sparse else "layer", len(self.vectors_MD)),)
 
     def __len__(self) -> int:
         return len(self.vectors_MD)

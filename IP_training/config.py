@@ -22,6 +22,8 @@ PROTOCOLS = {"paper": {"sparsifier": "mask", "prototypes": "balanced", "element_
 RECIPES = {"published": {"learning_rates": LEARNING_RATES, "n_epoch": 30, "batch_size": 1024},
            "converged": {"learning_rates": (*LEARNING_RATES, 0.3, 1.0), "n_epoch": 300, "batch_size": None}}
 LEAST_STEPS, SMALLEST_BATCH = 10, 32  # of the converged recipe: steps in an epoch, rows in a step
+SAE_STEPS = 1000  # of training a sparse autoencoder
+PENALTY = 0.25  # of the codes of SpLiCE: its authors' package
 SPARSIFIERS = ("mask", "strict", "shrink")  # the rules of sparsify.py
 AT_LEAST_ONE = ("seeds", "n_epoch", "batch_size", "num_concepts", "proj_steps", "proj_batch_size", "n_iters")
 
@@ -126,7 +128,7 @@ class TrainingSettings(Grid):
         """IP_BANK/MODEL/… below --save_root, with what tells this setting from others (identity: `run.identity_of`)."""
         bank, concept_set = identity["bank"], identity.get("concept_set")
         parts = [self.dataset, self.element_kind if identity["elements_hash"] else None, *identity.get("parts", []),
-                 identity.get("bank_name"),
+                 identity.get("bank_name"), *of_codes(identity),
                  concept_set if concept_set != f"{self.dataset}_filtered" else None,  # not the data set's own list
                  f"M{identity['num_concepts'] or 'all'}", self.protocol if self.protocol != "paper" else None,
                  *(str(getattr(self, name)) for name, value in PROTOCOLS[self.protocol].items()
@@ -136,6 +138,16 @@ class TrainingSettings(Grid):
                  f"epochs{self.n_epoch}" if self.n_epoch != RECIPES[self.recipe]["n_epoch"] else None,
                  f"bank{self.bank_seed}" if self.bank_seed is not None else None, "tf32" if self.tf32 else None]
         return self.save_root / f"IP_{bank}" / slug(self.model_name) / slug("_".join(filter(None, parts)))
+
+
+def of_codes(identity: dict) -> list[str]:
+    """How a folder's name calls the settings of a dictionary and its codes; [] for a bank without them."""
+    usual = {"sae_k": max(1, (identity["num_concepts"] or 0) // 8), "sae_control": "none", "sae_steps": SAE_STEPS,
+             "route": "decoder", "learned_on": "elements", "penalty": PENALTY}
+    words = {"sae_k": "k{}", "sae_steps": "steps{}", "learned_on": "on-{}", "penalty": "penalty{}"}
+    return [words.get(name, "{}").format(identity[name]) for name in
+            ("sae_rule", "sae_k", "sae_control", "sae_steps", "learned_on", "route", "penalty")
+            if identity.get(name) not in (None, usual.get(name))]
 
 
 @dataclass(kw_only=True)

@@ -1,6 +1,6 @@
 """Interpretation predictors and dense heads: G linear heads that train as one module, each as if alone.
 
-    a = h · bankᵀ  →  normalise  →  sparsify(s)  →  Linear(M, C)          (paper, section 3)
+    a = h · bankᵀ  →  normalise  →  sparsify(s)  →  Linear(M, C)          (paper, section 3; other a: encoder.py)
 
 `interpret` computes what all heads share, once: the normalised activations before scale and shift, which never change
 while heads train. Logits lie classes first, (G, C, B): on a CPU the gradient of a dense head on 2048 numbers and 10
@@ -17,11 +17,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from iis.grid import dropped_count
+from IP_training.encoder import Encoder, as_encoder
 from IP_training.selection_kernel import kept, scaled_and_selected
 from IP_training.sparsify import keep_mask, sparsify
 
 EPSILON = 1e-5  # of LayerNorm
-KINDS = ("layer", "standard")
+KINDS = ("layer", "standard", "scale")
 # Spread, relative to the magnitude of what was added up, below which numbers differ by rounding alone: eight times
 # float32's spacing of 1.2e-7.
 ROUNDING = 1e-6
@@ -33,17 +34,24 @@ class Normaliser:
 
     layer: LayerNorm over the block's columns of each sample; its scale and shift are learned with the head.
     standard: minus the training mean, over the training standard deviation of each column; nothing is learned (Text,
-    as LF-CBM). mean_M, std_M (M,): 0 and 1 in `layer` columns.
+    as LF-CBM).
+    scale: over the root of the training mean of squares of each column; nothing is learned or subtracted, so that a
+    sparse code of 0 stays 0.
+    mean_M, std_M (M,): 0 and 1 in `layer` columns, 0 and the divisor in `scale` columns.
     """
 
     blocks: tuple[tuple[str, int], ...]
     mean_M: torch.Tensor
     std_M: torch.Tensor
 
+    def columns(self, kind: str) -> torch.Tensor:
+        """Which columns are normalised so, (M,) bool."""
+        return torch.tensor([one == kind for one, columns in self.blocks for _ in range(columns)])
+
     @property
     def learned_M(self) -> torch.Tensor:
         """Which columns have a learned scale and shift, (M,) bool."""
-        return torch.tensor([kind == "layer" for kind, columns in self.blocks for _ in range(columns)])
+        return self.columns("layer")
 
     def __call__(self, a_BM: torch.Tensor) -> torch.Tensor:
         """Normalised activations (B, M), before scale and shift."""
@@ -54,47 +62,51 @@ class Normaliser:
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
-def fit_normaliser(blocks: Sequence[tuple[str, int]], train_features_ND: torch.Tensor, bank_MD: torch.Tensor,
+def fit_normaliser(blocks: Sequence[tuple[str, int]], train_features_ND: torch.Tensor, bank: Encoder | torch.Tensor,
                    train_rows: torch.Tensor | None = None, chunk: int = 65536) -> Normaliser:
     """The normaliser of a bank (on its device), with mean and deviation (ddof 1) of the training activations.
 
-    train_rows: the rows that are trained on, under `--holdout`; else all. A column that is constant, up to the rounding
-    of its sum of D products, has deviation 1: its noise is not scaled up.
+    bank: its encoder, or vectors (M, D) to project on. train_rows: the rows that are trained on, under `--holdout`;
+    else all. A column that is constant, up to the rounding of its sum of D products, has deviation 1: its noise is not
+    scaled up.
     """
-    if sum(columns for _, columns in blocks) != len(bank_MD) or not {kind for kind, _ in blocks} <= set(KINDS):
-        raise ValueError(f"{blocks} does not describe the {len(bank_MD)} columns of the bank")
-    mean_M, std_M = bank_MD.new_zeros(len(bank_MD)), bank_MD.new_ones(len(bank_MD))
-    normaliser = Normaliser(tuple(blocks), mean_M, std_M)
-    standard_M = ~normaliser.learned_M.to(bank_MD.device)
-    if standard_M.any():
+    encoder = as_encoder(bank)
+    if sum(columns for _, columns in blocks) != len(encoder) or not {kind for kind, _ in blocks} <= set(KINDS):
+        raise ValueError(f"{blocks} does not describe the {len(encoder)} columns of the bank")
+    mean_M, std_M = encoder.weight_MD.new_zeros(len(encoder)), encoder.weight_MD.new_ones(len(encoder))
+    normaliser, device = Normaliser(tuple(blocks), mean_M, std_M), mean_M.device
+    fitted_M, centred_M = ~normaliser.learned_M.to(device), normaliser.columns("standard").to(device)
+    if fitted_M.any():
         rows = torch.arange(len(train_features_ND)) if train_rows is None else train_rows
-        directions, mean, squares, size_D = bank_MD[standard_M], 0.0, 0.0, 0.0
+        mean, squares, size_D = 0.0, 0.0, 0.0
 
         def chunks() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
             for some in rows.split(chunk):
-                h = train_features_ND[some].to(bank_MD.device, torch.float32)
-                yield h, (h @ directions.T).double()
+                h = train_features_ND[some].to(device, torch.float32)
+                yield h, encoder(h)[:, fitted_M].double()
 
         for h, a in chunks():
             mean = mean + a.sum(0) / len(rows)
             size_D = size_D + torch.linalg.vector_norm(h, 1, dim=0) / len(rows)  # mean |h|
+        mean = mean * centred_M[fitted_M]
         for _, a in chunks():
             squares = squares + (a - mean).square().sum(0)
-        std = (squares / max(len(rows) - 1, 1)).sqrt()
-        constant = std <= ROUNDING * (directions.abs() @ size_D)  # of the products that an activation adds up
-        mean_M[standard_M], std_M[standard_M] = mean.float(), std.masked_fill(constant, 1.0).float()
+        std = (squares / (len(rows) - centred_M[fitted_M].long()).clamp_min(1)).sqrt()
+        constant = std <= ROUNDING * encoder.size_M(size_D)[fitted_M]  # of the products that an activation adds up
+        mean_M[fitted_M], std_M[fitted_M] = mean.float(), std.masked_fill(constant, 1.0).float()
     return normaliser
 
 
-def interpret(features_ND: torch.Tensor, bank_MD: torch.Tensor, normaliser: Normaliser | None = None,
+def interpret(features_ND: torch.Tensor, bank: Encoder | torch.Tensor, normaliser: Normaliser | None = None,
               chunk: int = 65536) -> torch.Tensor:
-    """h · bankᵀ normalised (LayerNorm over all M unless said), without scale and shift: (N, M) float32 on the
-    bank's device. Reads `features_ND` `chunk` rows at a time (it may be memory-mapped)."""
-    normaliser = normaliser or fit_normaliser([("layer", len(bank_MD))], features_ND, bank_MD)
-    activations_NM = torch.empty(len(features_ND), len(bank_MD), device=bank_MD.device)
+    """Activations of a bank (its encoder, or vectors to project on) normalised, by LayerNorm over all M unless said,
+    without scale and shift: (N, M) float32 on the bank's device. Reads `features_ND` `chunk` rows at a time (it may be
+    memory-mapped)."""
+    encoder = as_encoder(bank)
+    normaliser = normaliser or fit_normaliser([("layer", len(encoder))], features_ND, encoder)
+    activations_NM = torch.empty(len(features_ND), len(encoder), device=encoder.weight_MD.device)
     for start in range(0, len(features_ND), chunk):
-        h = features_ND[start:start + chunk].to(bank_MD.device, torch.float32)
-        activations_NM[start:start + chunk] = normaliser(h @ bank_MD.T)
+        activations_NM[start:start + chunk] = normaliser(encoder(features_ND[start:start + chunk]))
     return activations_NM
 
 

@@ -12,7 +12,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +239,8 @@ def predictors_on(inputs: Inputs, bank: Bank, seed: Seed, device: torch.device,
                   sparsifier: str) -> tuple[GroupsOf, BankOf]:
     """Predictors on a bank that stays as it is: activations are computed once for all heads."""
     normaliser, z_train, z_val = activations(inputs, bank, seed, device)
+    if bank.encoder.sparse:  # the normaliser leaves a code of 0 as it is
+        bank = replace(bank, nonzero=sum(int(part.count_nonzero()) for part in z_train.split(65536)) / len(z_train))
 
     def groups_of(cells: Sequence[Cell]) -> list[HeadGroup]:
         return [HeadGroup(InterpretationHeads([cell.ratio for cell in same_rate], len(bank), inputs.num_classes,
@@ -261,9 +263,9 @@ def shares_of(settings: TrainingSettings, inputs: Inputs, bank: Bank, seed: Seed
 def activations(inputs: Inputs, bank: Bank, seed: Seed,
                 device: torch.device) -> tuple[Normaliser, torch.Tensor, torch.Tensor]:
     """The bank's normaliser, fitted to the rows that are trained on, and the activations of train (N, M) and val."""
-    bank_MD = bank.vectors_MD.to(device)
-    normaliser = fit_normaliser(bank.blocks, inputs.train.features_ND, bank_MD, seed.train_rows)
-    return normaliser, *(interpret(split.features_ND, bank_MD, normaliser) for split in (inputs.train, inputs.val))
+    encoder = bank.encoder.to(device)
+    normaliser = fit_normaliser(bank.blocks, inputs.train.features_ND, encoder, seed.train_rows)
+    return normaliser, *(interpret(split.features_ND, encoder, normaliser) for split in (inputs.train, inputs.val))
 
 
 def age(file: Path) -> float:
@@ -321,12 +323,14 @@ def identity_of(settings: TrainingSettings, kind: str, num_concepts: int | None,
 def row_of(head: Trained, bank: Bank | None, sparsifier: str, seconds: float) -> dict[str, Any]:
     """One ledger row: accuracies are fractions, epochs count from 1, seconds are this head's share.
 
-    bank: None for the dense head. kept: how many concepts stay (under `strict` at most).
+    bank: None for the dense head. kept: how many concepts stay (under `strict` at most). nonzero_codes: of a bank with
+    sparse codes, how many of a training image are not 0 on average, before anything is dropped.
     """
     cell, best = head.cell, head.best_epoch
     kept = None if bank is None else kept_count(len(bank), cell.ratio) - (sparsifier == "strict")
     return {"seed": cell.seed, "ratio": cell.ratio, "learning_rate": cell.learning_rate, "kept": kept,
             "bank_size": len(bank) if bank else None, "empty_concepts": bank.empty if bank else None,
+            **({} if bank is None or bank.nonzero is None else {"nonzero_codes": round(bank.nonzero, 4)}),
             "top1": head.top1[best], "top5": head.top5[best], "best_epoch": best + 1,
             "last_top1": head.top1[-1], "last_top5": head.top5[-1], "select_top1": head.select_top1[best],
             "last_select_top1": head.select_top1[-1], "loss": head.loss[-1], "top1_by_epoch": head.top1,
@@ -345,6 +349,7 @@ def save_predictors(folder: Path, trained: Sequence[Trained], banks: Sequence[tu
 
     `predictors/seed_R.safetensors` holds, per ratio s: `s/weight` (C, M), `s/bias` (C,), `s/scale` and `s/shift` (M,)
     of the normaliser; and `bank` (M, D), `mean`, `std` (M,), or `s/bank` … where every ratio has a bank of its own.
+    `encoder/NAME` are the tensors of an encoder that is no projection (its numbers are in the JSON).
     `predictors/seed_R.json`: what each concept looks like, how blocks of concepts are normalised, the class names, and
     what was selected.
     """
@@ -369,6 +374,9 @@ def save_predictors(folder: Path, trained: Sequence[Trained], banks: Sequence[tu
             tensors |= {f"{own}bank": bank.vectors_MD, f"{own}mean": normaliser.mean_M, f"{own}std": normaliser.std_M}
             text["concepts"][own.rstrip("/") or "all"] = bank.evidence
             text["blocks"][own.rstrip("/") or "all"] = [list(block) for block in bank.blocks]
+            if bank.encoder.sparse:
+                tensors |= {f"{own}encoder/{key}": value for key, value in bank.encoder.tensors().items()}
+                text.setdefault("encoders", {})[own.rstrip("/") or "all"] = bank.encoder.numbers()
         row = best[head.cell]
         text["selected"][name] = {key: row[key] for key in ("learning_rate", "best_epoch", "kept", "top1", "top5")}
     save_tensors(file, tensors)
