@@ -24,7 +24,7 @@ from IP_training.config import SAE_STEPS
 from IP_training.encoder import Encoder, keep_largest
 from IP_training.train_heads import gather
 
-LEAST_BATCH, LARGEST_BATCH = 256, 4096  # rows of a step: M, between these
+LEAST_BATCH, LARGEST_BATCH = 256, 4096  # rows of a step: M // 8, between these
 RATE_AT, RATE = 2**14, 2e-4  # Adam's rate for so many concepts (arXiv 2406.04093)
 DECAY = 0.2  # the last part of training, in which the rate falls to 0
 DEAD_AFTER = 50  # steps without use, 12,800 rows or more, after which a concept counts as dead
@@ -98,18 +98,18 @@ def fit(features_ND: torch.Tensor, rows: torch.Tensor, num_concepts: int, recipe
     adam = torch.optim.Adam([one.requires_grad_() for one in learned], fused=True,
                             lr=RATE * (RATE_AT / num_concepts) ** 0.5)
     rate = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: min(1, (recipe.steps - step) / (DECAY * recipe.steps)))
-    batch, unused_M = min(max(num_concepts, LEAST_BATCH), LARGEST_BATCH), torch.zeros(num_concepts, device=device)
+    batch, unused_M = min(max(num_concepts // 8, LEAST_BATCH), LARGEST_BATCH), torch.zeros(num_concepts, device=device)
     for _ in range(recipe.steps):
         x_BD = drawn(batch)
-        u_BM = F.linear(x_BD, W_e, b_e).relu()
-        codes_BM = sparse(u_BM, recipe.rule, k)
+        u_BM = F.linear(x_BD, W_e, b_e)
+        codes_BM = sparse(u_BM.relu(), recipe.rule, k)
         left_BD = x_BD - codes_BM @ W_d - b_d
         loss = left_BD.square().sum(1).mean()
         unused_M = torch.where((codes_BM > 0).any(0), 0, unused_M + 1)
         dead_M = unused_M > DEAD_AFTER
-        if dead := int(dead_M.sum()):
-            more_BM = keep_largest(u_BM * dead_M, min(dead, max(1, width // 2)))
-            loss = loss + AUXILIARY * (left_BD.detach() - more_BM @ W_d).square().sum(1).mean()
+        if dead_M.any():
+            more_BM = keep_largest(u_BM[:, dead_M].relu(), max(1, width // 2))
+            loss = loss + AUXILIARY * (left_BD.detach() - more_BM @ W_d[dead_M]).square().sum(1).mean()
         adam.zero_grad()
         loss.backward()
         if W_d.grad is not None:  # the part along a row would only change its length
