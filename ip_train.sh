@@ -59,7 +59,7 @@ for model in $MODELS; do
             *) echo "BANKS=$bank is not known: use Prototype Cluster SAE NMF PCA End2End Text Combined SpLiCE or Random" >&2
                exit 2 ;;
         esac
-        for kind in $kinds; do    # Text and Random are made of no visual elements: once is enough
+        for kind in $kinds; do    # Text, SpLiCE and Random are made of no visual elements: once is enough
             "$PYTHON" "IP_training/${script[0]}" "${script[@]:1}" --model_name "$model" --element_kind "$kind" "${common[@]}"
         done
         roots+=("$OUT/IP_$bank/$model")
