@@ -1,12 +1,15 @@
 """Banks from dictionary learning: the elements, or the images, written as sums of M directions.
 
-    nmf   elements ≈ codes · bank, both non-negative (CRAFT; Fel et al., CVPR 2023, arXiv 2211.10154)
-    pca   the M directions in which the elements vary most: the classical reference
+    nmf      elements ≈ codes · bank, both non-negative (CRAFT; Fel et al., CVPR 2023, arXiv 2211.10154)
+    pca      the M directions in which the elements vary most: the classical reference
+    splice   CLIP's images ≈ sparse non-negative codes · words (SpLiCE; Bhalla et al., NeurIPS 2024, arXiv 2402.10376)
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,6 +17,8 @@ import torch
 from iis.embedding_file import Embeddings, as_embeddings
 from iis.runtime import UserError, seed_of
 from IP_training.banks import NEAREST, Bank, MakeBank, Seed, check_enough, chosen_elements, unit_rows
+from IP_training.config import PENALTY
+from IP_training.encoder import Encoder
 from IP_training.predictor import ROUNDING
 
 # Most iterations of NMF. On 7,516 segments of Caltech-101 under MobileNet v2 (D = 1280), M = 200, they take 42 s on
@@ -124,3 +129,44 @@ def principal_directions(elements_ED: np.ndarray, num_concepts: int) -> tuple[np
     largest_M = np.take_along_axis(scores_EM, np.abs(scores_EM).argmax(0)[None], 0)[0]
     factor_M = np.where(varies_M, np.where(largest_M < 0, -1.0, 1.0), 0.0).astype(elements_ED.dtype)
     return scores_EM * factor_M, model.components_ * factor_M[:, None]
+
+
+# ---- SpLiCE ----
+
+
+def splice(words: Sequence[str], texts_Md: torch.Tensor, images_Nd: torch.Tensor, num_concepts: int | None = None,
+           penalty: float = PENALTY) -> MakeBank:
+    """Words as the dictionary of CLIP's image embeddings (SpLiCE; Bhalla et al., NeurIPS 2024, arXiv 2402.10376).
+
+    The representations are CLIP's own image embeddings, of length 1. An image is what is left of it without the mean
+    of the training images, at length 1; a concept is a word's text embedding without the mean of all words, at length
+    1. Activations are codes, not projections: the a >= 0 of `nonnegative_codes`. The evidence of a concept is its word.
+
+    texts_Md (M, d): CLIP's embeddings of the words; images_Nd (N, d): of the training images, which give the mean and
+    decide which words stay: the `num_concepts` with the largest sum of codes, in their order, or all. Nothing is drawn.
+    Raises `UserError` where the images are not CLIP's, or the words too few.
+    """
+    if texts_Md.shape[1] != images_Nd.shape[1]:
+        raise UserError(f"the words have D = {texts_Md.shape[1]} and the representations D = {images_Nd.shape[1]}: "
+                        "SpLiCE needs both embedded by the same CLIP")
+    if num_concepts is not None and not 1 <= num_concepts <= len(words):
+        raise UserError(f"--num_concepts {num_concepts}, but there are {len(words)} words; give a number between")
+    lengths_N = images_Nd.float().norm(dim=1)
+    if not (lengths_N - 1).abs().max() < 0.01:  # float16 rounds to less
+        raise UserError(f"SpLiCE needs CLIP's image embeddings of length 1, and these have lengths up to "
+                        f"{float(lengths_N.max()):.4g}; give those of extractor/textual_emb_extractor.py")
+    if not penalty > 0:
+        raise UserError(f"--penalty {penalty:g}: sparse codes need a penalty above 0")
+    texts_Md = unit_rows(texts_Md)
+    bank_Md = unit_rows(texts_Md - texts_Md.mean(0))
+
+    def make(seed: Seed) -> Bank:
+        images = images_Nd if seed.train_rows is None else images_Nd[seed.train_rows]
+        encoder, kept = Encoder(bank_Md, "lasso", centre_D=images.float().mean(0), penalty=penalty), range(len(words))
+        if num_concepts not in (None, len(words)):
+            used_M = sum(encoder(part).sum(0) for part in images.split(65536))
+            kept = used_M.argsort(descending=True, stable=True)[:num_concepts].sort().values.tolist()
+            encoder = replace(encoder, weight_MD=bank_Md[kept])
+        return Bank("SpLiCE", encoder.weight_MD.clone(), [[words[m]] for m in kept], encoder=encoder)
+
+    return make

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from bank_runs import GRID, assert_plain, ledger, predictors, refusal, run
+from bank_runs import GRID, WORDS, assert_plain, ledger, predictors, refusal, run, save_clip
 from conftest import clusters
 from scipy.optimize import linear_sum_assignment
 
@@ -13,6 +13,8 @@ from iis.runtime import UserError, seed_of
 from IP_training import IP_Dictionary_training as script
 from IP_training import dictionaries
 from IP_training.banks import Seed, unit_rows
+from tests import test_textual_emb_extractor as textual
+from tests.test_clip import make as make_clip
 
 SEED, OTHER = Seed(0, 0), Seed(1, 1)
 
@@ -144,3 +146,88 @@ def test_from_python_the_banks_are_beside_the_others():
     ({"kind": "PCA", "num_concepts": 0}, "at least 1"), ({"kind": "ICA"}, "invalid choice")])
 def test_the_script_refuses_before_it_trains(toy, changes, words):
     assert words in refusal(script, toy, **changes)
+
+
+# ---- SpLiCE ----
+
+
+def splice_flags(toy, **changes):
+    return {"kind": "SpLiCE", "model_name": "clip", "activation_dir": toy, "concept_set": toy / "words.txt",
+            "train_pt": None, "val_pt": None, "concept_path": None, "num_concepts": None, **changes}
+
+
+def save_unit_clip(toy):
+    """CLIP's files of `bank_runs.save_clip` with images of length 1, as CLIP gives them."""
+    save_clip(toy)
+    for split in ("train", "val"):
+        images = load_embeddings(toy / f"toy_{split}_clip_ViT-B16.pt")
+        images.features_ND = unit_rows(images.features_ND)
+        save_embeddings(toy / f"toy_{split}_clip_ViT-B16.pt", images)
+
+
+def plain_codes(toy, split, penalty=0.25):
+    """Codes of all words as the paper says, by scikit-learn, and the centred words."""
+    from sklearn.linear_model import Lasso
+
+    def unit(x):
+        return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+    words, train, images = (load_embeddings(toy / f"{name}_ViT-B16.pt").features_ND.double().numpy()
+                            for name in ("words", "toy_train_clip", f"toy_{split}_clip"))
+    bank_Md = unit(unit(words) - unit(words).mean(0))
+    lasso = Lasso(penalty / (2 * words.shape[1]), fit_intercept=False, positive=True, tol=1e-10, max_iter=100_000)
+    return lasso.fit(bank_Md.T, unit(images - train.mean(0)).T).coef_, bank_Md
+
+
+def test_splice_codes_are_the_papers_and_their_stored_predictors_repeat_the_ledger(toy):
+    save_unit_clip(toy)
+    rows = ledger(run(script, toy, seeds=2, **splice_flags(toy)))
+    assert len(rows) == 2 * GRID and {row["bank"] for row in rows} == {"SpLiCE"} and rows[0]["penalty"] == 0.25
+    tensors, described = predictors(toy / "out")
+    train_NM, bank_Md = plain_codes(toy, "train")
+    np.testing.assert_allclose(tensors["bank"].numpy(), bank_Md, atol=1e-5)
+    assert described["concepts"]["all"] == [[word] for word in WORDS] and described["blocks"]["all"] == [["scale", 6]]
+    [nonzero] = {row["nonzero_codes"] for row in rows if row["ratio"] >= 0}
+    assert nonzero == pytest.approx((train_NM > 0).sum(1).mean(), abs=0.01)
+    np.testing.assert_allclose(tensors["std"].numpy() ** 2, (train_NM ** 2).mean(0), rtol=1e-3)
+    z_NM = torch.from_numpy(plain_codes(toy, "val")[0]).float() / tensors["std"]
+    right = (z_NM @ tensors["0/weight"].T + tensors["0/bias"]).argmax(1) == clusters(200, "val").labels_N
+    assert float(right.double().mean()) == pytest.approx(described["selected"]["0"]["top1"], abs=0.0051)
+    folder = run(script, toy, None, **splice_flags(toy, penalty=0.5, save_root=toy / "root", ratios="0.5", n_epoch=1))
+    assert str(folder.relative_to(toy / "root")) == "IP_SpLiCE/clip/toy_penalty0.5_words_Mall_epochs1"
+
+
+def test_splice_keeps_the_words_that_the_images_use_most(toy):
+    save_unit_clip(toy)
+    (toy / "words_ViT-B16.pt").rename(toy / "words_ViT-B16_0123abcd.pt")  # as in CLIP's own folder
+    run(script, toy, ratios="0.5", **splice_flags(toy, num_concepts=4))
+    (toy / "words_ViT-B16_0123abcd.pt").rename(toy / "words_ViT-B16.pt")
+    most = sorted(np.argsort(-plain_codes(toy, "train")[0].sum(0))[:4])
+    assert predictors(toy / "out")[1]["concepts"]["all"] == [[WORDS[m]] for m in most]
+
+
+def test_splice_refuses_what_is_not_clips(toy):
+    assert "textual_emb_extractor" in refusal(script, toy, **splice_flags(toy, train_pt=toy / "train.pt",
+                                                                          val_pt=toy / "val.pt"))
+    save_clip(toy)  # images of any length
+    assert "length 1" in refusal(script, toy, **splice_flags(toy))
+    save_unit_clip(toy)
+    assert "--model_name clip" in refusal(script, toy, **splice_flags(toy, train_pt=toy / "train.pt",
+                                                                      val_pt=toy / "val.pt"))
+    for changes, words in (({"num_concepts": 7}, "6 words"), ({"penalty": 0}, "--penalty 0")):
+        assert words in refusal(script, toy, **splice_flags(toy, **changes))
+    with pytest.raises(UserError, match="D = 6 and the representations D = 5"):
+        dictionaries.splice(WORDS, torch.eye(6), torch.eye(5))
+
+
+def test_splice_on_the_files_of_the_textual_script(tmp_path, monkeypatch):
+    """From images and words through a tiny CLIP: `--model_name clip` finds CLIP's own folder."""
+    textual.images_below(tmp_path / "data")
+    (tmp_path / "toy.yaml").write_text(f"name: toy\nroot: {tmp_path}/data\n")
+    (tmp_path / "words.txt").write_text("red\nblue tail\nround\n")
+    textual.run(tmp_path, make_clip(tmp_path, "tiny-splice"))
+    rows = ledger(run(script, tmp_path, ratios="0,0.5", **splice_flags(
+        tmp_path / "embs" / "clip", dataset="toy", concept_set=tmp_path / "words.txt",
+        clip_name=tmp_path / "tiny-splice.json", penalty=0.05)))
+    assert {row["bank_size"] for row in rows} == {None, 3} and rows[0]["clip"] == "tiny-splice"
+    assert predictors(tmp_path / "out")[1]["concepts"]["all"] == [["red"], ["blue tail"], ["round"]]

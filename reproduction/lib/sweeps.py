@@ -36,12 +36,13 @@ from iis.runtime import ROOT, UserError, each, nearest, read_json, write_json
 YAMLS = ROOT / "reproduction" / "sweeps"
 SCRIPTS = {"Prototype": "IP_Prototype_training", "Cluster": "IP_Cluster_training", "End2End": "IP_End2End_training",
            "SAE": "IP_SAE_training", "NMF": "IP_Dictionary_training", "PCA": "IP_Dictionary_training",
-           "Text": "IP_Text_training", "Combined": "IP_Bank_training", "Random": "IP_Bank_training",
-           "Own": "IP_Bank_training"}
-WITH_WORDS, WITHOUT_ELEMENTS = ("Text", "Combined"), ("Text", "Random", "Own")
+           "SpLiCE": "IP_Dictionary_training", "Text": "IP_Text_training", "Combined": "IP_Bank_training",
+           "Random": "IP_Bank_training", "Own": "IP_Bank_training"}
+WITH_WORDS, WITHOUT_ELEMENTS = ("Text", "Combined"), ("Text", "SpLiCE", "Random", "Own")
 OF_WORDS = ("concept_set", "clip_name", "clip_weights", "activation_dir")
 STAGE1 = {"segments": "extractor.segment_extractor", "patches": "extractor.patch_extractor"}
 VISUAL, TEXTUAL = "extractor.visual_element_emb_extractor", "extractor.textual_emb_extractor"
+CLIP = "clip"  # as a model: CLIP's own embeddings, which a cell with words has made for another model
 LISTS = ("datasets", "models", "banks")
 OF_TABLES = ("family", "base_model", "net", "layer", "depth")  # of a model: for tables, not for stage 2
 KEY = ("model", "stage2", "dataset", "bank", "elements_of", "flags")  # what decides a cell's ledger
@@ -197,7 +198,8 @@ class Steps:
     def run(self, cell: dict[str, Any]) -> Path:
         """Prepare and train one cell; the folder of its ledger. Raises `UserError` as the scripts do."""
         (kind, protocol), bank, other = kind_of(cell), cell["bank"], cell["elements_of"]
-        self._once(self._visual, cell, cell["dataset"], "train,val", other is None and of_elements(cell))
+        if cell["model"] != CLIP:
+            self._once(self._visual, cell, cell["dataset"], "train,val", other is None and of_elements(cell))
         settings: dict[str, Any] = {"sparsity_ratio": True} if bank == "Text" else {}
         if other:
             self._once(self._visual, cell, other, None, True)
