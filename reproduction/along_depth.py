@@ -213,26 +213,28 @@ def figure_of(title: str, layers: Layers) -> Any:
         one.remove()
     for one, measure in zip(axes, measures, strict=False):
         drawn = [(run, line) for run, line in layers if line[measure] is not None]
-        places = {id(run): (100 * run.dense, line[measure]) for run, line in drawn}
+        unit = 100 if measure == "anec" else 1  # percent, as dense top-1
+        places = {id(run): (100 * run.dense, unit * line[measure]) for run, line in drawn}
         for net, group in groupby(drawn, key=lambda layer: layer[0].net):
-            lines = [line for _, line in group]
-            one.errorbar([100 * line["dense"] for line in lines], [line[measure] for line in lines],
-                         _bars(lines, measure), label=net, markersize=4.5, elinewidth=0.8, linewidth=1.2,
-                         **style(nets.index(net)))
+            mine = list(group)
+            one.errorbar(*zip(*(places[id(run)] for run, _ in mine), strict=True), _bars(mine, measure), label=net,
+                         markersize=4.5, elinewidth=0.8, linewidth=1.2, **style(nets.index(net)))
         one.plot(*zip(*(places[id(run)] for run, line in drawn if line["last"]), strict=True), "o", markersize=11,
                  markerfacecolor="none", color="black", label="last layer")
         draw_marks(one, [run for run, _ in drawn], lambda run, places=places: places[id(run)])
         one.grid(alpha=0.25)
-        one.set(xlabel="dense top-1, %", ylabel=MEASURES[measure][0])
+        one.set(xlabel="dense top-1, %", ylabel=MEASURES[measure][0] + ", %" * (unit > 1))
     figure.suptitle(f"{title}: along depth", fontsize=11)
     legend_below(figure, axes[:len(measures)], 3)
     return figure
 
 
-def _bars(lines: Sequence[dict[str, Any]], measure: str) -> Any:
+def _bars(layers: Layers, measure: str) -> Any:
     """What `errorbar` draws: std over seeds; below and above a lift, to the ends of its interval; none for ANEC."""
+    lines = [line for _, line in layers]
     if measure == "lift":
-        return np.array([[line["lift"] - line["lift_low"], line["lift_high"] - line["lift"]] for line in lines]).T
+        ends = np.array([[line["lift"] - line["lift_low"], line["lift_high"] - line["lift"]] for line in lines])
+        return ends.T.clip(0)
     return None if measure == "anec" else [line[f"{measure}_std"] or 0 for line in lines]
 
 

@@ -8,8 +8,8 @@ from made_sweep import call, made_ledger
 
 from iis.runtime import UserError
 
-SCRIPTS = ("accuracy_at_nec", "along_pretraining", "arr_curves", "bank_truth", "compare", "controls_table",
-         "faithfulness", "iis_against_accuracy", "ncc", "predictions_table", "report")
+SCRIPTS = ("accuracy_at_nec", "along_depth", "along_pretraining", "arr_curves", "bank_truth", "compare",
+           "controls_table", "faithfulness", "iis_against_accuracy", "ncc", "predictions_table", "report")
 LEDGERS = {"not text": "is no ledger", "not rows": "is not a ledger row", "without correct": "says nothing of hits",
            "correct damaged": "`hits` of a ledger's row is damaged", "correct too few": "holds fewer than its",
            "without a number": "says nothing of top1", "without a ratio": "lacks the sparsity ratio(s) 0.5",

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,11 +17,11 @@ from PIL import Image
 
 from extractor import embed as module
 from extractor.batches import Batch, batches, over_chunks
-from extractor.embed import Target, embed_together, folder_name, is_done, plan_target
+from extractor.embed import Target, embed_together, folder_name, is_done, passes, plan_target
 from iis.backbones import load_backbone
 from iis.datasets import ImageSet, folder_images
 from iis.embedding_file import load_embeddings
-from iis.layers import HEAD_INPUT, Node
+from iis.layers import HEAD_INPUT, Node, resolve
 from iis.preprocessing import normalise, preprocessing, to_uint8
 from iis.runtime import ROOT, UserError
 
@@ -247,6 +248,66 @@ def test_two_files_over_one_decode_are_the_files_made_apart(place, monkeypatch):
     calls.clear()
     embed_together(images, targets, 2, 0, CPU)
     assert set(calls) == {"8.pkl"}
+
+
+def layers_of(place, *layers):
+    """Targets of one backbone at several layers of `OWN`."""
+    backbone = load_backbone(f"{place}/net.py:net", "none")
+    images = folder_images(place / "in", "toy", "train")
+    return backbone, images, [plan_target(images, backbone, layer, f"net__{layer}", place / "out") for layer in layers]
+
+
+def test_layers_of_one_model_are_one_decode_and_one_pass(place, monkeypatch):
+    layers = ("1", "2", "5")  # convolution, ReLU, and the head, whose input is the pooled ReLU
+    apart = []
+    for layer in layers:
+        _, images, (target,) = layers_of(place, layer)
+        embed_together(images, [target], 32, 0, CPU)
+        apart.append(load_embeddings(target.file))
+        target.file.unlink()
+    backbone, images, targets = layers_of(place, *layers)
+    opened, passed, whole = [], [], type(images).open
+    monkeypatch.setattr(type(images), "open", lambda self, row: opened.append(row) or whole(self, row))
+    backbone.module.register_forward_hook(lambda _, inputs, __: passed.append(len(inputs[0])))
+    embed_together(images, targets, 32, 0, CPU)
+    assert opened == list(range(70)) and passed == [1, 32, 32, 6]  # the widths of all, and three batches
+    for target, alone in zip(targets, apart, strict=True):
+        found = load_embeddings(target.file)
+        assert found.content_hash == alone.content_hash and found.provenance == alone.provenance
+    assert [one.provenance["node"] for one in apart] == ["1", HEAD_INPUT, HEAD_INPUT]
+    assert apart[0].content_hash != apart[1].content_hash == apart[2].content_hash
+
+
+def test_layers_go_on_where_they_were_and_those_done_take_no_part(place, monkeypatch):
+    backbone, images, targets = layers_of(place, "1", "2", "5")
+    embed_together(images, targets, 32, 0, CPU)
+    hashes = [load_embeddings(target.file).content_hash for target in targets]
+    for target in targets[:2]:
+        target.file.unlink()
+    calls = stop_at(monkeypatch, 4)  # in the second of three batches, a chunk each
+    with pytest.raises(KeyboardInterrupt):
+        embed_together(images, targets, 32, 0, CPU)
+    assert calls == 2 * ["toy_train_net__1_1.pt", "toy_train_net__2_2.pt"]
+    assert not targets[0].file.exists() and targets[2].file.exists()
+    embed_together(images, targets, 32, 0, CPU)
+    assert len(calls) == 4 + 2 * 2  # the first chunk is not computed again
+    assert [load_embeddings(target.file).content_hash for target in targets] == hashes
+
+
+def test_a_folded_or_compiled_model_has_a_pass_of_its_own(place):
+    backbone = load_backbone("resnet20", "none")
+    nodes = [resolve(backbone.module, backbone.head, layer, 32) for layer in ("layer1", "layer2", "fc")]
+    make = lambda **more: [module.prepared(Target(backbone, node, place / node.name, {}, **more))  # noqa: E731
+                           for node in nodes]
+    first, second, head = make()
+    assert passes([first, head, second]) == [[first, second], [head]] and first.module is not head.module
+    assert passes([first, replace(second, precision="bf16")])[0] == [first]
+    plain = load_backbone(f"{place}/net.py:net", "none")
+    pair = [Target(plain, Node(name, name, 1), place / name, {}) for name in ("1", "2")]
+    pair.append(Target(plain, Node(HEAD_INPUT, "5"), place / "head", {}))
+    assert [len(some) for some in passes([module.prepared(one) for one in pair])] == [3]
+    compiled = [module.prepared(replace(one, compiled=8)) for one in pair]
+    assert [len(some) for some in passes(compiled)] == [2, 1]
 
 
 def test_ranks_share_the_chunks_and_rank_0_writes(place, monkeypatch):

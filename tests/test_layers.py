@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from iis.backbones import load_backbone
-from iis.layers import HEAD_INPUT, Node, find_head, pool, represent, resolve
+from iis.layers import HEAD_INPUT, Node, find_head, pool, represent, represent_all, resolve
 from iis.runtime import UserError
 
 # spellings of the head's input; an earlier layer, its width and its spatial axes; side of the images in pixels
@@ -84,3 +84,24 @@ def test_gradients_reach_the_backbone():
     backbone.module.requires_grad_(True)
     represent(backbone.module, Node(HEAD_INPUT, "linear"), torch.randn(1, 3, 32, 32)).sum().backward()
     assert backbone.module.conv1.weight.grad.abs().sum() > 0
+
+
+def test_layers_of_one_pass_are_those_of_a_pass_each_bit_for_bit():
+    backbone, images, ran = load_backbone("resnet20", "none"), torch.randn(3, 3, 32, 32), []
+    nodes = [resolve(backbone.module, backbone.head, layer, 32) for layer in ("layer1", "bn1", "fc", "layer2")]
+    alone = [represent(backbone.module, node, images) for node in nodes]
+    backbone.module.register_forward_hook(lambda *_: ran.append(1))
+    found = represent_all(backbone.module, nodes, images)
+    assert len(ran) == 1 and [len(one[0]) for one in found] == [16, 16, 64, 32]
+    assert all(torch.equal(one, other) for one, other in zip(found, alone, strict=True))
+    net = Net(False)
+    with pytest.raises(UserError, match="'linear' takes no part"):
+        represent_all(net, [Node(HEAD_INPUT, "out"), Node("linear", "linear")], torch.randn(1, 3, 4, 4))
+    assert not net.out._forward_pre_hooks and not net.linear._forward_hooks
+
+
+def test_maps_are_not_kept_beyond_their_layer():
+    net = nn.Sequential(nn.Conv2d(3, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 2))
+    with torch.no_grad():
+        found, = represent_all(net, [Node("0", "0", 1)], torch.randn(2, 3, 40, 40))
+    assert found.untyped_storage().nbytes() == 2 * 5 * 4

@@ -60,7 +60,46 @@ def test_checkpoints_are_models_in_the_order_of_their_epochs(tmp_path, monkeypat
     assert cells[0]["stage2"] == {"config_yaml": "one", "model_name": "net_epoch2", "weights": "net_epoch2.pth"}
 
 
+LAYERED = PLAIN.replace("[one, {model_name: two, config_yaml: one, weights: none, family: ones}]",
+                        "[{config_yaml: one, layers: [early, late.1, head_input]}]")
+
+
+def test_layers_are_models_that_share_stage_2(tmp_path, monkeypatch):
+    cells, *stages = read_sweep(written(tmp_path, LAYERED))
+    assert [tuple(map(cell.get, ("model", "net", "layer", "depth"))) for cell in cells[::2]] == [
+        ("one__early", "one", "early", 1), ("one__late.1", "one", "late.1", 2), ("one", "one", "head_input", 3)]
+    embed = {"model_name": "one", "config_yaml": "one", "layers": ["early", "late.1", "head_input"]}
+    assert all(cell["stage2"] == embed for cell in cells) and cells[2]["name"] == "one__late.1, toy, Prototype, M = 5"
+    steps, called = sweeps.Steps(*stages, None), []
+    monkeypatch.setattr(sweeps, "call_script", lambda script, settings: called.append(
+        (script.__name__.split(".")[1], settings["model_name"], settings.get("layers"))))
+    monkeypatch.setattr(sweeps, "elements_folder", lambda *_: tmp_path)
+    for cell in cells:
+        steps.run(cell)
+    visual = ("visual_element_emb_extractor", "one", embed["layers"])
+    assert [called.count(visual), called[0], called[2]] == [2, visual, visual]  # with elements, and without
+    assert [name for script, name, _ in called if script == "IP_Prototype_training"] == [
+        "one__early", "one__late.1", "one"]
+    called.clear()
+    for cell in cells:
+        steps._words(cell)
+    assert [(name, layers) for _, name, layers in called] == [
+        (name, None) for name in ("one__early", "one__early", "one__late.1", "one__late.1", "one", "one")]
+
+
+def test_layers_of_checkpoints_belong_to_their_net(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweeps, "ROOT", tmp_path)
+    for epoch in (1, 2):
+        (tmp_path / f"net_epoch{epoch}.pth").touch()
+    text = LAYERED.replace("config_yaml: one", "config_yaml: one, checkpoints: 'net_epoch*.pth'")
+    cells, *_ = read_sweep(written(tmp_path, text))
+    assert [(cell["model"], cell["net"], cell["stage2"]["weights"]) for cell in cells[::2]][2:4] == [
+        ("net_epoch1", "net_epoch1", "net_epoch1.pth"), ("net_epoch2__early", "net_epoch2", "net_epoch2.pth")]
+
+
 @pytest.mark.parametrize("text, sentence", [
+    (LAYERED.replace("late.1", "early"), "layers should be a list of different layers"),
+    (LAYERED.replace("[early, late.1, head_input]", "early"), "layers should be a list of different layers"),
     (PLAIN + "bank: [Text]", "unknown key 'bank'; did you mean banks"),
     (PLAIN.replace("Random", "Randon"), "the bank 'Randon' is not known; did you mean Random"),
     (PLAIN.replace("[toy]", "toy"), "needs a list of datasets"),

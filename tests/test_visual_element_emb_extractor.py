@@ -188,6 +188,50 @@ def test_several_backbones_over_one_decode_make_the_files_each_makes_alone(place
         assert (place / "embs" / f"{file}.settings.yaml").is_file()
 
 
+def test_layers_of_one_pass_make_the_files_of_a_run_each(place, monkeypatch, capsys):
+    stage1(place)
+    names = {"layer1": "net__layer1", "layer2": "net__layer2", "head_input": "net"}
+    flags = ("--dataset", str(place / "toy.yaml"), "--representations", "val")
+    for layer, name in names.items():
+        own = ("--feature_layer", layer, "--target_layer_name", layer) if layer != "head_input" else ()
+        run(place, *flags, "--model_name", name, *own, "--save_root", str(place / "alone"))
+    opened, whole = [], ImageSet.open
+    monkeypatch.setattr(ImageSet, "open", lambda self, row: opened.append(self.names[row]) or whole(self, row))
+    run(place, *flags, "--model_name", "net", "--layers", ",".join(names))
+    assert len(opened) == 8  # 4 elements and 4 validation images, once each
+    assert made(place) == sorted(f"{name}/{file}" for layer, name in names.items() for file in (
+        "toy_segments_visual_element_emb.pkl", f"toy_val_{name}_{layer.replace('head_input', 'layer4')}.pt"))
+    for file in made(place):
+        ours, alone = (load_embeddings(place / root / file) for root in ("embs", "alone"))
+        assert ours.content_hash == alone.content_hash and ours.provenance == alone.provenance
+    assert load_embeddings(place / "embs" / made(place)[-1]).provenance["node"] == "layer2"
+    elements, images = (load_embeddings(place / "embs" / file) for file in made(place)[2:4])
+    check_same_space(elements, images, "these")
+    (place / "embs" / made(place)[2]).unlink()  # of layer1: it alone is made again
+    opened.clear()
+    capsys.readouterr()
+    run(place, *flags, "--model_name", "net", "--layers", ",".join(names))
+    assert len(opened) == 4 and capsys.readouterr().out.count("done already") == 5
+
+
+@pytest.mark.parametrize(("more", "message"), [
+    (("--layers", "layer1,layer9"), "no layer 'layer9'; did you mean"),
+    (("--layers", "layer1,layer2,layer1"), "layer twice"),
+    (("--layers", "layer1,head_input", "--target_layer_name", "layer2"), "'layer2'.*an earlier layer")])
+def test_layers_that_cannot_be_are_refused_before_anything_is_made(place, more, message):
+    stage1(place)
+    with pytest.raises(UserError, match=message):
+        run(place, *more)
+    assert made(place) == []
+
+
+def test_a_dry_run_lists_every_layer(place, capsys):
+    stage1(place)
+    run(place, "--model_name", "net", "--layers", "layer1,layer2,head_input", "--dry_run")
+    printed = capsys.readouterr().out
+    assert [f"-> 4 x {width} float32" in printed for width in (16, 32, 64)] == [True] * 3 and made(place) == []
+
+
 # ---- dry runs ----
 
 
