@@ -14,6 +14,7 @@ from IP_training.banks import Seed, unit_rows
 from IP_training.encoder import Encoder
 from IP_training.predictor import fit_normaliser, interpret
 from IP_training.sparse_autoencoder import Recipe, fit, sae
+from reproduction.lib import sweeps
 from reproduction.lib.explanation import load_predictor
 from reproduction.lib.points import groups
 from reproduction.lib.runs import Source, find_runs
@@ -150,3 +151,14 @@ def test_numbers_that_do_not_fit(toy):
     encoded = sae(clusters(80, "elements"), 8, Recipe(steps=5), "encoder")
     with pytest.raises(UserError, match="without an encoder"):
         banks.combined([encoded, banks.random(4, 12)])(Seed(0, 0))
+
+
+def test_a_sweep_reaches_both_routes(tmp_path):
+    (tmp_path / "sweep.yaml").write_text("datasets: [toy]\nmodels: [toy]\nbanks: [SAE, {bank: SAE, route: encoder}, "
+                                         "{bank: SAE, learned_on: images, sae_control: frozen_decoder}]")
+    cells, *stages = sweeps.read_sweep(tmp_path / "sweep.yaml")
+    sweeps.check_settings("toy", cells, *stages)
+    assert [cell["flags"].get("route") for cell in cells] == [None, "encoder", None]
+    assert [sweeps.of_elements(cell) for cell in cells] == [True, True, False]
+    with pytest.raises(UserError, match="router"):
+        sweeps.check_settings("toy", [{**cells[0], "flags": {"router": "encoder"}}], *stages)
