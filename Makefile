@@ -22,7 +22,7 @@ demo: $(READY)  ## the whole suite on its built-in data: 3 backbones x 6 banks, 
 	$(SETTINGS) bash concept_extract.sh
 	$(SETTINGS) bash emb_extractor.sh
 	$(SETTINGS) bash ip_train.sh
-	$(RUN) reproduction/bank_table.py --dataset shapes --save_dir results/shapes
+	$(RUN) reproduction/which_bank.py --model_root IP_training --dataset shapes --save_dir results/shapes
 
 # IIS_DATA adds CIFAR-10 (hours, and reproduction/cifar10.sh first).
 reproduce: demo  ## every table and figure of the paper on `shapes`, with a report in results/reproduction/shapes

@@ -15,7 +15,7 @@ cd "$(dirname "$0")"
 
 DATASET=${DATASET:-imagenet}
 MODELS=${MODELS:-resnet50}               # folders of extractor/embs/, as stage 2 named them
-BANKS=${BANKS:-Prototype}                # of Prototype Cluster SAE End2End Text Combined Random
+BANKS=${BANKS:-Prototype}                # of Prototype Cluster SAE NMF PCA End2End Text Combined SpLiCE Random
 ELEMENTS=${ELEMENTS:-segments}           # and/or patches
 PROTOCOL=${PROTOCOL:-paper}              # or release
 SEEDS=${SEEDS:-3}                        # how many
@@ -29,7 +29,7 @@ HOLDOUT=${HOLDOUT:-}                     # fraction of train to select on; empty
 DEVICE=${DEVICE:-}                       # empty: cuda where there is one
 TF32=${TF32:-}                           # 1: products on CUDA in TF32; features in TF32: MODELS=MODEL__tf32
 JOBS=${JOBS:-}                           # processes on a CPU; empty: one per core
-CLIP_NAME=${CLIP_NAME:-}                 # Text, Combined: the CLIP, its cut-offs and the words; empty: as published
+CLIP_NAME=${CLIP_NAME:-}                 # Text, Combined, SpLiCE: CLIP, cut-offs, words; empty: as published
 CLIP_CUTOFF=${CLIP_CUTOFF:-}
 INTERPRETABILITY_CUTOFF=${INTERPRETABILITY_CUTOFF:-}
 CONCEPT_SET=${CONCEPT_SET:-}
@@ -42,21 +42,24 @@ common=(--dataset "$DATASET" --protocol "$PROTOCOL" --seeds "$SEEDS" --recipe "$
         ${LEARNING_RATES:+--learning_rates "$LEARNING_RATES"} ${HEAD_BATCH_SIZE:+--batch_size "$HEAD_BATCH_SIZE"}
         ${EPOCHS:+--n_epoch "$EPOCHS"} ${TF32:+--tf32}
         ${HOLDOUT:+--holdout "$HOLDOUT"} ${JOBS:+--jobs "$JOBS"} ${DEVICE:+--device "$DEVICE"} ${DRY_RUN:+--dry_run})
-text=(${CLIP_NAME:+--clip_name "$CLIP_NAME"} ${CLIP_CUTOFF:+--clip_cutoff "$CLIP_CUTOFF"}
-      ${INTERPRETABILITY_CUTOFF:+--interpretability_cutoff "$INTERPRETABILITY_CUTOFF"}
-      ${CONCEPT_SET:+--concept_set "$CONCEPT_SET"})
+words=(${CLIP_NAME:+--clip_name "$CLIP_NAME"} ${CONCEPT_SET:+--concept_set "$CONCEPT_SET"})
+text=(${words[@]+"${words[@]}"} ${CLIP_CUTOFF:+--clip_cutoff "$CLIP_CUTOFF"}
+      ${INTERPRETABILITY_CUTOFF:+--interpretability_cutoff "$INTERPRETABILITY_CUTOFF"})
 roots=()
 for model in $MODELS; do
     for bank in $BANKS; do
         kinds=$ELEMENTS
         case $bank in
             Prototype|Cluster|SAE|End2End) script=(IP_"$bank"_training.py) ;;
+            NMF|PCA)  script=(IP_Dictionary_training.py --kind "$bank") ;;
+            SpLiCE)   script=(IP_Dictionary_training.py --kind SpLiCE ${words[@]+"${words[@]}"}); kinds=segments ;;
             Text)     script=(IP_Text_training.py --sparsity_ratio ${text[@]+"${text[@]}"}); kinds=segments ;;
             Combined) script=(IP_Bank_training.py --kind Combined ${text[@]+"${text[@]}"}) ;;
             Random)   script=(IP_Bank_training.py --kind Random); kinds=segments ;;
-            *) echo "BANKS=$bank is not known: use Prototype, Cluster, SAE, End2End, Text, Combined or Random" >&2; exit 2 ;;
+            *) echo "BANKS=$bank is not known: use Prototype Cluster SAE NMF PCA End2End Text Combined SpLiCE or Random" >&2
+               exit 2 ;;
         esac
-        for kind in $kinds; do    # Text and Random are made of no visual elements: once is enough
+        for kind in $kinds; do    # Text, SpLiCE and Random are made of no visual elements: once is enough
             "$PYTHON" "IP_training/${script[0]}" "${script[@]:1}" --model_name "$model" --element_kind "$kind" "${common[@]}"
         done
         roots+=("$OUT/IP_$bank/$model")

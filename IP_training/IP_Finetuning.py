@@ -46,7 +46,8 @@ class Run:
     config_yaml: str | None = setting(None, "YAML with any of these settings")
     model_config: str = setting("resnet50", "the backbone: a YAML of model_configs/")
     weights: str | None = setting(None, "other weights than that YAML's: a checkpoint, a tag, or none")
-    dataset: str = setting("imagenet", "data set to fine-tune on; the original head must know its classes")
+    dataset: str = setting("imagenet", "data set to fine-tune on; an original head with another number of classes is "
+                           "replaced by a new one, fitted first")
     element_kind: Literal["segments", "patches"] = setting("segments", "the bank's elements")
     data_path: Path | None = setting(None, "stage 1's folder of elements (default: that of --dataset)")
     save_dir: Path | None = setting(None, "output folder (default IP_training/IP_Finetuning/MODEL/SETTING)")
@@ -114,10 +115,9 @@ def main(settings: Settings) -> Path:
     if settings.holdout:
         train, val = held_out(train, settings.holdout, settings.seed)
     backbone = configured_backbone(settings.model_config, settings.weights, device)
-    if backbone.num_classes != len(train.class_names):
-        raise UserError(f"the original head of {backbone.model} ({backbone.weights}) knows {backbone.num_classes} "
-                        f"classes and {dataset.name} has {len(train.class_names)}: fine-tune on the data set it was "
-                        "trained on")
+    if other_classes := backbone.num_classes != len(train.class_names):
+        print(f"the original head of {backbone.model} knows {backbone.num_classes} classes and {dataset.name} has "
+              f"{len(train.class_names)}: a new head, fitted to the backbone as it came, takes its place")
     pixels, names = chosen_elements(folder_images(place, dataset.name, "elements"), backbone.preprocessing,
                                     settings.num_concepts, settings.seed)
     if len(names) < settings.num_concepts:
@@ -126,7 +126,8 @@ def main(settings: Settings) -> Path:
                 "model": backbone.model, "weights": backbone.weights, "weights_hash": backbone.weights_hash,
                 "preprocessing": backbone.preprocessing, "dataset": dataset.name, "num_concepts": len(names),
                 "n_train": len(train), "n_val": len(val), "elements_hash": f"{seed_of(*names):016x}",
-                **{name: value for name in ("tf32", "holdout") if (value := getattr(settings, name))}}
+                **{name: value for name in ("tf32", "holdout") if (value := getattr(settings, name))},
+                **({"new_head": len(train.class_names)} if other_classes else {})}
     folder = settings.save_dir or default_folder(settings, dataset.name, len(names))
     claim_folder(folder, identity, "a fine-tuned backbone")
     if (folder / RESULTS).exists():
@@ -138,7 +139,7 @@ def main(settings: Settings) -> Path:
     # On a CPU one thread: two are a fifth faster on a small net, and beside busy neighbours three times as slow.
     threads = thread_limit(threads_wanted()) if device.type == "cpu" else nullcontext()
     with threads, float32_products(settings.tf32):
-        run = FineTuning(backbone, *feeds, pixels, settings, device)
+        run = FineTuning(backbone, *feeds, pixels, settings, device, new_head=other_classes)
         run.run(folder / STATE, lambda log: write_json(folder / EPOCHS, log))
         bank_MD = run.bank()
     weights = {name: value.detach().cpu().contiguous() for name, value in run.module.state_dict().items()}

@@ -50,7 +50,8 @@ class Bank:
     evidence[m]: what concept m looks like: image paths, or words. blocks: how the activations are normalised,
     (kind, number of columns) from left to right, see `predictor.Normaliser`; LayerNorm over all M unless said, `scale`
     for sparse codes. encoder: what makes activations; the projection on vectors_MD unless said. nonzero: of sparse
-    codes, how many of an image are not 0 on average; known once they are computed.
+    codes, how many of an image are not 0 on average; known once they are computed. seconds: what it took to make,
+    where that was measured.
     """
 
     kind: str
@@ -59,6 +60,7 @@ class Bank:
     blocks: tuple[tuple[str, int], ...] = ()
     encoder: Encoder | None = None
     nonzero: float | None = None
+    seconds: float | None = None
 
     def __post_init__(self) -> None:
         self.encoder = self.encoder or Encoder(self.vectors_MD)

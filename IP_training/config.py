@@ -23,6 +23,7 @@ RECIPES = {"published": {"learning_rates": LEARNING_RATES, "n_epoch": 30, "batch
            "converged": {"learning_rates": (*LEARNING_RATES, 0.3, 1.0), "n_epoch": 300, "batch_size": None}}
 LEAST_STEPS, SMALLEST_BATCH = 10, 32  # of the converged recipe: steps in an epoch, rows in a step
 SAE_STEPS = 1000  # of training a sparse autoencoder
+PENALTY = 0.25  # of the codes of SpLiCE: its authors' package
 SPARSIFIERS = ("mask", "strict", "shrink")  # the rules of sparsify.py
 AT_LEAST_ONE = ("seeds", "n_epoch", "batch_size", "num_concepts", "proj_steps", "proj_batch_size", "n_iters")
 
@@ -142,11 +143,11 @@ class TrainingSettings(Grid):
 def of_codes(identity: dict) -> list[str]:
     """How a folder's name calls the settings of a dictionary and its codes; [] for a bank without them."""
     usual = {"sae_k": max(1, (identity["num_concepts"] or 0) // 8) if "sae_steps" in identity else None,
-             "sae_control": "none", "sae_steps": SAE_STEPS, "route": "decoder",
-             "learned_on": "elements"}
-    words = {"sae_k": "k{}", "sae_steps": "steps{}", "learned_on": "on-{}"}
+             "sae_control": "none", "sae_steps": SAE_STEPS, "route": "decoder", "learned_on": "elements",
+             "penalty": PENALTY}
+    words = {"sae_k": "k{}", "sae_steps": "steps{}", "learned_on": "on-{}", "penalty": "penalty{}"}
     return [words.get(name, "{}").format(identity[name]) for name in
-            ("sae_rule", "sae_k", "sae_control", "sae_steps", "learned_on", "route")
+            ("sae_rule", "sae_k", "sae_control", "sae_steps", "learned_on", "route", "penalty")
             if identity.get(name) not in (None, usual.get(name))]
 
 

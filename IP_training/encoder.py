@@ -4,6 +4,7 @@
     relu           a = max(u, 0)                           with u = W (h − centre) / scale + bias
     topk           the k largest of max(u, 0), the others 0
     threshold      u where it is above the concept's threshold, else 0 (JumpReLU, and BatchTopK after training)
+    lasso          codes a >= 0 with which a · W rebuilds (h − centre) at length 1, at a penalty on Σ a (SpLiCE)
 
 All but the first give sparse codes: most are 0. A further rule is one function in `RULES`.
 """
@@ -15,8 +16,10 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
+from torch.nn.functional import normalize
 
 from iis.embedding_file import content_hash
+from IP_training.sparse_codes import nonnegative_codes
 
 PROJECTION = "projection"
 
@@ -26,6 +29,7 @@ class Encoder:
     """Activations (B, M) of representations (B, D).
 
     weight_MD: for a projection the bank itself. bias_M, centre_D: None is 0. k: of `topk`. threshold_M: of `threshold`.
+    penalty: of `lasso`.
     """
 
     weight_MD: torch.Tensor
@@ -35,6 +39,7 @@ class Encoder:
     threshold_M: torch.Tensor | None = None
     scale: float = 1.0
     k: int | None = None
+    penalty: float | None = None
 
     def __call__(self, h_BD: torch.Tensor) -> torch.Tensor:
         """Activations (B, M), float32, on the encoder's device."""
@@ -115,4 +120,5 @@ RULES: dict[str, Callable[[Encoder, torch.Tensor], torch.Tensor]] = {
     "relu": lambda encoder, x_BD: linear(encoder, x_BD).relu(),
     "topk": lambda encoder, x_BD: keep_largest(linear(encoder, x_BD).relu(), encoder.k),
     "threshold": above_threshold,
+    "lasso": lambda encoder, x_BD: nonnegative_codes(normalize(x_BD, dim=1), encoder.weight_MD, encoder.penalty),
 }

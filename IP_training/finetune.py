@@ -20,14 +20,14 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from iis.backbones import Backbone
+from iis.backbones import Backbone, replace_head
 from iis.datasets import ImageSet, UnreadableImage
-from iis.grid import Cell
+from iis.grid import DENSE, Cell
 from iis.layers import HEAD_INPUT, Node, represent
 from iis.preprocessing import normalise, to_uint8
 from iis.runtime import UserError, progress, seed_of, torch_rng, write_whole
 from IP_training.banks import balanced_choice, unit_rows
-from IP_training.predictor import EPSILON, InterpretationHeads, interpret
+from IP_training.predictor import EPSILON, InterpretationHeads, LinearHeads, interpret
 from IP_training.train_heads import HeadGroup, Recipe, fit_grid
 
 if TYPE_CHECKING:
@@ -72,12 +72,16 @@ class FineTuning:
     """One run: a backbone, its predictor, their optimizers and the log of finished epochs."""
 
     def __init__(self, backbone: Backbone, train: Feed, val: Feed, elements: torch.Tensor, recipe: Settings,
-                 device: torch.device) -> None:
+                 device: torch.device, new_head: bool = False) -> None:
+        """new_head: put a head for the data set's classes in the place of the original one, and fit it first."""
+        self.new_head, self.num_classes = new_head, len(train.images.class_names)
         self.recipe, self.train, self.val, self.elements, self.device = recipe, train, val, elements, device
         self.settings, self.node = backbone.preprocessing, Node(HEAD_INPUT, backbone.head)
         # Channels last is a quarter faster for convolutions on a CPU, and what a GPU's tensor cores want.
+        if new_head:
+            replace_head(backbone.module, backbone.head, self.num_classes)
         self.module = backbone.module.requires_grad_(True).to(memory_format=torch.channels_last)
-        self.predictor = InterpretationHeads([recipe.sparsity], len(elements), backbone.num_classes,
+        self.predictor = InterpretationHeads([recipe.sparsity], len(elements), self.num_classes,
                                              torch_rng(recipe.seed, "fine-tuning head")).to(device)
         decay = recipe.weight_decay if recipe.objective == "weight_decay" else 0.0
         weights = self.module.parameters()
@@ -95,7 +99,7 @@ class FineTuning:
         """
         self._restore(state_file)
         if not self.log:
-            self._fit_predictor()
+            self._fit_heads()
             self._end_epoch({}, state_file, finished)
         done = len(self.log) - 1
         with progress(total=self.steps * self.recipe.epochs, initial=self.steps * done, unit="step",
@@ -163,18 +167,24 @@ class FineTuning:
             means.add(*self._losses(self._input(pixels), self.val.labels_N[rows], bank_MD, False))
         return means.named()
 
-    def _fit_predictor(self) -> None:
-        """Fit the predictor to the frozen backbone by stage 3's recipe: from random weights its first gradients would
-        move the backbone for nothing."""
-        bank_MD, parts, labels = self.bank(), [], []
+    def _fit_heads(self) -> None:
+        """Fit the predictor, and a new head, to the frozen backbone by stage 3's recipe: from random weights their
+        first gradients would move the backbone for nothing."""
+        recipe, bank_MD, parts, labels = self.recipe, self.bank(), [], []
         with torch.no_grad():
             for rows, pixels in self.train.batches(self.train.rows, EVAL_BATCH):
-                parts.append(interpret(represent(self.module, self.node, self._input(pixels)), bank_MD))
+                parts.append(represent(self.module, self.node, self._input(pixels)))
                 labels.append(self.train.labels_N[rows])
-        z_NM, y_N = torch.cat(parts), torch.cat(labels).to(self.device)
-        cell = Cell(self.recipe.seed, self.recipe.sparsity, self.recipe.ip_learning_rate)
-        # Its last epoch is used, so what it is "validated" on decides nothing.
-        fit_grid([HeadGroup(self.predictor, [cell], z_NM, z_NM[:1])], y_N, y_N[:1], Recipe(), self.recipe.seed)
+        h_ND, y_N = torch.cat(parts), torch.cat(labels).to(self.device)
+        inputs = {self.predictor: (recipe.sparsity, interpret(h_ND, bank_MD))}
+        if self.new_head:
+            linear = LinearHeads(1, h_ND.shape[1], self.num_classes, torch_rng(recipe.seed, "fine-tuning new head"))
+            inputs[linear.to(self.device)] = DENSE, h_ND
+        # Their last epoch is used, so what they are "validated" on decides nothing.
+        fit_grid([HeadGroup(heads, [Cell(recipe.seed, ratio, recipe.ip_learning_rate)], x_NW, x_NW[:1])
+                  for heads, (ratio, x_NW) in inputs.items()], y_N, y_N[:1], Recipe(), recipe.seed)
+        if self.new_head:
+            self.module.get_submodule(self.node.module).load_state_dict(linear.state_of(0))
 
     def _end_epoch(self, measured: dict[str, float], file: Path, finished: Callable) -> None:
         self.log.append({"epoch": len(self.log), **self.evaluate(), **measured})

@@ -61,11 +61,18 @@ def train_bank(settings: TrainingSettings, kind: str, inputs: Inputs, make_bank:
     """
 
     def prepare(seeds: Sequence[Seed], device: torch.device, jobs: int) -> Iterator[tuple[GroupsOf, BankOf]]:
-        banks = dict(in_processes([lambda advance, seed=seed: make_bank(seed) for seed in seeds], jobs))
+        banks = dict(in_processes([lambda advance, seed=seed: timed(make_bank, seed) for seed in seeds], jobs))
         for index, seed in enumerate(seeds):
             yield predictors_on(inputs, banks[index], seed, device, settings.sparsifier)
 
     return train_groups(settings, kind, inputs, prepare, num_concepts, bank_settings, most_concepts=most_concepts)
+
+
+def timed(make_bank: MakeBank, seed: Seed) -> Bank:
+    """The bank of a seed, which knows how many seconds it took to make."""
+    started = time.monotonic()
+    bank = make_bank(seed)
+    return replace(bank, seconds=round(time.monotonic() - started, 4))
 
 
 def train_groups(settings: TrainingSettings, kind: str, inputs: Inputs, prepare: Prepare, num_concepts: int | None,
@@ -324,7 +331,9 @@ def row_of(head: Trained, bank: Bank | None, sparsifier: str, seconds: float) ->
     """One ledger row: accuracies are fractions, epochs count from 1, seconds are this head's share.
 
     bank: None for the dense head. kept: how many concepts stay (under `strict` at most). nonzero_codes: of a bank with
-    sparse codes, how many of a training image are not 0 on average, before anything is dropped.
+    sparse codes, how many of a training image are not 0 on average, before anything is dropped. bank_seconds: what its
+    bank took to make, the same in every row of a seed; None for a dense head and for End2End, whose `seconds` include
+    it.
     """
     cell, best = head.cell, head.best_epoch
     kept = None if bank is None else kept_count(len(bank), cell.ratio) - (sparsifier == "strict")
@@ -336,6 +345,7 @@ def row_of(head: Trained, bank: Bank | None, sparsifier: str, seconds: float) ->
             "last_select_top1": head.select_top1[-1], "loss": head.loss[-1], "top1_by_epoch": head.top1,
             "loss_by_epoch": head.loss, "note": "nothing is kept: a constant prediction" if kept == 0 else None,
             "hits": pack_correct(head.correct.numpy()), "seconds": round(seconds, 3),
+            "bank_seconds": bank.seconds if bank else None,
             "date": datetime.datetime.now().isoformat(timespec="seconds"), "host": platform.node()}
 
 

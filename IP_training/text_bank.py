@@ -240,6 +240,9 @@ def load_text_inputs(settings: TextSettings, inputs: Inputs) -> TextInputs:
     label = clip_label(settings.clip_name, settings.clip_weights)
     files = {"words": clip_words_file(folder, concept_set, label),
              **{split: clip_images_file(folder, settings.dataset, split, label) for split in ("train", "val")}}
+    if not files["words"].is_file():  # in CLIP's own folder the lists' names end in a hash of the words
+        lists = list(folder.glob(f"{files['words'].stem}_{8 * '[0-9a-f]'}.pt"))
+        files["words"] = lists[0] if len(lists) == 1 else files["words"]
     for file in files.values():
         if not file.is_file():
             raise UserError(f"there are no CLIP embeddings {file}; run extractor/textual_emb_extractor.py first, with "
@@ -260,10 +263,15 @@ def load_text_inputs(settings: TextSettings, inputs: Inputs) -> TextInputs:
 
 def identity_of_text(settings: TextSettings, text: TextInputs) -> dict[str, object]:
     """What identifies a Text bank in the ledger, beside the representations."""
+    return {**identity_of_words(text),
+            **{name: getattr(settings, name) for name in (*CUTOFFS, "proj_steps", "proj_batch_size")}}
+
+
+def identity_of_words(text: TextInputs) -> dict[str, object]:
+    """What identifies CLIP and the list of words."""
     clip = text.words.provenance
     return {"clip": clip.get("model"), "clip_weights_hash": clip.get("weights_hash"),
-            "concept_set": clip.get("concept_set"), "words_hash": text.words.content_hash,
-            **{name: getattr(settings, name) for name in (*CUTOFFS, "proj_steps", "proj_batch_size")}}
+            "concept_set": clip.get("concept_set"), "words_hash": text.words.content_hash}
 
 
 def words(settings: TextSettings, inputs: Inputs, text: TextInputs, num_concepts: int | None = None) -> MakeBank:

@@ -34,15 +34,16 @@ def main(settings: Settings) -> float:
     import torch
 
     from extractor.embed import folder_name
-    from iis.datasets import load_dataset
+    from iis.datasets import classes_of_head, load_dataset
 
     images = load_dataset(need_dataset(settings, "--check")).images("val")
     backbone, device = backbone_of(settings)
-    if backbone.num_classes != len(images.class_names):
+    outputs = classes_of_head(images.class_names, backbone.num_classes)
+    if outputs is None:
         raise UserError(f"the head of {backbone.model} ({backbone.weights}) has {backbone.num_classes} classes and "
                         f"{images.dataset} has {len(images.class_names)}: its original head cannot be checked there; "
                         "use the data set the weights were trained on")
-    labels_N = torch.tensor(images.labels)
+    labels_N = torch.tensor(outputs)[images.labels]
     (found_N,) = predictions(images, backbone, [backbone.preprocessing], settings, device)
     count = int((found_N >= 0).sum())
     if not count:
@@ -102,8 +103,8 @@ def predictions(images: Any, backbone: Any, prepared: list[dict], settings: Sett
             for batch in stream:
                 for one, pixels in enumerate(batch.pixels):
                     try:
-                        logits_BC = in_slices(lambda some, one=one: backbone.module(normalise(some, prepared[one])),
-                                              pixels)
+                        logits_BC = in_slices(lambda some, one=one: [backbone.module(normalise(some, prepared[one]))],
+                                              pixels)[0]
                     except (RuntimeError, AssertionError):
                         if one == 0:
                             raise

@@ -30,8 +30,8 @@ from iis.backbones import Backbone
 from iis.cli import disk, print_plan, size
 from iis.datasets import UNNAMED, ImageSet
 from iis.embedding_file import Embeddings, differing, load_embeddings, save_embeddings
-from iis.layers import HEAD_INPUT, Node, represent, resolve
-from iis.names import elements_file, model_label, representations_file, slug
+from iis.layers import Node, represent, represent_all, resolve
+from iis.names import HEAD_INPUT, elements_file, layer_label, model_label, representations_file, slug
 from iis.preprocessing import normalise
 from iis.processes import thread_limit, threads_wanted
 from iis.runtime import UserError, claim_folder, make_output_folder, progress, read_json, torch_rng, write_json
@@ -42,8 +42,8 @@ class Target:
     """One file to make of the images: `model` (a `Backbone` or `Clip`) taken at `node`.
 
     provenance: the fields of `embedding_file.PROVENANCE`, compared when the file is found again; record: for people.
-    compiled: the batch size to compile the model for; 0 leaves it uncompiled. forward: normalised images -> features,
-    set by `prepared`.
+    compiled: the batch size to compile the model for; 0 leaves it uncompiled. module, forward: what `ready` made of the
+    model, and normalised images -> features; set by `prepared`.
     """
 
     model: Any
@@ -53,6 +53,7 @@ class Target:
     precision: str = "fp32"
     record: dict[str, Any] = field(default_factory=dict)
     compiled: int = 0
+    module: Any = None
     forward: Any = None
 
     @property
@@ -74,6 +75,7 @@ def plan_target(images: ImageSet, backbone: Backbone, layer: str, folder: str, r
     """The file for these images: a data set's own, or, with stage 1's settings as `elements`, visual elements.
 
     The visual and the textual script plan through here, so whichever runs second finds the first one's files done.
+    An earlier layer is in the name of an element file, unless its folder is called `…__LAYER`, as --layers calls it.
     place: a folder for the file, instead of `folder` below `root`. write: False in a dry run.
     Raises `UserError` for an unknown layer, a folder that cannot be written to, and a file made otherwise.
     """
@@ -83,7 +85,7 @@ def plan_target(images: ImageSet, backbone: Backbone, layer: str, folder: str, r
     else:  # an unnamed data set is the published one
         dataset = "imagenet" if images.dataset == UNNAMED else images.dataset
         file = elements_file(folder, dataset, elements["kind"], elements.get("protocol", "paper"), root)
-        if node.name != HEAD_INPUT:
+        if folder != layer_label(folder.removesuffix(f"__{slug(node.name)}"), node.name):  # which names the layer
             file = file.with_name(f"{slug(node.name)}_{file.name}")
     if place is not None:
         file = place / file.name
@@ -103,30 +105,47 @@ def prepared(target: Target) -> Target:
     if target.forward is not None:
         return target
     module = ready(target.model.module, target.node, target.model.preprocessing["crop"])
-    return replace(target, forward=Compiled(module, target.node, target.compiled) if target.compiled
+    return replace(target, module=module, forward=Compiled(module, target.node, target.compiled) if target.compiled
                    else partial(represent, module, target.node))
 
 
-def features_of(target: Target, pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Float32 features (B, D) on the device, of uint8 pixels (B, 3, H, W); target: as `prepared` leaves it. A GPU may
+def passes(targets: Sequence[Target]) -> list[list[Target]]:
+    """The targets, as `prepared` leaves them, by the forward pass that serves them: one for all layers of a model. A
+    folded or compiled model has its head's input alone, and a pass of its own."""
+    found: dict[Any, list[Target]] = {}
+    for target in targets:
+        alone = target.compiled and target.node.name == HEAD_INPUT
+        key = id(target) if alone else (id(target.module), target.precision, target.compiled)
+        found.setdefault(key, []).append(target)
+    return list(found.values())
+
+
+def features_of(targets: Sequence[Target], pixels: torch.Tensor, device: torch.device) -> list[torch.Tensor]:
+    """Float32 features [(B, D), …] on the device of the targets of one pass, of uint8 pixels (B, 3, H, W). A GPU may
     still be computing them."""
-    with torch.inference_mode(), precise(device, target.precision):
-        return in_slices(lambda some: target.forward(normalise(some, target.model.preprocessing)).float(), pixels,
-                         whole=bool(target.compiled))  # (B, D)
+    first, nodes = targets[0], [target.node for target in targets]
+
+    def forward(some: torch.Tensor) -> list[torch.Tensor]:
+        x = normalise(some, first.model.preprocessing)
+        found = [first.forward(x)] if len(targets) == 1 else represent_all(first.module, nodes, x)
+        return [features_BD.float() for features_BD in found]
+
+    with torch.inference_mode(), precise(device, first.precision):
+        return in_slices(forward, pixels, whole=bool(first.compiled))
 
 
-def width_of(target: Target, device: torch.device) -> int:
-    """D."""
-    side = target.model.preprocessing["crop"]
-    return features_of(prepared(target), torch.zeros(1, 3, side, side, device=device), device).shape[1]
+def widths_of(targets: Sequence[Target], device: torch.device) -> list[int]:
+    """D of each target of one pass."""
+    side = targets[0].model.preprocessing["crop"]
+    return [found.shape[1] for found in features_of(targets, torch.zeros(1, 3, side, side, device=device), device)]
 
 
-def _compile(target: Target, device: torch.device) -> None:
+def _compile(targets: Sequence[Target], device: torch.device) -> None:
     """Compile on images of noise, before processes are forked: all of them then have what one has compiled."""
-    if target.compiled:
-        side = target.model.preprocessing["crop"]
-        noise = torch.randint(256, (target.compiled, 3, side, side), generator=torch_rng("compile"), dtype=torch.uint8)
-        features_of(target, noise.contiguous(memory_format=torch.channels_last).to(device), device)
+    size, side = targets[0].compiled, targets[0].model.preprocessing["crop"]
+    if size:
+        noise = torch.randint(256, (size, 3, side, side), generator=torch_rng("compile"), dtype=torch.uint8)
+        features_of(targets, noise.contiguous(memory_format=torch.channels_last).to(device), device)
 
 
 def ranks() -> tuple[int, int]:
@@ -155,7 +174,8 @@ def is_done(file: Path, provenance: dict[str, Any], images: ImageSet | None = No
 
 def embed_together(images: ImageSet, targets: Sequence[Target], batch_size: int, workers: int,
                    device: torch.device) -> None:
-    """Embed N images into each target's file (features N x D, float32), decoding every image once.
+    """Embed N images into each target's file (features N x D, float32), decoding every image once, in one forward pass
+    for all layers of a model.
 
     Prints one line a file; a finished file is kept. Unreadable images are left out, counted and listed in
     record["unreadable"]. Memory does not grow with N. Raises `UserError` for features that are not finite (naming the
@@ -170,11 +190,14 @@ def embed_together(images: ImageSet, targets: Sequence[Target], batch_size: int,
             print(f"{target.file}: done already")
     if not left:
         return
+    together = passes(left)
+    left = [target for targets in together for target in targets]
     with thread_limit(threads_wanted()) if device.type == "cpu" else nullcontext():
-        widths, pictures_hash = [width_of(target, device) for target in left], _images_hash(images)
+        widths = [width for targets in together for width in widths_of(targets, device)]
         if device.type == "cpu":
-            for target in left:
-                _compile(target, device)
+            for targets in together:
+                _compile(targets, device)
+    pictures_hash = _images_hash(images)
     chunks = chunks_of(len(images), batch_size, device)
     for target, width in zip(left, widths, strict=True):
         claim_folder(target.partial, {**target.provenance, "pictures": len(images), "pictures_hash": pictures_hash,
@@ -184,23 +207,25 @@ def embed_together(images: ImageSet, targets: Sequence[Target], batch_size: int,
     missing = [chunk for chunk in range(rank, len(chunks), world)
                if not all(_log(target, chunk).exists() for target in left)]
     todo = [batch for chunk in missing for batch in chunks[chunk]]
-    preprocessings = [target.model.preprocessing for target in left]
+    preprocessings = [targets[0].model.preprocessing for targets in together]
 
     def compute(place: int, stream: Iterator[Batch]) -> None:
         with ExitStack() as opened:  # by each process for itself: a shared file would share its position
-            files = [opened.enter_context(open(target.partial / "features.f32", "rb+")) for target in left]
+            files = {target.file: opened.enter_context(open(target.partial / "features.f32", "rb+"))
+                     for target in left}
             unreadable: dict[int, str] = {}
             before: list[tuple] = []  # written while the device computes the next batch
             for batch in stream:
                 unreadable |= batch.unreadable
-                begun = [(file, batch.rows, _fetched(features_of(target, pixels, device)))
-                         for target, file, pixels in zip(left, files, batch.pixels, strict=False)]
+                begun = [(files[target.file], batch.rows, _fetched(found))
+                         for targets, pixels in zip(together, batch.pixels, strict=False)  # none where none is readable
+                         for target, found in zip(targets, features_of(targets, pixels, device), strict=True)]
                 _write_rows(before, images)
                 before = begun
             _write_rows(before, images)
-            for target, file in zip(left, files, strict=True):
-                file.flush()
-                os.fsync(file.fileno())
+            for target in left:
+                files[target.file].flush()
+                os.fsync(files[target.file].fileno())
                 write_json(_log(target, missing[place]), {"unreadable": unreadable})
 
     with progress(total=len(todo), desc=" + ".join(target.file.name for target in left), unit="batch") as bar:
@@ -226,7 +251,8 @@ def print_targets(images: ImageSet, targets: Sequence[Target], device: torch.dev
         if target.file.exists() and (not len(images) or is_done(target.file, target.provenance, images)):
             print(f"dry run: {target.file} is done already")
         else:
-            print_file(target.file, len(images.labels), width_of(target, device), target.model.preprocessing["crop"])
+            (width,) = widths_of([prepared(target)], device)
+            print_file(target.file, len(images.labels), width, target.model.preprocessing["crop"])
 
 
 def print_file(file: Path, count: int, width: int, side: int | None = None) -> None:

@@ -62,11 +62,11 @@ def ready(module: nn.Module, node: Node, side: int) -> nn.Module:
     return folded
 
 
-def in_slices(function: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor,
-              whole: bool = False) -> torch.Tensor:
-    """function(images) of images (B, 3, H, W), a few at a time on a CPU unless `whole`."""
+def in_slices(function: Callable[[torch.Tensor], Sequence[torch.Tensor]], images: torch.Tensor,
+              whole: bool = False) -> list[torch.Tensor]:
+    """The tensors (B, …) of function(images (B, 3, H, W)), a few images at a time on a CPU unless `whole`."""
     few = len(images) if whole or images.device.type != "cpu" else max(1, SLICE // images[0, 0].numel())
-    return torch.cat([function(some) for some in images.split(few)])
+    return [torch.cat(parts) for parts in zip(*map(function, images.split(few)), strict=True)]
 
 
 def cpu_bytes(preprocessings: Sequence[dict[str, Any]], batch_size: int, whole: bool = False) -> float:

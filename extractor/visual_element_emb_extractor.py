@@ -5,21 +5,27 @@
         --model resnet50 --target_layer_name fc --weights IMAGENET1K_V1 --data-path ../concept_library/visual/segments
 
 writes embs/resnet50/visual_element_emb.pkl. `--dataset imagenet --representations train,val` embeds those images
-too; `--check` compares the backbone's original head with its published top-1 and does nothing else. Killed and started
-again, it goes on where it was. Several GPUs: torchrun --nproc-per-node N visual_element_emb_extractor.py ...
+too. `--layers blocks.4,blocks.8,head_input` takes three layers in one pass over the images: the first two into folders
+MODEL__blocks.4 and MODEL__blocks.8, the head's input where it always goes. `--check` compares the backbone's original
+head with its published top-1 and does nothing else. Killed and started again, it goes on where it was. Several GPUs:
+torchrun --nproc-per-node N visual_element_emb_extractor.py ...
 """
 
 import argparse
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from extractor.settings import EmbeddingSettings, backbone_of, backbone_to_plan, need_dataset
 from iis.cli import parse, run_script, setting, words, write_settings
+from iis.names import HEAD_INPUT, layer_label
 from iis.runtime import UserError
+
+if TYPE_CHECKING:
+    from extractor.embed import Target
 
 # What --together takes from the first configuration: the images, the place and the batches.
 SHARED = ("dataset", "data_path", "representations", "element_kind", "save_root", "batch_size", "workers", "device",
@@ -42,6 +48,9 @@ class Settings(EmbeddingSettings):
                                                metavar="train,val")
     together: tuple[str, ...] = setting((), "other configurations of model_configs/ to embed the same images with, "
                                         "each image decoded once for all", metavar="A,B")
+    layers: tuple[str, ...] = setting((), "several layers in one pass over the images, each in the folder MODEL__LAYER "
+                                      "of its own, and head_input in MODEL (default: the one layer named otherwise)",
+                                      metavar="A,B")
     element_kind: str | None = setting(None, "for elements made elsewhere, without a manifest",
                                        choices=("segments", "patches"))
     check: bool = setting(False, "only compare the backbone's original head on the val images of --dataset with the "
@@ -56,26 +65,41 @@ def main(settings: Settings) -> None:
 
         check_backbone.main(settings)
         return
-    from extractor.embed import embed_together, folder_name, plan_target, print_targets, ranks
+    from extractor.embed import embed_together, print_targets, ranks
 
     sources, dry = _sources(settings), settings.dry_run
     shared = {key: getattr(settings, key) for key in SHARED}
     everyone = [settings, *(replace(parse(Settings, ["--config_yaml", name]), **shared) for name in settings.together)]
     loaded = [(backbone_to_plan if dry else backbone_of)(one) for one in everyone]
     device = loaded[0][1]
-    planned = [[plan_target(images, backbone, one.feature_layer if elements is None else one.target_layer_name,
-                            folder_name(one.model, backbone, one.precision, one.model_name), one.save_root,
-                            one.precision, elements, write=not dry, compiled=one.batch_size if one.compile else 0)
-                for one, (backbone, _) in zip(everyone, loaded, strict=True)]
-               for images, elements in sources]
+    files = [(one, backbone, layer) for one, (backbone, _) in zip(everyone, loaded, strict=True)
+             for layer in one.layers or (None,)]
+    planned = [[_plan(*file, images, elements) for file in files] for images, elements in sources]
     for (images, _), targets in zip(sources, planned, strict=True):
         if dry:
             print_targets(images, targets, device)
             continue
-        for one, target in zip(everyone, targets, strict=True):
+        for (one, *_), target in zip(files, targets, strict=True):
             if ranks()[0] == 0:
                 write_settings(one, target.file.with_name(f"{target.file.name}.settings.yaml"))
         embed_together(images, targets, settings.batch_size, settings.workers, device)
+
+
+def _plan(one: Settings, backbone: Any, layer: str | None, images: Any, elements: dict[str, Any] | None) -> "Target":
+    """The file of these images at one of --layers; None, and the head's input, are what the settings name otherwise."""
+    from extractor.embed import folder_name, plan_target
+
+    if len(set(one.layers)) < len(one.layers):
+        raise UserError(f"--layers {','.join(one.layers)} names a layer twice; leave one out")
+    usual = one.feature_layer if elements is None else one.target_layer_name
+    folder = layer_label(folder_name(one.model, backbone, one.precision, one.model_name), layer)
+    target = plan_target(images, backbone, usual if layer in (None, HEAD_INPUT) else layer, folder, one.save_root,
+                         one.precision, elements, write=not one.dry_run,
+                         compiled=one.batch_size if one.compile else 0)
+    if layer == HEAD_INPUT and target.node.name != HEAD_INPUT:
+        raise UserError(f"--layers has {HEAD_INPUT}, whose files are named after the layer {usual!r} of the settings, "
+                        "and that is an earlier layer: name the head there, or leave it out")
+    return target
 
 
 def _sources(settings: Settings) -> list[tuple[Any, dict[str, Any] | None]]:

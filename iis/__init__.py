@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 __all__ = ["banks", "embed", "score"]
@@ -10,9 +11,7 @@ __all__ = ["banks", "embed", "score"]
 def __getattr__(name: str) -> Any:
     """Load what is asked for, so that scripts which need no PyTorch start without it."""
     if name == "banks":
-        from IP_training import banks
-
-        return banks
+        return import_module("iis.banks")
     if name in ("score", "embed", "Result"):
         from iis import python_call
 

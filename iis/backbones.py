@@ -106,6 +106,12 @@ def torchvision_names() -> list[str]:
     return models.list_models(module=models)
 
 
+def replace_head(module: nn.Module, head: str, num_classes: int) -> None:
+    """Put a linear layer with random weights in the place of the classification head called `head`."""
+    old = module.get_submodule(head)
+    module.set_submodule(head, nn.Linear(old.in_features, num_classes, device=old.weight.device))
+
+
 def _seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
     """Call `build` with torch's generator under the seed, and put the generator back."""
     with torch.random.fork_rng(devices=[]):
@@ -204,10 +210,12 @@ def _own(model: str, weights: str | None, file: Path | None) -> ModelBuilder:
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise UserError(f"{place} has no function {name!r}{nearest(name, known)}")
 
-    def build(**_: int) -> nn.Module:  # it has the classes that it has
+    def build(num_classes: int | None = None) -> nn.Module:
         built = function()
         if not isinstance(built, nn.Module):
             raise UserError(f"{model} gave a {type(built).__name__}: it should return a torch.nn.Module")
+        if num_classes:
+            replace_head(built, find_head(built), num_classes)
         return built
 
     return ModelBuilder(build)

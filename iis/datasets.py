@@ -188,3 +188,18 @@ def readable_class_names(dataset: str, folders: list[str]) -> list[str]:
     info = ImageNetInfo("imagenet-1k")
     words = {synset: info.index_to_description(i).split(",")[0] for i, synset in enumerate(info.label_names())}
     return [words.get(folder, folder) for folder in folders]
+
+
+def classes_of_head(folders: list[str], num_classes: int) -> list[int] | None:
+    """Which outputs of a head with `num_classes` stand for these class folders; None where that is unknown.
+
+    The folders in their order where there are as many; the places of some of ImageNet's 1000 synsets (timm's list).
+    """
+    if len(folders) == num_classes:
+        return list(range(num_classes))
+    if num_classes != 1000 or not all(map(is_synset, folders)):
+        return None
+    from timm.data import ImageNetInfo
+
+    place = {synset: index for index, synset in enumerate(ImageNetInfo("imagenet-1k").label_names())}
+    return [place[folder] for folder in folders] if set(folders) <= place.keys() else None

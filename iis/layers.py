@@ -6,16 +6,17 @@ N x D already (paper §3: the vector that the frozen backbone hands to its class
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
+from iis.names import HEAD_INPUT
 from iis.runtime import UserError, nearest, torch_rng
 
-HEAD_INPUT = "head_input"
 # What published commands call the head's input in one family or another. If the model has a layer of that name, the
 # layer is meant.
 ALIASES = (HEAD_INPUT, "penultimate", "fc", "head", "head.fc", "heads", "heads.head", "classifier", "classifier.2",
@@ -78,9 +79,17 @@ def resolve(module: nn.Module, head: str, layer: str, image_size: int) -> Node:
 
 def represent(module: nn.Module, node: Node, images: torch.Tensor) -> torch.Tensor:
     """Images (B, 3, H, W), normalised -> representations (B, D). Gradients flow unless the caller stops them."""
-    with _caught(module, node.module, before=node.name == HEAD_INPUT) as found:
+    return represent_all(module, [node], images)[0]
+
+
+def represent_all(module: nn.Module, nodes: Sequence[Node], images: torch.Tensor) -> list[torch.Tensor]:
+    """[(B, D), …] at several nodes, of one forward pass; the same bits as `represent` at each. Maps are pooled as they
+    come out: those of all layers together may not fit in memory."""
+    with ExitStack() as hooks:
+        found = [hooks.enter_context(_caught(module, node.module, node.name == HEAD_INPUT, partial(_pooled, node)))
+                 for node in nodes]
         module(images)
-    return pool(_only(found, node.module), node)
+    return [_only(one, node.module) for one, node in zip(found, nodes, strict=True)]
 
 
 def pool(value: torch.Tensor, node: Node) -> torch.Tensor:
@@ -93,17 +102,24 @@ def pool(value: torch.Tensor, node: Node) -> torch.Tensor:
     return value
 
 
+def _pooled(node: Node, value: torch.Tensor) -> torch.Tensor:
+    pooled = pool(value, node)
+    return pooled.clone() if pooled is value else pooled
+
+
 @contextmanager
-def _caught(module: nn.Module, name: str, before: bool = False) -> Iterator[list[torch.Tensor]]:
-    """What goes into (`before`) or comes out of a layer while the block runs; of several tensors the first."""
+def _caught(module: nn.Module, name: str, before: bool = False,
+            keep: Callable[[torch.Tensor], torch.Tensor] = torch.clone) -> Iterator[list[torch.Tensor]]:
+    """What goes into (`before`) or comes out of a layer while the block runs, of several tensors the first, as `keep`
+    makes it: a copy, because the next layer may work in place, as ReLU does."""
     found: list[torch.Tensor] = []
 
     def after(_: nn.Module, __: tuple, output: torch.Tensor | tuple) -> None:
         first = output[0] if isinstance(output, tuple | list) else output
-        found.append(first.clone())  # the next layer may work in place, as ReLU does
+        found.append(keep(first))
 
     layer = module.get_submodule(name)
-    hook = (layer.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0])) if before
+    hook = (layer.register_forward_pre_hook(lambda _, inputs: found.append(keep(inputs[0]))) if before
             else layer.register_forward_hook(after))
     try:
         yield found

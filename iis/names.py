@@ -9,6 +9,7 @@ from iis.runtime import ROOT
 
 EMBEDDINGS = ROOT / "extractor" / "embs"
 VISUAL = ROOT / "concept_library" / "visual"
+HEAD_INPUT = "head_input"  # the layer that every model has
 CLIP_FILES = (".json", ".pt", ".pth", ".bin", ".safetensors")
 
 
@@ -24,6 +25,11 @@ def model_label(model: str, weights: str, published_weights: str | None = None) 
     if weights == published_weights:
         return model
     return f"{model}__{slug(Path(weights).stem if '/' in weights else weights)}"
+
+
+def layer_label(model: str, layer: str | None) -> str:
+    """The folder of one layer of several: `MODEL__LAYER`; `MODEL` itself for the head's input, and without a layer."""
+    return model if layer in (None, HEAD_INPUT) else f"{model}__{slug(layer)}"
 
 
 def elements_folder(dataset: str, kind: str, protocol: str = "paper", root: Path = VISUAL) -> Path:

@@ -1,7 +1,7 @@
 """The IIS from Python, without files: arrays in, a result out. The numbers are those of the scripts.
 
 Nothing is written, no global setting is changed, and what a script prints as a warning is a `warnings.warn`. Only
-here, and for `iis.banks` in `iis/__init__.py`, does iis/ reach stage 3.
+here and in `iis/banks.py` does iis/ reach stage 3.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The ledger `results.jsonl`: one row per grid cell, with everything that identifies and measures it.
 
-A row is `{**identity, "seed", "ratio", "learning_rate", **measured, "seconds", "date", "host"}`; two runs with
-one seed agree in all but `VOLATILE`. One ledger holds one setting (one bank at one M on one data set); a row
-that is computed again replaces the old one.
+A row is `{**identity, "seed", "ratio", "learning_rate", **measured, **volatile}`; two runs with one seed agree in all
+but `VOLATILE`. One ledger holds one setting (one bank at one M on one data set); a row that is computed again replaces
+the old one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from iis.grid import Cell
 from iis.runtime import UserError, write_text
 
 LEDGER = "results.jsonl"
-VOLATILE = ("seconds", "date", "host")
+VOLATILE = ("seconds", "bank_seconds", "date", "host")
 
 
 def cell_of(row: dict[str, Any]) -> Cell:

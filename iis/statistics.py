@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from iis.equations import accuracy_retention, area
 from iis.runtime import numpy_rng
+
+KEPT = 2**24  # counts, 32 MB: 1,000 resamples of up to 16,777 images stay in memory for the next ledger
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
@@ -19,9 +22,21 @@ def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
 def resampled_images(count: int, draws: int, seed: int = 0) -> Iterator[np.ndarray]:
     """How often each of `count` images is in each of `draws` resamples: blocks (B, N) of at most 100 resamples, 40 MB
     at N = 50,000. The same for every quantity of these images, which keeps their pairing."""
+    if count * draws <= KEPT:
+        yield from (block_BN.astype(np.int64) for block_BN in _kept_resamples(count, draws, seed))
+    else:
+        yield from _drawn_resamples(count, draws, seed)
+
+
+def _drawn_resamples(count: int, draws: int, seed: int) -> Iterator[np.ndarray]:
     rng = numpy_rng(seed, "bootstrap", count)
     for start in range(0, draws, 100):
         yield rng.multinomial(count, np.full(count, 1 / count), size=min(100, draws - start))
+
+
+@functools.lru_cache(maxsize=2)  # a table of 144 ledgers draws the same 1,000 resamples 270 times, most of its time
+def _kept_resamples(count: int, draws: int, seed: int) -> list[np.ndarray]:
+    return [block_BN.astype(np.uint16) for block_BN in _drawn_resamples(count, draws, seed)]
 
 
 def bootstrap_iis(ratios: Sequence[float], correct_RSN: np.ndarray, dense_RN: np.ndarray, draws: int = 1000,

@@ -3,6 +3,7 @@
     python reproduction/explain.py --run IP_training/IP_Prototype/shapes_large/shapes_segments_M64
     python reproduction/explain.py --run IP_training/IP_Text/shapes_large/shapes_M64 --class striped_star
     python reproduction/explain.py --run IP_training/IP_Cluster/resnet50/imagenet_segments_M200 --images cat.jpg dog.jpg
+    python reproduction/explain.py --run IP_training/IP_Prototype/resnet20/cifar10_segments_M16 --mistakes 5
 
 --run is a folder that a training script wrote. Nothing is trained; a few seconds.
 """
@@ -43,6 +44,8 @@ class Settings:
                                      "whole", also=("--class",), metavar="NAME")
     rows: tuple[float, ...] | None = setting(None, "instead: rows of the validation features (default: --num_images "
                                              "spread over all)", metavar="0,5,7")
+    mistakes: int | None = setting(None, "instead: N validation images that the predictor gets right, and N that it "
+                                   "gets wrong, each spread over all", type=positive, metavar="N")
     num_images: int = setting(8, "how many, without --images or --rows", type=positive)
     top: int = setting(5, "concepts shown of each image", type=positive)
     out: Path | None = setting(None, "output folder (default: results/explanations/…)")
@@ -55,8 +58,8 @@ class Settings:
 
 def main(settings: Settings) -> Path:
     """Explain, write explanation.html, .png, .pdf, .json and .csv; returns their folder."""
-    if [settings.images, settings.class_name, settings.rows].count(None) < 2:
-        raise UserError("--images, --class and --rows do not go together; name one of them")
+    if [settings.images, settings.class_name, settings.rows, settings.mistakes].count(None) < 3:
+        raise UserError("--images, --class, --rows and --mistakes do not go together; name one of them")
     predictor = load_predictor(settings.run, settings.seed, settings.ratio)
     identity = predictor.identity
     val, val_file = embeddings_of(settings.run, identity, "val", settings.val_pt)
@@ -92,6 +95,10 @@ def chosen(settings: Settings, predictor: Predictor, val: Embeddings) -> tuple[l
         return settings.images, None
     if settings.class_name is None:
         rows = settings.rows or spread(range(len(val)), settings.num_images)
+        if settings.mistakes:
+            right_V = predictor.logits(predictor.interpretations(val.features_ND)).argmax(1) == val.labels_N
+            rows = [row for group in (right_V, ~right_V)
+                    for row in spread(group.nonzero().flatten().tolist(), settings.mistakes)]
         if wrong := [row for row in rows if row not in range(len(val))]:
             raise UserError(f"--rows {wrong[0]:g}: the validation split has rows 0 to {len(val) - 1}")
         return [val.image_paths[int(row)] for row in rows], None
@@ -114,7 +121,8 @@ def warnings_of(run: Path) -> list[str]:
 
 def default_folder(settings: Settings, predictor: Predictor) -> Path:
     """results/explanations/IP_BANK_MODEL_SETTING_seedR_sS[_what]."""
-    what = [settings.class_name, settings.images and "images", settings.rows and "rows"]
+    what = [settings.class_name, settings.images and "images", settings.rows and "rows",
+            settings.mistakes and f"mistakes{settings.mistakes}"]
     parts = [f"IP_{predictor.identity['bank']}", predictor.identity["model"], settings.run.name,
              f"seed{settings.seed}", f"s{predictor.ratio:g}", *filter(None, what)]
     return ROOT / "results" / "explanations" / slug("_".join(parts))

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from iis.cli import run_script
-from iis.equations import area
+from iis.equations import area, area_log_k
 from iis.names import slug
 from iis.results import LEDGER, read_ledger, select
 from iis.statistics import mean_std, plus_minus
@@ -126,12 +126,13 @@ def correlations(dataset: str, bank: str, runs: Sequence[Run]) -> list[dict[str,
     return lines
 
 
-def per_image(run: Run) -> tuple[np.ndarray, np.ndarray]:
+def per_image(run: Run, over_k: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """What each validation image adds to ∫ acc(s) ds and to dense accuracy, (N,) each, means over seeds: their means
-    over images are `run.area` and `run.dense`."""
+    over images are `run.area` and `run.dense`. over_k: the area is taken over log k, not over s."""
     chosen, ratios = select(read_ledger(run.folder / LEDGER)), run.summary["ratios"]
     correct_RSN, dense_RN = correct_of(chosen, run.summary["seeds"], ratios)
-    return area(ratios, correct_RSN.mean(0).T), dense_RN.mean(0)
+    curve_NS = correct_RSN.mean(0).T
+    return area_log_k(run.summary["kept"], curve_NS) if over_k else area(ratios, curve_NS), dense_RN.mean(0)
 
 
 def family_lines(dataset: str, bank: str, runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -38,6 +38,10 @@ def test_every_bank_gives_a_curve_that_its_stored_predictors_repeat(toy, script,
     assert fits == ([0, 1] if kind == "Cluster" else [])  # once per seed
     assert len(rows) == 2 * GRID and {row["bank"] for row in rows} == {kind}
     assert_plain(toy / "out")
+    for seed in (0, 1):  # one bank a seed: the same seconds in all its rows; none of a dense head or a learned bank
+        took = {row["bank_seconds"] for row in rows if row["seed"] == seed and row["ratio"] >= 0}
+        assert len(took) == 1 and all((0 <= value < 60) if kind != "End2End" else value is None for value in took)
+    assert {row["bank_seconds"] for row in rows if row["ratio"] < 0} == {None}
     result = summarise(rows, 10)
     assert 0 < result["iis"]["mean"] < 1 and len(result["iis"]["per_seed"]) == 2
     (one, described), (other, _) = (predictors(toy / "out", seed) for seed in (0, 1))

@@ -152,12 +152,12 @@ def stop_at(monkeypatch, count):
     """Every image counted, with Ctrl-C once `count` batches are begun; the names of the files of all batches."""
     calls, features = [], module.features_of
 
-    def counted(target, pixels, device):
+    def counted(targets, pixels, device):
         if len(pixels) > 1:  # not the one that tells the width
-            calls.append(target.file.name)
+            calls.extend(target.file.name for target in targets)
             if len(calls) == count:
                 raise KeyboardInterrupt
-        return features(target, pixels, device)
+        return features(targets, pixels, device)
 
     monkeypatch.setattr(module, "features_of", counted)
     return calls

@@ -226,6 +226,13 @@ def test_rows_files_and_names_of_the_data_set_are_the_same_images(run, toy):
     assert [one["true"] for one in by_file["pictures"]] == ["class 1", "class 0"]
 
 
+def test_as_many_right_as_wrong(run, toy):
+    _, written = explained(run, toy / "out", "--mistakes", 2, "--top", 1)
+    right = [one["predicted"] == one["true"] for one in written["pictures"]]
+    assert right == [True, True, False, False]
+    assert len({one["picture"] for one in written["pictures"]}) == 4
+
+
 def test_bad_input_is_one_sentence(run, toy, monkeypatch):
     Image.new("RGB", (4, 4)).save(toy / "strange.png")
     refusals = {("--class", "class 9"): "there is no class 'class 9'; did you mean", ("--rows", "200"): "rows 0 to 199",

@@ -13,7 +13,7 @@ from iis.embedding_file import save_embeddings
 from iis.runtime import UserError
 from IP_training import IP_Prototype_training
 from IP_training.elastic_net import ElasticNet, Fit
-from reproduction import accuracy_at_nec, bank_table
+from reproduction import accuracy_at_nec
 from reproduction.lib.nec import PATHS, accuracy_at_levels, at_levels, over_seeds, prune, reached_by_all, span
 from reproduction.lib.runs import Source, find_runs
 
@@ -226,19 +226,3 @@ def test_bad_input(toy):
     (toy / "train.pt").unlink()
     with pytest.raises(UserError, match="there is no file"):
         call(accuracy_at_nec, "--model_root", folder, "--device", "cpu")
-
-
-def test_all_banks_of_one_data_set(toy, capsys):
-    """A data set whose name begins the same is not among them; sizes and epochs that differ are in the title."""
-    models = toy / "IP_Prototype" / "net"
-    for name, changes in (("toy_a", {}), ("toy_b", {"n_epoch": 3}), ("toy_c", {"dataset": "toy_painted"})):
-        trained(IP_Prototype_training, toy, f"IP_Prototype/net/{name}", num_concepts=8, learning_rates=0.1,
-                **changes)
-    call(bank_table, "--dataset", "toy", "--root", toy, "--kept", 4, "--save_dir", toy / "out")
-    lines = rows_of(toy / "out" / "banks.csv")
-    assert {line["title"] for line in lines} == {"Prototype, 2 epochs", "Prototype, 3 epochs"} and len(lines) == 2
-    assert "| Prototype, 3 epochs |" in capsys.readouterr().out
-    bank = load_file(models / "toy_a" / "predictors" / "seed_0.safetensors")["bank"].numpy()
-    assert float(lines[0]["effective_rank"]) == pytest.approx(bank_table.effective_rank(bank), rel=1e-5)
-    with pytest.raises(UserError, match="no ledger of toys below"):
-        call(bank_table, "--dataset", "toys", "--root", toy, "--save_dir", toy / "out")

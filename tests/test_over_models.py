@@ -10,7 +10,7 @@ from iis.grid import RATIOS
 from iis.plots import arr_figure
 from iis.results import add_rows, read_ledger
 from iis.runtime import UserError, write_json
-from reproduction import along_pretraining, arr_curves, bank_table, controls_table, iis_against_accuracy
+from reproduction import along_pretraining, arr_curves, controls_table, iis_against_accuracy
 from reproduction.lib.figures import panels
 from reproduction.lib.measured import lines_of_runs
 from reproduction.lib.points import groups, models_of, plain, point, variant_of
@@ -292,13 +292,3 @@ def test_retention_of_a_sweep_by_hand(tmp_path):
     made_ledger(tmp_path / "lone", "net_epoch1", 0.5, 0.4)
     call(arr_curves, "--model_root", tmp_path / "lone")  # nothing but a checkpoint: it was meant
     assert {line["model"] for line in rows_of(tmp_path / "lone" / "arr.csv")} == {"net_epoch1"}
-
-
-def test_effective_rank_and_accuracy_at_kept_by_hand():
-    assert [bank_table.effective_rank(bank) for bank in (np.eye(4), np.ones((5, 3)))] == pytest.approx([4, 1])
-    # singular values 2 and 1: shares 2/3 and 1/3, entropy 0.6365
-    assert bank_table.effective_rank(np.diag([2.0, 1.0])) == pytest.approx(np.exp(2 / 3 * np.log(1.5) + np.log(3) / 3))
-    counts, accuracies = [16, 4, 1, 1], np.array([0.9, 0.7, 0.3, 0.3])
-    # linear in log k: 2 is halfway between 1 and 4
-    assert [bank_table.accuracy_at(kept, counts, accuracies) for kept in (4, 2, 8)] == pytest.approx([0.7, 0.5, 0.8])
-    assert np.isnan(bank_table.accuracy_at(32, counts, accuracies))

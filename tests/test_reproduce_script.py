@@ -65,3 +65,28 @@ def test_a_table_that_fails_does_not_stop_the_others(tmp_path):
     assert script.returncode == 1 and "error: not made: explain --run" in text
     assert (tmp_path / "ran").read_text().split()[-1] == "reproduction/report.py"
     assert "\nfinetuning_cifar10: 2 of 2 cells finished\n" in text
+
+
+def test_caltech101_unpacks_checks_trains_and_tabulates_in_this_order(tmp_path):
+    """Every script and sweep that it names is there; without IIS_DATA it says so."""
+    (tmp_path / "reproduction").mkdir()
+    shutil.copy(ROOT / "reproduction" / "caltech101.sh", tmp_path / "reproduction")
+    (tmp_path / "python").write_text('#!/usr/bin/env bash\necho "$@" >> ran\n[ "$1" != -m ] || mkdir -p "$5/test"\n')
+    (tmp_path / "python").chmod(0o755)
+    environment = {**os.environ, "PYTHON": str(tmp_path / "python"), "IIS_DATA": "/data"}
+    run = ["bash", "reproduction/caltech101.sh"]
+    subprocess.run(run, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    ran = [line.split() for line in (tmp_path / "ran").read_text().splitlines()]
+    assert ran[0][:4] == ["-m", "zipfile", "-e", "/data/caltech101.zip"]
+    assert [words[0] for words in ran[1:7]] == ["extractor/check_backbone.py"] * 6
+    for script, *words in ran[1:]:
+        assert (ROOT / script).is_file(), script
+        named = words[:1] if script.endswith(("/sweep.py", "/finetuning.py")) else [
+            words[place + 1] for place, word in enumerate(words) if word == "--sweep"]
+        assert all((ROOT / "reproduction" / "sweeps" / f"{name}.yaml").is_file() for name in named), words
+    subprocess.run(run, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    again = (tmp_path / "ran").read_text().splitlines()[len(ran):]
+    assert not any(line.startswith("-m") for line in again)  # unpacked already
+    del environment["IIS_DATA"]
+    failed = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert failed.returncode and "IIS_DATA" in failed.stderr

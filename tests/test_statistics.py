@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from iis import statistics
 from iis.equations import area, saturated
 from iis.grid import RATIOS
 from iis.runtime import numpy_rng
@@ -34,6 +35,14 @@ def test_bootstrap_equals_a_plain_loop():
         rows = np.repeat(np.arange(60), counts)
         plain = [area(RATIOS, correct_RSN[r][:, rows].mean(1) / dense_RN[r][rows].mean()) for r in range(2)]
         assert score == pytest.approx(np.mean(plain), rel=1e-5)
+
+
+def test_kept_resamples_are_those_that_would_be_drawn(monkeypatch):
+    kept = [np.concatenate(list(statistics.resampled_images(50, 250, seed=3))) for _ in range(2)]
+    monkeypatch.setattr(statistics, "KEPT", 0)  # too large to keep
+    drawn = np.concatenate(list(statistics.resampled_images(50, 250, seed=3)))
+    assert all(np.array_equal(one, drawn) and one.dtype == drawn.dtype for one in kept)
+    assert drawn.shape == (250, 50) and (drawn.sum(1) == 50).all()
 
 
 def test_bootstrap_spread_matches_theory():

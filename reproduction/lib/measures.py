@@ -35,8 +35,10 @@ def anec(run: Run, fit: bool = True, levels: Sequence[int] = ()) -> float | None
     from reproduction.lib.nec import LEVELS, over_seeds
 
     seeds = measure(run, torch.device("cpu"), "refined") if fit else stored_levels(run)
-    concepts = min(len(run.bank(seed)) for seed in run.summary["seeds"])
-    return seeds and over_seeds(seeds, levels or [level for level in LEVELS if level <= concepts])[-1]["top1"]
+    if not levels:
+        concepts = min(len(run.bank(seed)) for seed in run.summary["seeds"])
+        levels = [level for level in LEVELS if level <= concepts]
+    return seeds and over_seeds(seeds, levels)[-1]["top1"]
 
 
 def stored_levels(run: Run) -> list[list[dict[str, Any]]] | None:

@@ -12,10 +12,10 @@ from reproduction.lib.runs import Run
 
 # Runs are comparable where these agree. What a model or its images decide is not among them.
 SETTING = ("bank", "parts", "num_concepts", "elements", "protocol", *PROTOCOLS["paper"], "bank_name", "concept_set",
-           "clip", "clip_cutoff", "interpretability_cutoff", "proj_steps", "proj_batch_size", "sae_rule", "sae_k",
-           "sae_control", "sae_steps", "learned_on", "route", "holdout", "epochs", "batch_size", "bank_seed", "tf32",
-           "precision", "n_train", "n_val", "learning_rates", "ratios")
-BANKS = ("Prototype", "Cluster", "SAE", "End2End", "Text", "Combined", "Random")
+           "clip", "clip_cutoff", "interpretability_cutoff", "proj_steps", "proj_batch_size", "penalty", "sae_rule",
+           "sae_k", "sae_control", "sae_steps", "learned_on", "route", "holdout", "epochs", "batch_size", "bank_seed",
+           "tf32", "precision", "n_train", "n_val", "learning_rates", "ratios")
+BANKS = ("Prototype", "Cluster", "SAE", "NMF", "PCA", "End2End", "Text", "Combined", "SpLiCE", "Random")
 EPOCHS = 30  # of the paper
 
 

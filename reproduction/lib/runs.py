@@ -51,11 +51,13 @@ class Run:
     may be; draws: resamples of its bootstrap. The other fields are taken from these:
 
     epoch is 4 and net `shapes_large` for the checkpoint `shapes_large_epoch4`; None and the model itself for others.
-    family: models of one family are joined by a line: the sweep's word, else the start of the name (`resnet50` →
-    resnet); a checkpoint belongs to its net. elements: `segments`, `patches`, or "-" for a bank of neither. variant:
-    the sweep's name for how the cell differs from the plain one, else "". method: the bank, with its parts: "Combined
-    (Prototype + Text)". iis, corrected (IIS with chance taken off), dense (top-1, a fraction): means over seeds. area:
-    ∫ acc(s) ds, the IIS without its division by dense. marks: warnings that stand beside every number of the run.
+    layer and depth: of a layer of a sweep's `layers` its name and its place there (from 1), and net the network that it
+    is of; else None. family: models of one family are joined by a line: the sweep's word, else the start of the name
+    (`resnet50` → resnet); checkpoints and layers belong to their net. elements: `segments`, `patches`, or "-" for a
+    bank of neither. variant: the sweep's name for how the cell differs from the plain one, else "". method: the bank,
+    with its parts: "Combined (Prototype + Text)". iis, corrected (IIS with chance taken off), dense (top-1, a
+    fraction): means over seeds. area: ∫ acc(s) ds, the IIS without its division by dense. marks: warnings that stand
+    beside every number of the run.
     """
 
     folder: Path
@@ -70,9 +72,12 @@ class Run:
         summary, parts = self.summary, self.identity.get("parts")
         self.model: str = summary["model"]
         self.dataset: str = summary["dataset"]
-        self.epoch, self.net = epoch_of(self.model), re.sub(r"_epoch\d+$", "", self.model)
+        whole: str = self.cell.get("net") or self.model
+        self.epoch, self.net = epoch_of(whole), re.sub(r"_epoch\d+$", "", whole)
+        self.layer, self.depth = self.cell.get("layer"), self.cell.get("depth")
         start = re.split(r"[\d_:]", self.model.removeprefix("timm:"), maxsplit=1)[0]
-        self.family: str = self.cell.get("family") or (start if self.epoch is None else self.net) or self.model
+        start = start if self.epoch is None and self.layer is None else self.net
+        self.family: str = self.cell.get("family") or start or self.model
         self.elements: str = (self.identity["elements"] or {}).get("kind", "-")
         self.variant: str = self.cell.get("variant", "")
         self.method: str = summary["bank"] + (f" ({' + '.join(parts)})" if parts else "")

@@ -142,16 +142,24 @@ def rho_within(area_nN: np.ndarray, dense_nN: np.ndarray, families: Sequence[str
     """Spearman's ρ of IIS and dense accuracy within families: of what is left when the mean of its family is taken off
     each model, so that a difference between families is none of it. Arguments as of `retention_slope`.
 
-    The IIS is of one half of the images and dense of the other, mean over 2 · HALVINGS. low, high: 95 % over models
-    resampled within families; p: two-sided, of models permuted within families. None where families leave fewer than
-    three degrees of freedom, or a measure is constant within them. Type I error at 5 %: 4 to 9 % in 150 simulations
-    each of three families of five.
+    The IIS is of one half of the images and dense of the other, mean over 2 · HALVINGS. See `rho_of_halves`. Type I
+    error at 5 %: 4 to 9 % in 150 simulations each of three families of five.
     """
-    places = _places(families)
-    if len(area_nN) - len(places) - 1 < FEWEST:
-        return dict.fromkeys(("rho", "low", "high", "p"))
     area_Hn, dense_Hn = halves(area_nN, seed), halves(dense_nN, seed)
-    pairs = list(zip(area_Hn / dense_Hn, dense_Hn[::-1], strict=True))
+    return rho_of_halves(area_Hn / dense_Hn, dense_Hn[::-1], families, seed)
+
+
+def rho_of_halves(x_Hn: np.ndarray, y_Hn: np.ndarray, families: Sequence[str], seed: int = 0
+                  ) -> dict[str, float | None]:
+    """Mean Spearman's ρ within families of H pairs of measures of n models, {"rho", "low", "high", "p"}.
+
+    low, high: 95 % over models resampled within families; p: two-sided, of models permuted within families. None where
+    families leave fewer than three degrees of freedom, or a measure is constant within them.
+    """
+    places, count = _places(families), x_Hn.shape[1]
+    if count - len(places) - 1 < FEWEST:
+        return dict.fromkeys(("rho", "low", "high", "p"))
+    pairs = list(zip(x_Hn, y_Hn, strict=True))
 
     def left(values_Bn: np.ndarray) -> np.ndarray:
         return _comparable(_centred(values_Bn, places))
@@ -159,8 +167,8 @@ def rho_within(area_nN: np.ndarray, dense_nN: np.ndarray, families: Sequence[str
     def mean_rho(picks_x_Bn: np.ndarray, picks_y_Bn: np.ndarray) -> np.ndarray:
         return np.mean([rank_correlation(left(x_n[picks_x_Bn]), left(y_n[picks_y_Bn])) for x_n, y_n in pairs], axis=0)
 
-    orders_Bn = np.tile(np.arange(len(area_nN)), (DRAWS, 1))
-    same_1n, rng = orders_Bn[:1].copy(), numpy_rng(seed, "orders", len(area_nN))
+    orders_Bn = np.tile(np.arange(count), (DRAWS, 1))
+    same_1n, rng = orders_Bn[:1].copy(), numpy_rng(seed, "orders", count)
     for mine in places:
         orders_Bn[:, mine] = rng.permuted(orders_Bn[:, mine], axis=1)
     rho, null = float(mean_rho(same_1n, same_1n)[0]), mean_rho(same_1n, orders_Bn)
@@ -304,3 +312,35 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         most = max(most, min(1.0, (len(order) - place) * p_values[k]))
         corrected[k] = most
     return corrected
+
+
+class Friedman(NamedTuple):
+    """Of `friedman`: mean ranks (K,), 1 is best; χ² with its p, None where they are undefined."""
+
+    mean_ranks: np.ndarray
+    chi2: float | None = None
+    p: float | None = None
+
+
+def friedman(values_NK: Sequence[Sequence[float]], more_is_better: bool = True) -> Friedman:
+    """Do K methods measured on the same N networks differ? The rank of each on every network, 1 for the best, equal
+    values at their mean rank, and Friedman's test of equal mean ranks (χ², corrected for ties, K − 1 degrees of
+    freedom). None below three methods or two networks, and where all values tie."""
+    from scipy.stats import friedmanchisquare, rankdata
+
+    values_NK = _comparable(values_NK)
+    ranks_K = rankdata(-values_NK if more_is_better else values_NK, axis=1).mean(0)
+    networks, methods = values_NK.shape
+    if networks < 2 or methods < 3 or not np.ptp(values_NK, axis=1).any():
+        return Friedman(ranks_K)
+    return Friedman(ranks_K, *map(float, friedmanchisquare(*values_NK.T)))
+
+
+def critical_difference(methods: int, networks: int, alpha: float = 0.05) -> float:
+    """Nemenyi's: mean ranks of two of K methods over N networks that lie at least so far apart differ, at level alpha
+    for all pairs together: q · √(K (K + 1) / 6N), q the studentized range's 1 − alpha quantile over √2 (Demšar, JMLR 7,
+    2006)."""
+    from scipy.stats import studentized_range
+
+    q = studentized_range.ppf(1 - alpha, methods, np.inf) / 2 ** 0.5
+    return float(q * (methods * (methods + 1) / (6 * networks)) ** 0.5)

@@ -9,8 +9,9 @@
     blocks: [{datasets: …, models: …, banks: …, settings: …}]       # more of the same, with the settings above
 
 A model is a name of model_configs/, or a mapping of stage-2 settings; `checkpoints: "demo/weights/NAME_epoch*.pth"`
-stands for one model per file. A bank is a kind, or a mapping with the settings of its script; `variant` names what
-differs from the plain cell, `elements_of` takes the elements of another data set.
+stands for one model per file, and `layers: [blocks.4, blocks.8, head_input]` for one per layer, in order of depth, all
+embedded in one pass. A bank is a kind, or a mapping with the settings of its script; `variant` names what differs from
+the plain cell, `elements_of` takes the elements of another data set.
 """
 
 from __future__ import annotations
@@ -28,20 +29,22 @@ from pathlib import Path
 from typing import Any
 
 from iis.cli import from_mapping, path, read_yaml
-from iis.names import elements_file, elements_folder, slug
+from iis.names import HEAD_INPUT, elements_file, elements_folder, layer_label, slug
 from iis.processes import in_processes
 from iis.runtime import ROOT, UserError, each, nearest, read_json, write_json
 
 YAMLS = ROOT / "reproduction" / "sweeps"
 SCRIPTS = {"Prototype": "IP_Prototype_training", "Cluster": "IP_Cluster_training", "End2End": "IP_End2End_training",
-           "Text": "IP_Text_training", "Combined": "IP_Bank_training", "Random": "IP_Bank_training",
-           "Own": "IP_Bank_training", "SAE": "IP_SAE_training"}
-WITH_WORDS, WITHOUT_ELEMENTS = ("Text", "Combined"), ("Text", "Random", "Own")
+           "SAE": "IP_SAE_training", "NMF": "IP_Dictionary_training", "PCA": "IP_Dictionary_training",
+           "SpLiCE": "IP_Dictionary_training", "Text": "IP_Text_training", "Combined": "IP_Bank_training",
+           "Random": "IP_Bank_training", "Own": "IP_Bank_training"}
+WITH_WORDS, WITHOUT_ELEMENTS = ("Text", "Combined"), ("Text", "SpLiCE", "Random", "Own")
 OF_WORDS = ("concept_set", "clip_name", "clip_weights", "activation_dir")
 STAGE1 = {"segments": "extractor.segment_extractor", "patches": "extractor.patch_extractor"}
 VISUAL, TEXTUAL = "extractor.visual_element_emb_extractor", "extractor.textual_emb_extractor"
+CLIP = "clip"  # as a model: CLIP's own embeddings, which a cell with words has made for another model
 LISTS = ("datasets", "models", "banks")
-OF_TABLES = ("family", "base_model")  # of a model: for tables, not for stage 2
+OF_TABLES = ("family", "base_model", "net", "layer", "depth")  # of a model: for tables, not for stage 2
 KEY = ("model", "stage2", "dataset", "bank", "elements_of", "flags")  # what decides a cell's ledger
 
 
@@ -83,7 +86,7 @@ def read_sweep(file: Path) -> tuple[list[dict[str, Any]], dict[str, Any], dict[s
     """The cells in the order of the file, as plain values for cells.json, and the settings of stage 1 and of stage 2.
 
     A cell has a name, the keys of KEY (stage2: settings of stage 2 for its model; flags: settings of the training
-    script), variant, and family and base_model where the model has them. Raises `UserError` for an unknown key or bank,
+    script), variant, and those of OF_TABLES that its model has. Raises `UserError` for an unknown key or bank,
     and for two cells that are the same.
     """
     data = checked(read_yaml(file), str(file), (*LISTS, "settings", "blocks", "stage1", "stage2"))
@@ -114,8 +117,9 @@ def _cell(dataset: str, model: dict[str, Any], bank: str | dict[str, Any], setti
         raise UserError(f"{file}: the bank {kind!r} is not known{nearest(str(kind), SCRIPTS)}")
     flags, of_tables = {**settings, **own}, {key: model[key] for key in OF_TABLES if key in model}
     size = f"M = {flags['num_concepts']}" if "num_concepts" in flags else ""
-    return {"name": ", ".join(filter(None, (model["model_name"], str(dataset), kind, size, variant))),
-            "model": model["model_name"], "stage2": {key: model[key] for key in model if key not in of_tables},
+    name = layer_label(model["model_name"], model.get("layer"))
+    return {"name": ", ".join(filter(None, (name, str(dataset), kind, size, variant))), "model": name,
+            "stage2": {key: model[key] for key in model if key not in of_tables},
             "dataset": str(dataset), "bank": kind, "elements_of": elements_of, "flags": flags, **of_tables,
             "variant": variant}
 
@@ -124,16 +128,29 @@ def _models(entry: str | dict[str, Any], file: Path) -> list[dict[str, Any]]:
     if not isinstance(entry, dict):
         return [{"model_name": str(entry), "config_yaml": str(entry)}]
     model = dict(entry)
-    pattern = model.pop("checkpoints", None)
+    pattern, layers = model.pop("checkpoints", None), model.get("layers")
+    if layers is not None:
+        if not isinstance(layers, list) or not layers or len(set(map(str, layers))) < len(layers):
+            raise UserError(f"{file}: layers should be a list of different layers, and is {layers!r}")
+        model = {"model_name": str(model.get("config_yaml")), **model}
     if pattern is None:
         if "model_name" not in model:
             raise UserError(f"{file}: a model given as a mapping needs a model_name")
-        return [model]
+        models = [model]
+    else:
+        models = [{**model, "model_name": one.stem, "weights": str(one.relative_to(ROOT))}
+                  for one in _checkpoints(pattern, file)]
+    # stage2 keeps all layers: it is the same for each, and so runs once for all.
+    return [{**one, "net": one["model_name"], "layer": str(layer), "depth": depth} for one in models
+            for depth, layer in enumerate(layers, start=1)] if layers else models
+
+
+def _checkpoints(pattern: str, file: Path) -> list[Path]:
     found = sorted(ROOT.glob(pattern), key=lambda one: [int(part) if part.isdigit() else part
                                                         for part in re.split(r"(\d+)", one.name)])
     if not found:
         raise UserError(f"{file}: there is no checkpoint {ROOT / pattern}; train the backbone first")
-    return [{**model, "model_name": one.stem, "weights": str(one.relative_to(ROOT))} for one in found]
+    return found
 
 
 def kind_of(cell: dict[str, Any]) -> tuple[str, str]:
@@ -163,7 +180,7 @@ def check_settings(name: str, cells: Sequence[dict[str, Any]], stage1: dict[str,
     for cell in cells:  # values too, before hours of stages 1 and 2
         script = import_module(f"IP_training.{SCRIPTS[cell['bank']]}")
         known = setting_names(script)
-        own = {"kind": cell["bank"]} if SCRIPTS[cell["bank"]] == "IP_Bank_training" else {}
+        own = {"kind": cell["bank"]} if "kind" in known else {}
         from_mapping(script.Settings, {**{key: value for key, value in cell["flags"].items() if key in known}, **own},
                      f"the sweep {name}, {cell['name']}")
 
@@ -181,7 +198,8 @@ class Steps:
     def run(self, cell: dict[str, Any]) -> Path:
         """Prepare and train one cell; the folder of its ledger. Raises `UserError` as the scripts do."""
         (kind, protocol), bank, other = kind_of(cell), cell["bank"], cell["elements_of"]
-        self._once(self._visual, cell, cell["dataset"], "train,val", other is None and of_elements(cell))
+        if cell["model"] != CLIP:
+            self._once(self._visual, cell, cell["dataset"], "train,val", other is None and of_elements(cell))
         settings: dict[str, Any] = {"sparsity_ratio": True} if bank == "Text" else {}
         if other:
             self._once(self._visual, cell, other, None, True)
@@ -190,9 +208,10 @@ class Steps:
                          "save_dir": ROOT / "IP_training" / f"IP_{bank}" / slug(cell["model"]) / slug(place)}
         if bank in WITH_WORDS:
             self._once(self._words, cell)
-        if SCRIPTS[bank] == "IP_Bank_training":
+        script = import_module(f"IP_training.{SCRIPTS[bank]}")
+        if "kind" in setting_names(script):  # a script of several banks
             settings["kind"] = bank
-        return self._call(import_module(f"IP_training.{SCRIPTS[bank]}"), cell["flags"],
+        return self._call(script, cell["flags"],
                           {"model_name": cell["model"], "dataset": cell["dataset"], **settings})
 
     def _call(self, script: Any, shared: dict[str, Any], own: dict[str, Any]) -> Any:
@@ -222,6 +241,8 @@ class Steps:
     def _words(self, cell: dict[str, Any]) -> None:
         """Stage 2: CLIP's embeddings of words and images."""
         words = {key: value for key, value in cell["flags"].items() if key in OF_WORDS}
+        if cell.get("layer") not in (None, HEAD_INPUT):
+            words |= {"model_name": cell["model"], "feature_layer": cell["layer"]}
         self._call(import_module(TEXTUAL), {**self.stage2, **cell["stage2"]}, {"dataset": cell["dataset"], **words})
 
 
