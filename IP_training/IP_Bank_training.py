@@ -6,7 +6,8 @@
     python IP_Bank_training.py --bank my_concepts.npy --bank_names my_concepts.txt --model_name resnet50
 
 A Combined bank shares --num_concepts evenly between its parts; one of your own (part Own, with --bank) goes in whole.
---bank takes any M x D matrix (.npy, .pt, .safetensors).
+--bank takes any M x D matrix (.npy, .pt, .safetensors), or the file of a sparse autoencoder, whose codes `--route
+encoder` takes for activations.
 """
 
 import sys
@@ -16,10 +17,11 @@ from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from iis.cli import run_script, setting
+from iis.cli import positive, run_script, setting
 from iis.runtime import UserError, nearest
 from IP_training import banks
 from IP_training.config import ElementSettings
+from IP_training.dictionary_file import from_file, identity_of_own
 from IP_training.inputs import Inputs, concepts_wanted, load_inputs
 from IP_training.run import train_bank
 from IP_training.text_bank import TextSettings, identity_of_text, load_text_inputs, words
@@ -34,9 +36,13 @@ class Settings(TextSettings, ElementSettings):
     kind: Literal["Random", "Combined", "Own"] = setting("Random", "which bank")
     parts: tuple[str, ...] | None = setting(None, f"of a Combined bank, from {', '.join(PARTS)} (default "
                                             "Prototype,Text)")
-    bank: Path | None = setting(None, "an M x D matrix of your own (--kind Own, or the part Own of a Combined bank)",
-                                metavar="FILE")
-    bank_names: Path | None = setting(None, "its concepts' names, one a line", metavar="FILE")
+    bank: Path | None = setting(None, "an M x D matrix of your own, or an SAE's file (--kind Own, or the part Own of a "
+                                "Combined bank)", metavar="FILE")
+    bank_names: Path | None = setting(None, "its concepts' names: one a line, or JSON (a list, or number: name)",
+                                      metavar="FILE")
+    route: Literal["decoder", "encoder"] = setting("decoder", "activations: projections on the bank, or the sparse "
+                                                   "codes of the encoder in --bank")
+    sae_k: int | None = setting(None, "how many codes of that encoder stay (default: as the file says)", type=positive)
     prototypes: Literal["balanced", "first"] | None = setting(None, "of a Prototype part (default: protocol)")
 
     def __post_init__(self) -> None:
@@ -47,6 +53,10 @@ class Settings(TextSettings, ElementSettings):
             self.kind = "Own"
         if self.kind == "Own" and self.bank is None:
             raise UserError("--kind Own needs --bank FILE")
+        if self.route == "encoder" and self.kind != "Own":
+            raise UserError("--route encoder takes the encoder of a bank of your own: add --bank FILE, without --kind")
+        if self.sae_k and self.route != "encoder":
+            raise UserError(f"--sae_k {self.sae_k} belongs to an encoder: add --route encoder")
         if self.kind != "Combined":
             if self.parts is not None:
                 raise UserError(f"--parts {','.join(self.parts)} belongs to a Combined bank: add --kind Combined")
@@ -69,8 +79,9 @@ def main(settings: Settings) -> Path:
     """Build the bank of each seed and train the grid. Returns the folder of the ledger."""
     parts = settings.parts if settings.kind == "Combined" else ()
     inputs = load_inputs(settings, with_elements=bool({"Prototype", "Cluster"} & set(parts)))
-    own = banks.from_file(settings.bank, inputs.train.width, settings.bank_names) if settings.bank else None
-    identity = banks.identity_of_own(settings.bank, own) if own else {}
+    own = settings.bank and from_file(settings.bank, inputs.train.width, settings.bank_names, settings.route,
+                                      settings.sae_k)
+    identity = identity_of_own(settings.bank, own) if own else {}
     if settings.kind == "Own":
         if settings.num_concepts not in (None, len(own)):
             raise UserError(f"--num_concepts {settings.num_concepts}, but {settings.bank} has {len(own)}; leave it out")

@@ -14,12 +14,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from iis.embedding_file import Embeddings, as_embeddings, content_hash, load_tensors
+from iis.embedding_file import Embeddings, as_embeddings
 from iis.runtime import UserError, numpy_rng, seed_of, torch_rng
 from IP_training.encoder import Encoder
 
@@ -194,11 +193,12 @@ def random(num_concepts: int, width: int) -> MakeBank:
     return make
 
 
-def from_matrix(matrix: torch.Tensor, width: int, names: Sequence[str] | None = None, where: str = "the bank") -> Bank:
+def from_matrix(matrix: torch.Tensor, width: int, names: Sequence[str] | dict[int, str] | None = None,
+                where: str = "the bank") -> Bank:
     """An M x D matrix made elsewhere (CAVs, CRAFT, an SAE's dictionary), rows scaled to length 1.
 
-    Rows that have length 1 already stay as they are, bit for bit. Raises `UserError` for another shape or width,
-    values that float32 cannot hold, zeros alone, or another number of names.
+    Rows that have length 1 already stay as they are, bit for bit. names: of all concepts, or of some by number. Raises
+    `UserError` for another shape or width, values that float32 cannot hold, zeros alone, or names that do not fit.
     """
     if not torch.is_tensor(matrix) or matrix.ndim != 2 or not len(matrix):
         shape = tuple(matrix.shape) if torch.is_tensor(matrix) else type(matrix).__name__
@@ -212,24 +212,16 @@ def from_matrix(matrix: torch.Tensor, width: int, names: Sequence[str] | None = 
         raise UserError(f"{where} holds values that are not finite, or beyond float32")
     if not vectors_MD.any():
         raise UserError(f"{where} is all zero; a concept needs a direction")
-    names = [f"concept {m}" for m in range(len(matrix))] if names is None else list(names)
+    usual = [f"concept {m}" for m in range(len(matrix))]
+    if isinstance(names, dict):
+        if beyond := sorted(set(names) - set(range(len(matrix)))):
+            raise UserError(f"there is a name for concept {beyond[0]}, and {where} has concepts 0 to {len(matrix) - 1}")
+        names = [names.get(m, word) for m, word in enumerate(usual)]
+    names = usual if names is None else list(names)
     if len(names) != len(matrix):
         raise UserError(f"there are {len(names)} names for the {len(matrix)} concepts of {where}")
     unit = (vectors_MD.norm(dim=1, keepdim=True) - 1).abs() <= 1e-6  # scaling these again would only round them
     return Bank("Own", torch.where(unit, vectors_MD, unit_rows(vectors_MD)), [[name] for name in names])
-
-
-def from_file(file: Path, width: int, names: Path | None = None) -> Bank:
-    """`from_matrix` of a .npy, .pt or .safetensors file; names: a text file with a name a line."""
-    if names is not None and not names.is_file():
-        raise UserError(f"there is no file {names} with the concepts' names")
-    lines = names and [line.strip() for line in names.read_text(encoding="utf-8").split("\n") if line.strip()]
-    return from_matrix(load_tensors(file), width, lines, f"--bank {file}")
-
-
-def identity_of_own(file: Path, bank: Bank) -> dict[str, str]:
-    """What identifies a bank of one's own in the ledger: the file's name and a hash of the matrix."""
-    return {"bank_name": file.stem, "bank_hash": content_hash(bank.vectors_MD, torch.arange(len(bank)))}
 
 
 def combined(parts: Sequence[MakeBank]) -> MakeBank:
@@ -237,6 +229,8 @@ def combined(parts: Sequence[MakeBank]) -> MakeBank:
 
     def make(seed: Seed) -> Bank:
         banks = [part(seed) for part in parts]
+        if any(bank.encoder.sparse for bank in banks):
+            raise UserError("a Combined bank projects on its parts: take them without an encoder (--route decoder)")
         return Bank("Combined", torch.cat([bank.vectors_MD for bank in banks]),
                     [[f"{bank.kind}: {line}" for line in lines] for bank in banks for lines in bank.evidence],
                     tuple(block for bank in banks for block in bank.blocks))

@@ -142,8 +142,9 @@ class TrainingSettings(Grid):
 
 def of_codes(identity: dict) -> list[str]:
     """How a folder's name calls the settings of a dictionary and its codes; [] for a bank without them."""
-    usual = {"sae_k": max(1, (identity["num_concepts"] or 0) // 8), "sae_control": "none", "sae_steps": SAE_STEPS,
-             "route": "decoder", "learned_on": "elements", "penalty": PENALTY}
+    usual = {"sae_k": max(1, (identity["num_concepts"] or 0) // 8) if "sae_steps" in identity else None,
+             "sae_control": "none", "sae_steps": SAE_STEPS, "route": "decoder", "learned_on": "elements",
+             "penalty": PENALTY}
     words = {"sae_k": "k{}", "sae_steps": "steps{}", "learned_on": "on-{}", "penalty": "penalty{}"}
     return [words.get(name, "{}").format(identity[name]) for name in
             ("sae_rule", "sae_k", "sae_control", "sae_steps", "learned_on", "route", "penalty")

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch.nn.functional import normalize
 
+from iis.embedding_file import content_hash
 from IP_training.sparse_codes import nonnegative_codes
 
 PROJECTION = "projection"
@@ -73,10 +74,26 @@ class Encoder:
         """The rest, plain values, None left out."""
         return {name: value for name, value in vars(self).items() if value is not None and not torch.is_tensor(value)}
 
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells it from others, as plain values; of a projection {"bank": the hash of the bank} alone."""
+        nothing = torch.zeros(0, dtype=torch.int64)
+        hashes = {name: content_hash(value, nothing) for name, value in self.tensors().items()}
+        return {"bank": hashes.pop("weight_MD"), **({"encoder": {**hashes, **self.numbers()}} if self.sparse else {})}
+
 
 def as_encoder(bank: Encoder | torch.Tensor) -> Encoder:
     """Vectors (M, D) stand for the projection on them."""
     return bank if isinstance(bank, Encoder) else Encoder(bank)
+
+
+def stored_encoder(tensors: dict[str, torch.Tensor], numbers: dict[str, Any] | None, own: str = "") -> Encoder:
+    """The encoder of a bank among the tensors of a predictors' file. own: what their names begin with; numbers: what
+    the JSON beside it says, None for a projection."""
+    if numbers is None:
+        return Encoder(tensors[f"{own}bank"].float())
+    start = f"{own}encoder/"
+    return Encoder(**{name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)},
+                   **numbers)
 
 
 def linear(encoder: Encoder, x_BD: torch.Tensor) -> torch.Tensor:

@@ -30,6 +30,7 @@ DECAY = 0.2  # the last part of training, in which the rate falls to 0
 DEAD_AFTER = 50  # steps without use, 12,800 rows or more, after which a concept counts as dead
 AUXILIARY = 1 / 32  # weight of the auxiliary loss (arXiv 2406.04093)
 THRESHOLD_BATCHES = 64  # that the threshold of BatchTopK is the mean of
+RESIDENT = 2**28  # numbers that are copied to a GPU whole, 1 GiB; others are, batch by batch
 CHUNK = 8192  # rows encoded at once
 
 
@@ -80,8 +81,8 @@ def fit(features_ND: torch.Tensor, rows: torch.Tensor, num_concepts: int, recipe
         device: torch.device) -> tuple[torch.Tensor, Encoder]:
     """Decoder (M, D) with rows of length 1, and encoder, learned on some rows of features (N, D). The same for the same
     seed on the same device."""
-    if len(features_ND) == len(rows) and features_ND.numel() < 2**28 and features_ND.device != device:
-        features_ND = features_ND.to(device, torch.float32)
+    if device.type != "cpu" and len(rows) * features_ND.shape[1] <= RESIDENT:
+        features_ND, rows = features_ND[rows].to(device, torch.float32), torch.arange(len(rows))
     rng, (centre_D, scale) = torch_rng(seed, "sparse autoencoder"), moments(features_ND, rows, device)
 
     def drawn(count: int) -> torch.Tensor:

@@ -19,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 if TYPE_CHECKING:
     import torch
 
+    from IP_training.encoder import Encoder
+
 from iis.cli import run_script, setting
 from iis.names import slug
 from iis.processes import in_processes, jobs_that_fit
@@ -89,28 +91,24 @@ def main(settings: Settings) -> None:
 def measure(run: Run, device: "torch.device", path_name: str) -> Seeds:
     """The lines of `nec.accuracy_at_levels` per seed: those of the file beside the ledger that still hold, else fitted
     now, each seed in a process of its own."""
-    import torch
-
-    from iis.embedding_file import content_hash
     from IP_training.elastic_net import bytes_of_fit
     from reproduction.lib.nec import LEVELS, PATHS, accuracy_at_levels, cache_name
 
     file, path = run.folder / cache_name(path_name), PATHS[path_name]
     kept = read_json(file) if file.exists() else {}
-    missing: dict[str, tuple[dict[str, Any], torch.Tensor]] = {}  # seed: (what its lines depend on, its bank)
+    missing: dict[str, tuple[dict[str, Any], Encoder]] = {}  # seed: (what its lines depend on, its bank's encoder)
     for seed in map(str, run.summary["seeds"]):
-        bank_MD = run.bank(int(seed)).vectors_MD
-        bank_hash = content_hash(bank_MD, torch.zeros(0, dtype=torch.int64))
-        depends = {"path": path, "levels": list(LEVELS), "bank": bank_hash,
+        encoder = run.bank(int(seed)).encoder
+        depends = {"path": path, "levels": list(LEVELS), **encoder.fingerprint(),
                    **{name: run.identity[name] for name in ("train_hash", "val_hash")}}
         if kept.get(seed, {}).get("depends") != depends:
-            missing[seed] = depends, bank_MD
+            missing[seed] = depends, encoder
     if missing:
         splits = [(split.features_ND, split.labels_N) for split in (images_of(run, "train"), images_of(run, "val"))]
-        classes, concepts = run.identity["num_classes"], max(len(bank_MD) for _, bank_MD in missing.values())
-        tasks = [lambda _, bank_MD=bank_MD: accuracy_at_levels(*splits, bank_MD.to(device), classes, LEVELS, path)
-                 for _, bank_MD in missing.values()]
-        memory = bytes_of_fit(sum(len(labels_N) for _, labels_N in splits), bank_MD.shape[1], concepts, classes)
+        classes, concepts = run.identity["num_classes"], max(len(encoder) for _, encoder in missing.values())
+        tasks = [lambda _, encoder=encoder: accuracy_at_levels(*splits, encoder.to(device), classes, LEVELS, path)
+                 for _, encoder in missing.values()]
+        memory = bytes_of_fit(sum(len(labels_N) for _, labels_N in splits), splits[0][0].shape[1], concepts, classes)
         # On a GPU one after another: a forked process cannot use it.
         jobs = jobs_that_fit(len(tasks), memory, None if device.type == "cpu" else 1)
         with float32_products():

@@ -3,12 +3,12 @@
     python reproduction/bank_truth.py --sweep shapes                # or --model_root ../IP_training --save_dir DIR
 
 Of a bank's M concepts the one that separates train images with and without an attribute best, whatever its sign, is
-judged on validation: by its interpretations as the predictor gets them, normalised, and by the plain projections
-h · bankᵀ beside. The Random bank shows how much the best of M reaches for nothing, and the linear probe (a
-least-squares direction) what a single direction can reach in this representation. The Text bank is also judged by each
-attribute's own word: there the sign matters, and a word that was filtered out counts as missed. An End2End bank is that
-of its smallest ratio. Writes bank_truth.md, .csv (with the measures of lib/measures.py: measures_truth.py says which
-orders the banks as their AUROC does; ANEC where accuracy_at_nec.py has run), .tex, and bank_truth_attributes.csv.
+judged on validation: by its interpretations as the predictor gets them, normalised, and by the plain activations
+beside (h · bankᵀ, or sparse codes). The Random bank shows how much the best of M reaches for nothing, and the linear
+probe (a least-squares direction) what a single direction can reach in this representation. The Text bank is also judged
+by each attribute's own word: there the sign matters, and a word that was filtered out counts as missed. An End2End bank
+is that of its smallest ratio. Writes bank_truth.md, .csv (with the measures of lib/measures.py: measures_truth.py says
+which orders the banks as their AUROC does; ANEC where accuracy_at_nec.py has run), .tex, and bank_truth_attributes.csv.
 """
 
 import sys
@@ -36,8 +36,8 @@ from reproduction.lib.tables import as_csv
 ENOUGH = 0.9  # AUROC that counts as found
 PROBE, RAW, OWN_WORD = "(linear probe)", ", unnormalised", ", by own word"
 CAPTION = ("AUROC on validation of the concept that matches each of the {} attributes of {} best on train; mean ± std "
-           "over seeds. Unnormalised: of h · bankᵀ. By own word: the mean is over the attributes whose word is in the "
-           "bank.")
+           "over seeds. Unnormalised: of h · bankᵀ, or of sparse codes. By own word: the mean is over the "
+           "attributes whose word is in the bank.")
 
 
 @dataclass(kw_only=True)
@@ -91,9 +91,9 @@ def measure(run: Run, captions: Captions) -> pd.DataFrame:
     found = [("-", PROBE, 0, linear_probe(train_ND.double().numpy(), has[0], val_ND.double().numpy(), has[1]))]
     for seed in run.summary["seeds"]:
         bank = run.bank(seed)
-        normaliser = fit_normaliser(bank.blocks, train_ND, bank.vectors_MD)
-        ready = [interpret(split_ND, bank.vectors_MD, normaliser).numpy() for split_ND in (train_ND, val_ND)]  # (N, M)
-        raw = [(split_ND.float() @ bank.vectors_MD.T).numpy() for split_ND in (train_ND, val_ND)]  # (N, M)
+        normaliser = fit_normaliser(bank.blocks, train_ND, bank.encoder)
+        ready = [interpret(split_ND, bank.encoder, normaliser).numpy() for split_ND in (train_ND, val_ND)]  # (N, M)
+        raw = [bank.encoder(split_ND).numpy() for split_ND in (train_ND, val_ND)]  # (N, M)
         found += [(size, name, seed, best_matching(of_train, has[0], of_val, has[1]))
                   for name, (of_train, of_val) in ((label, ready), (label + RAW, raw))]
         if run.summary["bank"] == "Text":

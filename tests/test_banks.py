@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 from iis.runtime import UserError, seed_of
 from IP_training import banks
-from IP_training.banks import Seed, balanced_choice, chosen_elements, cluster_centres, from_file, shares, unit_rows
+from IP_training.banks import Seed, balanced_choice, chosen_elements, cluster_centres, shares, unit_rows
+from IP_training.dictionary_file import from_file
 
 ELEMENTS = clusters(80, "elements")
 ROWS = unit_rows(ELEMENTS.features_ND)
@@ -128,7 +129,7 @@ def test_files_of_a_bank_that_do_not_fit(tmp_path):
     save_file({"a": torch.eye(12), "b": torch.eye(12)}, tmp_path / "two.safetensors")
     for file, names, words in (("bank.npy", "names.txt", "2 names for the 12 concepts"),
                                ("bank.npy", "none.txt", "no file .*none.txt"), ("none.npy", None, "no file"),
-                               ("two.safetensors", None, "holds dict; one matrix of M x D")):
+                               ("two.safetensors", None, "several tensors .a 12x12, b 12x12.")):
         with pytest.raises(UserError, match=words):
             from_file(tmp_path / file, 12, names and tmp_path / names)
 

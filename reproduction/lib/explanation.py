@@ -17,6 +17,7 @@ import torch
 
 from iis.grid import kept_count
 from iis.runtime import UserError, nearest, read_json
+from IP_training.encoder import Encoder, stored_encoder
 from IP_training.predictor import Normaliser, interpret
 from IP_training.sparsify import sparsify
 from reproduction.lib.explained_images import Subject
@@ -29,7 +30,8 @@ class Predictor:
     """One interpretation predictor, as `save_predictors` of `IP_training/run.py` stores it.
 
     evidence[m]: what concept m looks like (image paths, or words). rule: of the sparsifier. top1: its stored
-    validation accuracy, a fraction. identity: what its ledger's rows share.
+    validation accuracy, a fraction. identity: what its ledger's rows share. encoder: what makes activations; None for
+    projections on the bank.
     """
 
     ratio: float
@@ -45,6 +47,7 @@ class Predictor:
     identity: dict[str, Any]
     top1: float
     seed: int = 0
+    encoder: Encoder | None = None
 
     @property
     def kept(self) -> int:
@@ -53,7 +56,7 @@ class Predictor:
 
     def interpretations(self, features_ND: torch.Tensor) -> torch.Tensor:
         """Sparsified interpretations (N, M) of representations (N, D)."""
-        z_NM = interpret(features_ND, self.bank_MD, self.normaliser)
+        z_NM = interpret(features_ND, self.encoder or self.bank_MD, self.normaliser)
         return sparsify(torch.addcmul(self.shift_M, z_NM, self.scale_M)[None], [self.ratio], self.rule)[0]
 
     def logits(self, x_NM: torch.Tensor) -> torch.Tensor:
@@ -103,7 +106,8 @@ def load_predictor(folder: Path, seed: int = 0, ratio: float | None = None) -> P
     head = (tensors[f"{name}/{part}"].float() for part in ("scale", "shift", "weight", "bias"))
     return Predictor(ratio, described["identity"]["sparsifier"], tensors[f"{own}bank"], normaliser, *head,
                      described["concepts"][bank], described["class_names"], described["identity"],
-                     described["selected"][name]["top1"], seed)
+                     described["selected"][name]["top1"], seed,
+                     stored_encoder(tensors, described.get("encoders", {}).get(bank), own))
 
 
 def explain(predictor: Predictor, subjects: Sequence[Subject]) -> list[dict[str, Any]]:

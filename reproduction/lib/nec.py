@@ -22,6 +22,7 @@ import torch
 
 from iis.statistics import mean_std
 from IP_training.elastic_net import ElasticNet, Fit
+from IP_training.encoder import Encoder, as_encoder
 from IP_training.predictor import fit_normaliser, interpret
 from reproduction.lib.runs import Run
 
@@ -191,17 +192,18 @@ class _Walk:
 
 
 def accuracy_at_levels(train: tuple[torch.Tensor, torch.Tensor], val: tuple[torch.Tensor, torch.Tensor],
-                       bank_MD: torch.Tensor, num_classes: int, levels: Sequence[int] = LEVELS,
+                       bank: Encoder | torch.Tensor, num_classes: int, levels: Sequence[int] = LEVELS,
                        path: dict[str, Any] | None = None) -> list[dict[str, Any]]:
     """Fit on train = (features (N, D), labels (N,)), measure on val; one line per level: {"nec", "top1" (fraction),
     "lam", "nonzero": ‖W‖₀ before pruning, "passes", "converged", "reason"}. Where a level is not reached "reason" says
     why and "top1" is None; it is "" elsewhere.
 
-    Activations h · bankᵀ of every bank are standardised on train, because one lam treats all concepts alike.
+    bank: its encoder, or vectors (M, D) to project on. Activations of every bank are standardised on train, because one
+    lam treats all concepts alike.
     """
-    device, path = bank_MD.device, path or PATHS["refined"]
-    normaliser = fit_normaliser([("standard", len(bank_MD))], train[0], bank_MD)
-    x_NM, x_VM = (interpret(split[0], bank_MD, normaliser) for split in (train, val))
+    device, path = as_encoder(bank).weight_MD.device, path or PATHS["refined"]
+    normaliser = fit_normaliser([("standard", len(bank))], train[0], bank)
+    x_NM, x_VM = (interpret(split[0], bank, normaliser) for split in (train, val))
     problem, y_V, lines = ElasticNet(x_NM, train[1].to(device), num_classes, path["alpha"]), val[1].to(device), []
     for level, layer in at_levels(problem, levels, path).items():
         if isinstance(layer, str):

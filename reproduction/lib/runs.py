@@ -98,14 +98,19 @@ class Run:
         from safetensors.torch import load_file
 
         from IP_training.banks import Bank
+        from IP_training.encoder import stored_encoder
 
         file = self.folder / "predictors" / f"seed_{seed}.safetensors"
         if not file.is_file():
             raise UserError(f"there is no file {file} with the bank: run stage 3 again")
         tensors, described = load_file(file), read_json(file.with_suffix(".json"))
-        return {ratio: Bank(self.summary["bank"], tensors["bank" if ratio == "all" else f"{ratio}/bank"].float(), words,
-                            tuple((kind, columns) for kind, columns in described["blocks"][ratio]))
-                for ratio, words in sorted(described["concepts"].items())}
+        found, encoders = {}, described.get("encoders", {})
+        for ratio, words in sorted(described["concepts"].items()):
+            own = "" if ratio == "all" else f"{ratio}/"
+            found[ratio] = Bank(self.summary["bank"], tensors[f"{own}bank"].float(), words,
+                                tuple((kind, columns) for kind, columns in described["blocks"][ratio]),
+                                stored_encoder(tensors, encoders.get(ratio), own))
+        return found
 
     def bank(self, seed: int) -> Bank:
         """The bank of a seed's predictors, of the smallest ratio where each has its own."""
