@@ -30,8 +30,8 @@ from reproduction.lib.run_files import balanced_accuracy, labels_of
 from reproduction.lib.runs import Run, Source, find_runs, output_folder
 from reproduction.lib.statistics import Estimate, estimate
 
-CONCEPTS = {"Text": "textual", "Prototype": "visual", "Cluster": "visual", "SAE": "visual", "End2End": "visual",
-            "NMF": "visual", "PCA": "visual", "SpLiCE": "textual", "Combined": "combined", "Random": "control"}
+CONCEPTS = {"Text": "textual", "SpLiCE": "textual", "Prototype": "visual", "Cluster": "visual", "SAE": "visual",
+            "NMF": "visual", "PCA": "visual", "End2End": "visual", "Combined": "combined", "Random": "control"}
 ORDER = ("textual", "visual", "combined", "other", "control")
 CAPTION = ("Interpretation predictors at s = {ratio:g}, %, mean ± std over {seeds}. The difference to the dense head, "
            "in points, is taken image by image and seed by seed; its 95 % interval and p are over seeds and validation "

@@ -17,7 +17,8 @@ from iis.names import elements_file, elements_folder
 from iis.runtime import UserError, nearest
 from reproduction.lib.run_files import settings_of
 
-SHOWN_AS_IMAGES = ("Prototype", "Cluster", "SAE", "End2End", "NMF", "PCA")  # evidence: images of visual elements
+# Banks whose evidence is images of visual elements.
+SHOWN_AS_IMAGES = ("Prototype", "Cluster", "SAE", "NMF", "PCA", "End2End")
 
 
 def read_image(images: ImageSet, index: int, remedy: str) -> Image.Image:
