@@ -164,7 +164,8 @@ def write_tuning(folder: Path, cells: pd.DataFrame) -> str:
         row = {"objective": NAMES[objective], "learning rate": f"{rate:g}", "seeds": len(mine)}
         for measure in ("own_head", "predictor"):
             line[measure], line[f"{measure}_std"] = mean_std(mine[measure])
-            row[MEASURES[measure][0].replace("original head", head)] = plus_minus(line[measure], line[f"{measure}_std"], 2)
+            title = MEASURES[measure][0].replace("original head", head)
+            row[title] = plus_minus(line[measure], line[f"{measure}_std"], 2)
         lines.append({**line, "taken": best[objective] == rate})
         people.append({**row, "taken": "yes" if best[objective] == rate else ""})
     caption = (f"Top-1 after the last epoch on {cells['held_out'].iloc[0]} training images that were held out, mean ± "

@@ -6,9 +6,9 @@
 which_bank (.csv, .md, .tex): a line per network, M and bank: scores, ANEC (where accuracy_at_nec.py has run), NCC, what
 its vectors span, whether another seed finds them again, and the seconds it takes. which_bank_ranks: per M and measure
 the banks' mean ranks, Friedman's test and Nemenyi's critical difference (Demšar, JMLR 7, 2006), and a figure
-which_bank_DATASET_M (.png, .pdf) with bars that join the banks not told apart. Checkpoints and what a sweep calls a
-variant are left out; a setting that differs otherwise (elements, protocol, epochs) is a bank of its own. Needs the
-runs' predictors/, and for NCC their validation features.
+which_bank_DATASET_M (.png, .pdf) with bars that join the banks not told apart. Checkpoints, layers before the last, and
+what a sweep calls a variant are left out; a setting that differs otherwise (elements, protocol, epochs) is a bank of
+its own. Needs the runs' predictors/, and for NCC their validation features.
 """
 
 import sys
@@ -32,7 +32,17 @@ from reproduction.lib.bank_geometry import effective_rank, stability
 from reproduction.lib.figures import panels
 from reproduction.lib.measures import MEASURES, stored_levels
 from reproduction.lib.outputs import write_figure, write_table
-from reproduction.lib.points import bank_place, beside_shown, counted, finished, groups, percent, point, seeds_of
+from reproduction.lib.points import (
+    bank_place,
+    beside_shown,
+    counted,
+    finished,
+    groups,
+    last_layers,
+    percent,
+    point,
+    seeds_of,
+)
 from reproduction.lib.runs import Run, Source, find_runs, output_folder
 from reproduction.lib.statistics import Friedman, critical_difference, friedman, holm
 
@@ -69,7 +79,7 @@ def main(settings: Settings) -> Path:
     runs = [run for run in finished(find_runs(settings, settings.draws)) if settings.dataset in (None, run.dataset)]
     if not runs:
         raise UserError(f"there is no ledger of {settings.dataset} here; run ip_train.sh first")
-    runs = titled(runs)
+    runs = titled(last_layers(runs))
     # A run beside a run: each line is some seconds of NCC and bootstrap, and shares nothing with the others.
     tasks = [lambda _, run=run: each(lambda one: line_of(one, levels_of(one, runs), settings.kept), [run])
              for run in runs]

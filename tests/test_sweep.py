@@ -338,7 +338,8 @@ def test_from_yaml_to_table(world, monkeypatch, capsys, cores):  # noqa: F811
         results.write_text(json.dumps({**json.loads(results.read_text()), "new_head": 2}))
     call(finetuning_table, "--sweep", world / "runs", "--save_dir", world / "replaced")
     for name in ("finetuning", "finetuning_ablations", "finetuning_tuning"):
-        assert "| new head, %" in (text := (world / "replaced" / f"{name}.md").read_text()) and "original head" not in text
+        table = (world / "replaced" / f"{name}.md").read_text()
+        assert "| new head, %" in table and "original head" not in table
     measures = {line["measure"] for line in lines_of_fine_tuning(world)}
     assert "new head top-1" in measures and "original head top-1" not in measures
     text = file.read_text()

@@ -39,8 +39,8 @@ def finished_cells(root: Path) -> tuple[pd.DataFrame, list[str]]:
 
 def tuned_cells(root: Path) -> pd.DataFrame:
     """A line for each finished cell of the tuning in `root`: objective, learning_rate, seed; own_head and predictor,
-    their top-1 on the held-out images after the last epoch, in percent; before: own_head before the first; held_out: how
-    many images; head: of `head_of`."""
+    their top-1 on the held-out images after the last epoch, in percent; before: own_head before the first; held_out:
+    how many images; head: of `head_of`."""
     lines = []
     for cell in _finished(root):
         results = read_json(root / cell["name"] / RESULTS)
