@@ -52,8 +52,9 @@ BYTES = 2**29  # that the NCC of a run takes
 CAPTION = ("Mean ± std over {}; lift with its 95 % interval over seeds and images. ANEC: over the levels in brackets, "
            "which all banks of the network with as many concepts reach; NCC at s = 0 (fewer is better). Stability: "
            "|cosine| of matched rows of two seeds' banks, mean over pairs of seeds; any two: of any two of their rows. "
-           "Seconds: to make one seed's bank, and to train one head; an End2End bank is learned with its head. -: not "
-           "measured.")
+           "Of a bank with sparse codes, rank and stability are those of its decoder, and NCC counts codes, which are "
+           "few even at s = 0. Seconds: to make one seed's bank, and to train one head; an End2End bank is learned "
+           "with its head. -: not measured.")
 RANKS = ("Mean rank of each bank over N networks, 1 is best; p: Friedman's test that all banks are equal, and after "
          "Holm's correction for all lines; CD: mean ranks that far apart differ (Nemenyi, 5 % for all pairs of a "
          "line). {}A bank or network in which something is missing is left out of the line.")
