@@ -44,12 +44,14 @@ for sweep in $SWEEPS; do
     step arr_curves --sweep "$sweep"
     step accuracy_at_nec --sweep "$sweep"
     step ncc --sweep "$sweep"
+    step which_bank --sweep "$sweep"
     step predictions_table --sweep "$sweep"
     step controls_table --sweep "$sweep"
     step faithfulness --sweep "$sweep"
     if [ "$sweep" = shapes ]; then      # its checkpoints along pre-training are at hand, and its concepts are known
         step along_pretraining --sweep shapes
-        step bank_truth --sweep shapes
+        step sweep shapes_banks
+        step bank_truth --sweep shapes_banks --save_dir "$out"
         step explain --run IP_training/IP_Prototype/shapes_large/shapes_segments_M64
         step variance_shares --dataset shapes --model shapes_medium --save_dir results/reproduction/variance_shapes
         made results/reproduction/variance_shapes
