@@ -50,8 +50,7 @@ for sweep in $SWEEPS; do
     step faithfulness --sweep "$sweep"
     if [ "$sweep" = shapes ]; then      # its checkpoints along pre-training are at hand, and its concepts are known
         step along_pretraining --sweep shapes
-        step sweep shapes_banks
-        step bank_truth --sweep shapes_banks --save_dir "$out"
+        step bank_truth --sweep shapes
         step explain --run IP_training/IP_Prototype/shapes_large/shapes_segments_M64
         step variance_shares --dataset shapes --model shapes_medium --save_dir results/reproduction/variance_shapes
         made results/reproduction/variance_shapes
@@ -61,6 +60,8 @@ for sweep in $SWEEPS; do
         step recipe --dataset shapes --models shapes_small,shapes_medium,shapes_large --num_concepts 64 \
             --save_dir results/reproduction/recipe_shapes
         made results/reproduction/recipe_shapes
+        step sweep shapes_banks
+        step bank_truth --sweep shapes_banks
         step sweep shapes_nets
         step iis_against_accuracy --sweep shapes_nets
         for file in results/reproduction/shapes_nets/iis_*; do    # beside the tables of the same names
