@@ -6,14 +6,14 @@ How many weights are zero is known only at the minimum, and concepts are highly 
 thousands of passes over the data to get there. Steps here know the curvature:
 
 - up to `PRECISE` classes a step goes to the minimum of the quadratic model with all terms, within and between classes
-  (proximal Newton; Lee, Sun and Saunders 2014): 3 to 5 passes for one lam of a path. While few weights take part
+  (proximal Newton; Lee, Sun and Saunders 2014): about 4 passes for one lam of a path. While few weights take part
   (`DENSE`) the model's matrix is written down and the minimum exact, else it is found from products with it;
 - with more classes a proximal step takes the curvature within each class alone, which moves the support; then the mean
   of the points that the last steps led to under which the mean step is shortest brings in what the classes do to each
   other (Anderson's acceleration, as Bertrand and Massias 2021 have it for coordinate descent): about 15 passes where p
   is far from 0 and 1. The surer the layer, the more the terms between classes weigh, and the more passes: on 101
-  classes, 30 images of each and 64 features after a ReLU, 27 passes at 10 weights a class, 485 at 28. The products
-  need 3 to 5 there.
+  classes, 30 images of each and 64 features after a ReLU, 27 passes at 10 weights a class, 485 at 28 (by
+  products 4 and 6).
 
 A point is taken only if the objective falls. Up to `PRECISE` classes the loss and its gradient are float64, so that
 zeros do not depend on rounding; with more, products are in the precision of x, as curvature always is. The whole set is
