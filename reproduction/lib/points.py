@@ -166,9 +166,9 @@ def counted(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
-def seeds_of(runs: Sequence[Run]) -> str:
-    """"3 seeds", "1 to 3 seeds"."""
-    counts = sorted({len(run.summary["seeds"]) for run in runs})
+def seeds_of(runs: Sequence[Run], first: int | None = None) -> str:
+    """"3 seeds", "1 to 3 seeds"; of each run's first seeds where not all are taken."""
+    counts = sorted({len(run.summary["seeds"][:first]) for run in runs})
     return counted(counts[-1], "seed") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
 
 
