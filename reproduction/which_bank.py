@@ -49,8 +49,9 @@ from reproduction.lib.statistics import Friedman, critical_difference, friedman,
 RANKED = ("iis", "area_log_k", "anec", "ncc")  # of MEASURES; the lift orders the banks of a network as the IIS does
 FEW = 5  # networks, below which the test finds next to nothing
 BYTES = 2**29  # that the NCC of a run takes
-CAPTION = ("Mean ± std over {}; lift with its 95 % interval over seeds and images. ANEC: over the levels in brackets, "
-           "which all banks of the network with as many concepts reach; NCC at s = 0 (fewer is better). Stability: "
+CAPTION = ("Mean ± std over {}; lift with its 95 % interval over seeds and images. ANEC: over the seeds that "
+           "accuracy_at_nec.py has measured and the levels in brackets, which all banks of the network with as many "
+           "concepts reach; NCC at s = 0 (fewer is better). Stability: "
            "|cosine| of matched rows of two seeds' banks, mean over pairs of seeds; any two: of any two of their rows. "
            "Of a bank with sparse codes, rank and stability are those of its decoder, and NCC counts codes, which are "
            "few even at s = 0. Seconds: to make one seed's bank, and to train one head; an End2End bank is learned "
@@ -152,6 +153,7 @@ def line_of(run: Run, levels: Sequence[int], kept: int) -> dict[str, Any]:
     rows = [row for row in read_ledger(run.folder / LEDGER) if row["ratio"] != DENSE]
     return {**point(run), "kind": summary["bank"], "protocol": summary["protocol"], "elements": run.elements,
             "anec": anec["top1"], "anec_std": anec["top1_std"], "anec_levels": anec["levels"],
+            "anec_seeds": len(stored or ()),
             "ncc": ncc["ncc"], "ncc_std": ncc["ncc_std"], "kept": kept, "top1_at_kept": at_kept,
             "top1_at_kept_std": at_kept_std,
             "effective_rank": float(np.mean([effective_rank(bank_MD) for mine in banks for bank_MD in mine])),

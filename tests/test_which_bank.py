@@ -146,6 +146,8 @@ def test_accuracy_at_nec_of_another_bank_is_not_believed(tmp_path):
     save_nec(place, 0.5)
     assert len(stored_levels(read_run(place, draws=2))) == 2
     save_bank(place, [np.eye(20), np.eye(20)[::-1]])  # seed 1 was trained again
+    assert len(stored_levels(read_run(place, draws=2))) == 1
+    save_bank(place, [np.eye(20)[::-1], np.eye(20)[::-1]])
     assert stored_levels(read_run(place, draws=2)) is None
 
 

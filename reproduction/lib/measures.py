@@ -42,8 +42,9 @@ def anec(run: Run, fit: bool = True, levels: Sequence[int] = ()) -> float | None
 
 
 def stored_levels(run: Run) -> list[list[dict[str, Any]]] | None:
-    """What accuracy_at_nec.py kept beside a run's ledger, lines per seed; None where a seed is missing, or its lines
-    are of other features, another path or another bank (as far as it is still there) than today's."""
+    """What accuracy_at_nec.py kept beside a run's ledger, lines per seed (under --seeds not of all). Left out: seeds
+    whose lines are of other features, another path or another bank (as far as it is still there) than today's. None
+    where no seed is left."""
     from reproduction.lib.nec import PATHS, cache_name
 
     file = run.folder / cache_name()
@@ -54,7 +55,6 @@ def stored_levels(run: Run) -> list[list[dict[str, Any]]] | None:
         banks, _ = each(run.bank, [seed])  # gone with the predictors: nothing to compare with
         depends = {**now, **(banks[0].encoder.fingerprint() if banks else {})}
         one = kept.get(str(seed))
-        if not one or any(one["depends"].get(name) != value for name, value in depends.items()):
-            return None
-        seeds.append(one["levels"])
-    return seeds
+        if one and all(one["depends"].get(name) == value for name, value in depends.items()):
+            seeds.append(one["levels"])
+    return seeds or None
