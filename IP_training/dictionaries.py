@@ -20,6 +20,7 @@ from IP_training.banks import NEAREST, Bank, MakeBank, Seed, check_enough, chose
 from IP_training.config import PENALTY
 from IP_training.encoder import Encoder
 from IP_training.predictor import ROUNDING
+from IP_training.sparse_codes import check_penalty
 
 # Most iterations of NMF. On 7,516 segments of Caltech-101 under MobileNet v2 (D = 1280), M = 200, they take 42 s on
 # one core, and twice as many lower the relative error from 0.475 to 0.473; neither meets scikit-learn's tolerance.
@@ -155,8 +156,7 @@ def splice(words: Sequence[str], texts_Md: torch.Tensor, images_Nd: torch.Tensor
     if not (lengths_N - 1).abs().max() < 0.01:  # float16 rounds to less
         raise UserError(f"SpLiCE needs CLIP's image embeddings of length 1, and these have lengths up to "
                         f"{float(lengths_N.max()):.4g}; give those of extractor/textual_emb_extractor.py")
-    if not penalty > 0:
-        raise UserError(f"--penalty {penalty:g}: sparse codes need a penalty above 0")
+    check_penalty(penalty)
     texts_Md = unit_rows(texts_Md)
     bank_Md = unit_rows(texts_Md - texts_Md.mean(0))
 

@@ -214,7 +214,8 @@ def test_splice_refuses_what_is_not_clips(toy):
     save_unit_clip(toy)
     assert "--model_name clip" in refusal(script, toy, **splice_flags(toy, train_pt=toy / "train.pt",
                                                                       val_pt=toy / "val.pt"))
-    for changes, words in (({"num_concepts": 7}, "6 words"), ({"penalty": 0}, "--penalty 0")):
+    for changes, words in (({"num_concepts": 7}, "6 words"), ({"penalty": 0}, "--penalty 0"),
+                           ({"penalty": "inf"}, "--penalty inf")):
         assert words in refusal(script, toy, **splice_flags(toy, **changes))
     with pytest.raises(UserError, match="D = 6 and the representations D = 5"):
         dictionaries.splice(WORDS, torch.eye(6), torch.eye(5))
