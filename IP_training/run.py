@@ -41,7 +41,7 @@ from iis.summary import remarks_on_rows
 from IP_training.banks import Bank, MakeBank, Seed
 from IP_training.config import TrainingSettings
 from IP_training.inputs import Inputs
-from IP_training.predictor import InterpretationHeads, LinearHeads, Normaliser, fit_normaliser, interpret
+from IP_training.predictor import InterpretationHeads, LinearHeads, Normaliser, interpret, interpret_train
 from IP_training.shares import BankOf, GroupsOf, Share, shares_each, split, train_shares
 from IP_training.train_heads import HeadGroup, Recipe, Trained, by_learning_rate, saved_cells
 
@@ -271,8 +271,8 @@ def activations(inputs: Inputs, bank: Bank, seed: Seed,
                 device: torch.device) -> tuple[Normaliser, torch.Tensor, torch.Tensor]:
     """The bank's normaliser, fitted to the rows that are trained on, and the activations of train (N, M) and val."""
     encoder = bank.encoder.to(device)
-    normaliser = fit_normaliser(bank.blocks, inputs.train.features_ND, encoder, seed.train_rows)
-    return normaliser, *(interpret(split.features_ND, encoder, normaliser) for split in (inputs.train, inputs.val))
+    normaliser, z_train = interpret_train(bank.blocks, inputs.train.features_ND, encoder, seed.train_rows)
+    return normaliser, z_train, interpret(inputs.val.features_ND, encoder, normaliser)
 
 
 def age(file: Path) -> float:
