@@ -136,7 +136,7 @@ def principal_directions(elements_ED: np.ndarray, num_concepts: int) -> tuple[np
 
 
 def splice(words: Sequence[str], texts_Md: torch.Tensor, images_Nd: torch.Tensor, num_concepts: int | None = None,
-           penalty: float = PENALTY) -> MakeBank:
+           penalty: float = PENALTY, device: torch.device | None = None) -> MakeBank:
     """Words as the dictionary of CLIP's image embeddings (SpLiCE; Bhalla et al., NeurIPS 2024, arXiv 2402.10376).
 
     The representations are CLIP's own image embeddings, of length 1. An image is what is left of it without the mean
@@ -144,8 +144,9 @@ def splice(words: Sequence[str], texts_Md: torch.Tensor, images_Nd: torch.Tensor
     1. Activations are codes, not projections: the a >= 0 of `nonnegative_codes`. The evidence of a concept is its word.
 
     texts_Md (M, d): CLIP's embeddings of the words; images_Nd (N, d): of the training images, which give the mean and
-    decide which words stay: the `num_concepts` with the largest sum of codes, in their order, or all. Nothing is drawn.
-    Raises `UserError` where the images are not CLIP's, or the words too few.
+    decide which words stay: the `num_concepts` with the largest sum of codes, in their order, or all. device: where
+    these codes are computed, the CPU unless said. Nothing is drawn. Raises `UserError` where the images are not CLIP's,
+    or the words too few.
     """
     if texts_Md.shape[1] != images_Nd.shape[1]:
         raise UserError(f"the words have D = {texts_Md.shape[1]} and the representations D = {images_Nd.shape[1]}: "
@@ -164,7 +165,7 @@ def splice(words: Sequence[str], texts_Md: torch.Tensor, images_Nd: torch.Tensor
         images = images_Nd if seed.train_rows is None else images_Nd[seed.train_rows]
         encoder, kept = Encoder(bank_Md, "lasso", centre_D=images.float().mean(0), penalty=penalty), range(len(words))
         if num_concepts not in (None, len(words)):
-            used_M = sum(encoder(part).sum(0) for part in images.split(65536))
+            used_M = sum(encoder.to(device or torch.device("cpu"))(part).sum(0) for part in images.split(65536))
             kept = used_M.argsort(descending=True, stable=True)[:num_concepts].sort().values.tolist()
             encoder = replace(encoder, weight_MD=bank_Md[kept])
         return Bank("SpLiCE", encoder.weight_MD.clone(), [[words[m]] for m in kept], encoder=encoder)
