@@ -30,6 +30,11 @@ class Settings(TextSettings, ElementSettings):
     kind: Literal["NMF", "PCA", "SpLiCE"] = setting("NMF", "which bank")
     penalty: float = setting(PENALTY, "SpLiCE: what an image's codes cost; a larger one leaves fewer that are not 0")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.penalty != PENALTY and self.kind != "SpLiCE":
+            raise UserError(f"--penalty {self.penalty:g} belongs to SpLiCE: add --kind SpLiCE, or leave it out")
+
 
 def main(settings: Settings) -> Path:
     """Build the bank of each seed and train the grid. Returns the folder of the ledger."""

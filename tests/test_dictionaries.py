@@ -143,7 +143,8 @@ def test_from_python_the_banks_are_beside_the_others():
 
 @pytest.mark.parametrize("changes, words", [
     ({"kind": "NMF", "num_concepts": 10}, "80 visual elements"), ({"kind": "PCA"}, "--num_concepts 20"),
-    ({"kind": "PCA", "num_concepts": 0}, "at least 1"), ({"kind": "ICA"}, "invalid choice")])
+    ({"kind": "PCA", "num_concepts": 0}, "at least 1"),
+    ({"kind": "PCA", "penalty": 0.5}, "belongs to SpLiCE"), ({"kind": "ICA"}, "invalid choice")])
 def test_the_script_refuses_before_it_trains(toy, changes, words):
     assert words in refusal(script, toy, **changes)
 
@@ -204,6 +205,13 @@ def test_splice_keeps_the_words_that_the_images_use_most(toy):
     (toy / "words_ViT-B16_0123abcd.pt").rename(toy / "words_ViT-B16.pt")
     most = sorted(np.argsort(-plain_codes(toy, "train")[0].sum(0))[:4])
     assert predictors(toy / "out")[1]["concepts"]["all"] == [[WORDS[m]] for m in most]
+
+
+def test_a_dry_run_counts_all_words(toy, capsys):
+    save_unit_clip(toy)
+    run(script, toy, None, "--dry_run", **splice_flags(toy))
+    printed = capsys.readouterr().out
+    assert "M = at most 6" in printed and f"{4 * 6 * 500 / 1000:.1f} kB of activations" in printed
 
 
 def test_splice_refuses_what_is_not_clips(toy):
