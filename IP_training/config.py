@@ -136,6 +136,7 @@ class TrainingSettings(Grid):
                  f"holdout{self.holdout:g}" if self.holdout else None,
                  self.recipe if self.recipe != "published" else None,
                  f"epochs{self.n_epoch}" if self.n_epoch != RECIPES[self.recipe]["n_epoch"] else None,
+                 f"batch{self.batch_size}" if RECIPES[self.recipe]["batch_size"] not in (None, self.batch_size) else None,
                  f"bank{self.bank_seed}" if self.bank_seed is not None else None, "tf32" if self.tf32 else None]
         return self.save_root / f"IP_{bank}" / slug(self.model_name) / slug("_".join(filter(None, parts)))
 
