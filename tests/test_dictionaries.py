@@ -130,7 +130,7 @@ def test_the_script_trains_the_grid_and_names_the_bank(toy, kind):
     if kind == "PCA":
         assert_plain(toy / "out")
     folder = run(script, toy, None, kind=kind, num_concepts=10, save_root=toy / "root", ratios="0.5", n_epoch=1)
-    assert str(folder.relative_to(toy / "root")) == f"IP_{kind}/toy/toy_segments_M10_epochs1"
+    assert str(folder.relative_to(toy / "root")) == f"IP_{kind}/toy/toy_segments_M10_epochs1_batch64"
 
 
 def test_from_python_the_banks_are_beside_the_others():
@@ -195,7 +195,7 @@ def test_splice_codes_are_the_papers_and_their_stored_predictors_repeat_the_ledg
     right = (z_NM @ tensors["0/weight"].T + tensors["0/bias"]).argmax(1) == clusters(200, "val").labels_N
     assert float(right.double().mean()) == pytest.approx(described["selected"]["0"]["top1"], abs=0.0051)
     folder = run(script, toy, None, **splice_flags(toy, penalty=0.5, save_root=toy / "root", ratios="0.5", n_epoch=1))
-    assert str(folder.relative_to(toy / "root")) == "IP_SpLiCE/clip/toy_penalty0.5_words_Mall_epochs1"
+    assert str(folder.relative_to(toy / "root")) == "IP_SpLiCE/clip/toy_penalty0.5_words_Mall_epochs1_batch64"
 
 
 def test_splice_keeps_the_words_that_the_images_use_most(toy):
