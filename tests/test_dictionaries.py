@@ -9,6 +9,7 @@ from scipy.optimize import linear_sum_assignment
 
 import iis
 from iis.embedding_file import Embeddings, load_embeddings, save_embeddings
+from iis.names import shared_words_file
 from iis.runtime import UserError, seed_of
 from IP_training import IP_Dictionary_training as script
 from IP_training import dictionaries
@@ -200,9 +201,15 @@ def test_splice_codes_are_the_papers_and_their_stored_predictors_repeat_the_ledg
 
 def test_splice_keeps_the_words_that_the_images_use_most(toy):
     save_unit_clip(toy)
-    (toy / "words_ViT-B16.pt").rename(toy / "words_ViT-B16_0123abcd.pt")  # as in CLIP's own folder
+    # In CLIP's own folder the words' file has a hash of them; one of an older list lies beside it.
+    (toy / "words.txt").write_text("\n".join(WORDS))
+    ours = shared_words_file(toy, toy / "words.txt", "ViT-B16", WORDS)
+    (toy / "words_ViT-B16.pt").rename(ours)
+    (toy / "words_ViT-B16_0123abcd.pt").write_text("older")
     run(script, toy, ratios="0.5", **splice_flags(toy, num_concepts=4))
-    (toy / "words_ViT-B16_0123abcd.pt").rename(toy / "words_ViT-B16.pt")
+    (toy / "words.txt").write_text("edited")
+    assert "textual_emb_extractor" in refusal(script, toy, **splice_flags(toy))
+    ours.rename(toy / "words_ViT-B16.pt")
     most = sorted(np.argsort(-plain_codes(toy, "train")[0].sum(0))[:4])
     assert predictors(toy / "out")[1]["concepts"]["all"] == [[WORDS[m]] for m in most]
 
