@@ -126,7 +126,7 @@ class TrainingSettings(Grid):
 
     def default_folder(self, identity: dict) -> Path:
         """IP_BANK/MODEL/… below --save_root, with what tells this setting from others (identity: `run.identity_of`)."""
-        bank, concept_set = identity["bank"], identity.get("concept_set")
+        bank, concept_set, recipe = identity["bank"], identity.get("concept_set"), RECIPES[self.recipe]
         parts = [self.dataset, self.element_kind if identity["elements_hash"] else None, *identity.get("parts", []),
                  identity.get("bank_name"), *of_codes(identity),
                  concept_set if concept_set != f"{self.dataset}_filtered" else None,  # not the data set's own list
@@ -135,8 +135,8 @@ class TrainingSettings(Grid):
                    if getattr(self, name, value) != value),
                  f"holdout{self.holdout:g}" if self.holdout else None,
                  self.recipe if self.recipe != "published" else None,
-                 f"epochs{self.n_epoch}" if self.n_epoch != RECIPES[self.recipe]["n_epoch"] else None,
-                 f"batch{self.batch_size}" if RECIPES[self.recipe]["batch_size"] not in (None, self.batch_size) else None,
+                 f"epochs{self.n_epoch}" if self.n_epoch != recipe["n_epoch"] else None,
+                 f"batch{self.batch_size}" if recipe["batch_size"] not in (None, self.batch_size) else None,
                  f"bank{self.bank_seed}" if self.bank_seed is not None else None, "tf32" if self.tf32 else None]
         return self.save_root / f"IP_{bank}" / slug(self.model_name) / slug("_".join(filter(None, parts)))
 

@@ -102,9 +102,11 @@ def test_a_folder_without_save_dir_tells_settings_apart(toy):
     folders = sorted(str(file.parent.relative_to(toy / "root")) for file in toy.rglob("settings.yaml"))
     assert folders == ["IP_Cluster/toy/toy_segments_M20_epochs1_batch64",
                        "IP_Combined/toy/toy_segments_Cluster_Random_M20_holdout0.1_epochs1_batch64",
-                       "IP_End2End/toy/toy_segments_M20_release_argmax_epochs1_batch64", "IP_Own/toy/toy_mine_M12_epochs1_batch64",
+                       "IP_End2End/toy/toy_segments_M20_release_argmax_epochs1_batch64",
+                       "IP_Own/toy/toy_mine_M12_epochs1_batch64",
                        "IP_Prototype/toy/toy_segments_M20_strict_epochs1_batch64_bank7_tf32",
-                       "IP_Text/toy/toy_words_Mall_epochs1_batch64", "IP_Text/toy/toy_words_Mall_epochs1_batch64_elastic_lam0.01"]
+                       "IP_Text/toy/toy_words_Mall_epochs1_batch64",
+                       "IP_Text/toy/toy_words_Mall_epochs1_batch64_elastic_lam0.01"]
 
 
 def test_visual_and_textual_share_seven_concepts(toy):
