@@ -157,7 +157,8 @@ def outcome(results: dict[str, Any]) -> str:
     """The result of a run, in a line."""
     before, after = results["before"], results["after"]
     held = f" on {results['n_val']} held-out training images" if results.get("holdout") else ""
-    return (f"{results['objective']}, seed {results['seed']}{held}: original head {100 * before['dense_top1']:.2f} -> "
+    head = "new head" if results.get("new_head") else "original head"
+    return (f"{results['objective']}, seed {results['seed']}{held}: {head} {100 * before['dense_top1']:.2f} -> "
             f"{100 * after['dense_top1']:.2f} %, predictor {100 * before['ip_top1']:.2f} -> "
             f"{100 * after['ip_top1']:.2f} % (M = {results['num_concepts']}, s = {results['sparsity']:g})")
 

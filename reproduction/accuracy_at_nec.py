@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from IP_training.encoder import Encoder
 
-from iis.cli import run_script, setting
+from iis.cli import positive, run_script, setting
 from iis.names import slug
 from iis.processes import in_processes, jobs_that_fit
 from iis.runtime import UserError, choose_device, each, float32_products, progress, read_json, write_json
@@ -49,6 +49,7 @@ class Settings(Source):
 
     path: Literal["refined", "vlg"] = setting("refined", "where the solutions lie: refined around each level, or at "
                                               "VLG-CBM's own 150 λ")
+    seeds: int | None = setting(None, "only the first N seeds of every ledger (default: all)", type=positive)
     device: str | None = setting(None, "cpu, cuda, cuda:N (default: cuda if there is one)")
 
 
@@ -56,9 +57,9 @@ def main(settings: Settings) -> None:
     """Measure what is missing, then write the table and a figure per data set."""
     from reproduction.lib.nec import PATHS, cache_name, over_seeds, reached_by_all, rows_of
 
-    folder, device = output_folder(settings), choose_device(settings.device)
+    folder, device, first = output_folder(settings), choose_device(settings.device), settings.seeds
     runs = finished(find_runs(settings, draws=2))  # no bootstrap is shown here
-    found, failed = each(lambda run: (run, measure(run, device, settings.path)),
+    found, failed = each(lambda run: (run, measure(run, device, settings.path, first)),
                          progress(runs, desc="accuracy at NEC", unit="run"))
     if not found:
         raise UserError("; ".join(failed) or "all runs here are variants of another one")
@@ -67,7 +68,7 @@ def main(settings: Settings) -> None:
     for run, seeds in found:
         rivals.setdefault(rows_of(run), []).append(seeds)
     measured = [(run, over_seeds(seeds, reached_by_all(rivals[rows_of(run)]))) for run, seeds in found]
-    lines = [{"dataset": run.dataset, "bank": run.title, "model": run.model, "seeds": len(run.summary["seeds"]),
+    lines = [{"dataset": run.dataset, "bank": run.title, "model": run.model, "seeds": len(run.summary["seeds"][:first]),
               "dense": run.dense, **line, "marks": "; ".join(run.marks)} for run, levels in measured for line in levels]
     people = [{"data set": run.dataset, "bank": run.title, "model": run.model, "dense": percent(run.dense),
                **{f"NEC {line['nec']}".replace("NEC ANEC", "ANEC"): percent(line["top1"], line["top1_std"])
@@ -75,7 +76,7 @@ def main(settings: Settings) -> None:
                "marks": "; ".join(run.marks)} for run, levels in measured]
     name, path = Path(cache_name(settings.path)).stem, PATHS[settings.path]
     print(write_table(folder, name, lines, people, CAPTION.format(
-        seeds_of([run for run, _ in measured]), path["tolerance"], CHOSEN[settings.path].format(**path))))
+        seeds_of([run for run, _ in measured], first), path["tolerance"], CHOSEN[settings.path].format(**path))))
     for run, levels in measured:
         for line in levels:
             if line["reason"]:
@@ -88,16 +89,16 @@ def main(settings: Settings) -> None:
         raise UserError(f"left out {len(failed)} of {len(runs)} runs: {'; '.join(failed)}")
 
 
-def measure(run: Run, device: "torch.device", path_name: str) -> Seeds:
-    """The lines of `nec.accuracy_at_levels` per seed: those of the file beside the ledger that still hold, else fitted
-    now, each seed in a process of its own."""
+def measure(run: Run, device: "torch.device", path_name: str, first: int | None = None) -> Seeds:
+    """The lines of `nec.accuracy_at_levels` of each of the first seeds (None: all): those of the file beside the ledger
+    that still hold, else fitted now, each seed in a process of its own."""
     from IP_training.elastic_net import bytes_of_fit
     from reproduction.lib.nec import LEVELS, PATHS, accuracy_at_levels, cache_name
 
     file, path = run.folder / cache_name(path_name), PATHS[path_name]
     kept = read_json(file) if file.exists() else {}
     missing: dict[str, tuple[dict[str, Any], Encoder]] = {}  # seed: (what its lines depend on, its bank's encoder)
-    for seed in map(str, run.summary["seeds"]):
+    for seed in map(str, run.summary["seeds"][:first]):
         encoder = run.bank(int(seed)).encoder
         depends = {"path": path, "levels": list(LEVELS), **encoder.fingerprint(),
                    **{name: run.identity[name] for name in ("train_hash", "val_hash")}}
@@ -116,7 +117,7 @@ def measure(run: Run, device: "torch.device", path_name: str) -> Seeds:
                 seed = list(missing)[index]
                 kept[seed] = {"depends": missing[seed][0], "levels": lines}
                 write_json(file, kept)
-    return [kept[str(seed)]["levels"] for seed in run.summary["seeds"]]
+    return [kept[str(seed)]["levels"] for seed in run.summary["seeds"][:first]]
 
 
 def curves(dataset: str, measured: Sequence[tuple[Run, Levels]]) -> Any:

@@ -27,7 +27,7 @@ from reproduction.lib.figures import draw_marks, legend_below, style
 from reproduction.lib.measures import MEASURES, anec, stored_levels
 from reproduction.lib.nec import reached_by_all, rows_of, span
 from reproduction.lib.outputs import new_figure, write_figure, write_table
-from reproduction.lib.points import by_dataset, counted, plain, point, scores, seeds_of
+from reproduction.lib.points import by_dataset, counted, is_last, plain, point, scores, seeds_of
 from reproduction.lib.runs import Run, Source, find_runs, output_folder
 from reproduction.lib.statistics import (
     FEWEST,
@@ -90,11 +90,6 @@ def main(settings: Settings) -> None:
 def by_depth(runs: Sequence[Run]) -> list[Run]:
     """Network by network, in the order of depth."""
     return sorted(runs, key=lambda run: (run.net, run.depth))
-
-
-def is_last(run: Run, runs: Sequence[Run]) -> bool:
-    """Whether the run is of the last layer that the runs have of its network."""
-    return run.depth == max(other.depth for other in runs if other.net == run.net)
 
 
 def shown(layers: Layers) -> list[str]:

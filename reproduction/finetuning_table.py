@@ -9,7 +9,8 @@ finetuning_ablations: the same for Eq. 8 with other M and s. finetuning_tuning: 
 finetuning_curves: both accuracies along fine-tuning. Written as CSV, Markdown and LaTeX, PNG and PDF.
 
 Each seed of a cell is measured with its own seeds of stage 3, so the pairs are independent: without an effect 5 % of
-differences have p < 0.05. The original head of the backbone as it came is a known constant, without a seed.
+differences have p < 0.05. The original head of the backbone as it came is a known constant, without a seed. Where the
+data set has other classes, tables say "new head" for the one that was fitted in its place.
 """
 
 import sys
@@ -40,6 +41,7 @@ from reproduction.lib.finetuned import (
     TUNING,
     best_rates,
     finished_cells,
+    head_of,
     nearest_ratio,
     title_of,
     tuned_cells,
@@ -92,7 +94,7 @@ def main(settings: Settings) -> None:
         print("\n" + write_tuning(folder, tuned_cells(root / TUNING)))
     results = control["results"].iloc[0]
     draw(folder, f"fine-tuning of {results['model']} on {results['dataset']}",
-         {title: mine for title, mine in groups.items() if title != NAMES[BEFORE]})
+         {title: mine for title, mine in groups.items() if title != NAMES[BEFORE]}, head_of(results))
     print(f"\nwritten: {folder}/finetuning*.csv, .md, .tex, finetuning_curves.png, .pdf")
     if failed:
         raise UserError(f"left out {len(failed)} of {len(cells) + len(failed)} cells: {'; '.join(failed)}")
@@ -115,12 +117,13 @@ def write(folder: Path, name: str, groups: Sequence[tuple[dict[str, Any], pd.Dat
                 found[place, measure] = paired_difference(*both.to_numpy(float).T)
         lines.append({**line, "marks": "; ".join(sorted(set(filter(None, cells["marks"]))))})
     corrected = dict(zip(found, holm([one.t_p for one in found.values()]), strict=True))
-    people = []
+    first, tested, people = control["results"].iloc[0], sum(one.t_p is not None for one in found.values()), []
+    head = head_of(first)
     for place, (names, _) in enumerate(groups):
         line, rate = lines[place], lines[place]["learning_rate"]
         row = {**names, "learning rate": "-" if rate is None else f"{rate:g}", "seeds": line["seeds"]}
         for measure, (title, _) in MEASURES.items():
-            digits = 2 if measure in PERCENT else 4
+            title, digits = title.replace("original head", head), 2 if measure in PERCENT else 4
             row[title] = plus_minus(line[measure], line[f"{measure}_std"], digits)
             if measure not in compared:
                 continue
@@ -130,13 +133,15 @@ def write(folder: Path, name: str, groups: Sequence[tuple[dict[str, Any], pd.Dat
             shown = " / ".join("-" if p is None else f"{p:.2g}" for p in (one.t_p, one.sign_flip_p, holm_p))
             row[f"Δ {title}"] = "-" if one.mean is None else f"{one.text(digits)}, p {shown}"
         people.append({**row, "marks": line["marks"]})
-    first, tested = control["results"].iloc[0], sum(one.t_p is not None for one in found.values())
     caption = (f"{first['model']} on {first['dataset']}, {first['n_train']} images, {first['epochs']} epochs. Mean ± "
                f"std over seeds. Δ: against {NAMES[CONTROL]}, same seeds, on the same {first['n_val']} validation "
                "images; 95 % Student interval over seeds; p of the paired t test / of exact sign flips / of the t test "
-               f"after Holm's correction for the {tested} differences of this table. Original head and predictor "
+               f"after Holm's correction for the {tested} differences of this table. {head.capitalize()} and predictor "
                "after the last epoch (nothing is selected); fresh: stage 3 on the fine-tuned backbone, IP at the row's "
                f"s ({control['sparsity'].iloc[0]:g} where it has none), for the control too.")
+    if first.get("new_head"):
+        caption += (f" New head: of {first['new_head']} classes, in the place of the original one, and fitted to the "
+                    "backbone as it came before the first epoch.")
     return write_table(folder, name, lines, people, caption)
 
 
@@ -153,26 +158,27 @@ def of_seeds(cells: pd.DataFrame, measure: str, sparsity: float, control: pd.Dat
 
 def write_tuning(folder: Path, cells: pd.DataFrame) -> str:
     """The learning rates that were tried, a line for each of every objective; the Markdown."""
-    best, lines, people = best_rates(cells), [], []
+    best, head, lines, people = best_rates(cells), cells["head"].iloc[0], [], []
     for (objective, rate), mine in cells.groupby(["objective", "learning_rate"], sort=False):
         line = {"objective": NAMES[objective], "learning_rate": rate, "seeds": len(mine)}
         row = {"objective": NAMES[objective], "learning rate": f"{rate:g}", "seeds": len(mine)}
         for measure in ("own_head", "predictor"):
             line[measure], line[f"{measure}_std"] = mean_std(mine[measure])
-            row[MEASURES[measure][0]] = plus_minus(line[measure], line[f"{measure}_std"], 2)
+            title = MEASURES[measure][0].replace("original head", head)
+            row[title] = plus_minus(line[measure], line[f"{measure}_std"], 2)
         lines.append({**line, "taken": best[objective] == rate})
         people.append({**row, "taken": "yes" if best[objective] == rate else ""})
     caption = (f"Top-1 after the last epoch on {cells['held_out'].iloc[0]} training images that were held out, mean ± "
-               "std over seeds; the original head as it came had "
+               f"std over seeds; before the first the {head} had "
                f"{plus_minus(*mean_std(cells.drop_duplicates('seed')['before']), 2)} on them. For every objective the "
-               "rate with the best original head is taken; validation images have no say in it.")
+               f"rate with the best {head} is taken; validation images have no say in it.")
     return write_table(folder, "finetuning_tuning", lines, people, caption)
 
 
-def draw(folder: Path, title: str, groups: Mapping[str, pd.DataFrame]) -> None:
-    """Original head and predictor per epoch, mean and ± std over seeds, by objective (paper, Fig. 8)."""
+def draw(folder: Path, title: str, groups: Mapping[str, pd.DataFrame], head: str) -> None:
+    """Head of the backbone and predictor per epoch, mean and ± std over seeds, by objective (paper, Fig. 8)."""
     figure, axes = panels(2, title, 4.2, 2.7)
-    for axis, (key, name) in zip(axes, (("dense_top1", "original head"), ("ip_top1", "interpretation predictor")),
+    for axis, (key, name) in zip(axes, (("dense_top1", head), ("ip_top1", "interpretation predictor")),
                                  strict=True):
         for (objective, cells), colour in zip(groups.items(), COLOURS, strict=False):
             curves_RT = 100 * np.array([[entry[key] for entry in log] for log in cells["log"]])

@@ -8,6 +8,7 @@ several models, iis_families (spread between the nets of each) as .csv, .md and 
 with a panel per bank as .png and .pdf.
 """
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from reproduction.lib.points import (
     by_dataset,
     counted,
     families_of,
+    is_last,
     models_of,
     nets_of,
     percent,
@@ -42,7 +44,7 @@ from reproduction.lib.runs import Run, Source, find_runs, output_folder
 from reproduction.lib.statistics import Slope, associate, retention_slope, rho_within
 
 MEASURES = {"iis": "ρ(IIS, acc)", "area": "ρ(∫acc ds, acc)", "corrected": "ρ(chance-corrected IIS, acc)"}
-ALL, FINISHED = "with checkpoints", "finished"
+FINISHED, ALL, LAYERS = "finished", "with checkpoints", "with earlier layers"
 HOLLOW = {"linestyle": "--", "markerfacecolor": "white", "markersize": 3.5}
 Settings = Source
 OF_POINTS = ("IIS and dense top-1 of {}; mean ± std over {}. The seeds share backbone and images, so ± is the spread "
@@ -58,12 +60,13 @@ CAPTION = (
     "falls as accuracy rises); log dense of one half of the images serves as the instrument of the other half, so that "
     "chance in the divisor makes no slope. No slope of fewer than five models, of checkpoints, or where chance is more "
     "than half of the variance of log dense.")
-ALONG = (" Checkpoints of one net are not independent models: p and interval of the lines with checkpoints are too "
+ALONG = (" Checkpoints or layers of one net are not independent models: p and interval of the lines with them are too "
          "small.")
+ALIKE = (" Models of a family are alike. Intervals of ρ over all models resample them within their family; p and the "
+         "slope take them for independent, and are surer than the few families allow: what differs between families "
+         "may be anything, not only accuracy.")
 WITHIN = (" Within families: each family's mean is taken off, the IIS is of one half of the images and dense accuracy "
-          "of the other; interval of models resampled, p of models permuted, within families. Models of a family are "
-          "alike, so p and the slope over all models, which take them for independent, are surer than the few families "
-          "allow: what differs between families may be anything, not only accuracy.")
+          "of the other; interval of models resampled, p of models permuted, within families.")
 OF_FAMILIES = ("{}, ± is the standard deviation between the models of a family, [lowest, highest]; within a model: "
                "root mean square of the standard deviations over {}.")
 
@@ -82,8 +85,9 @@ def main(settings: Settings) -> None:
     most = (counted(max(line[name] for line in lines), what)
             for name, what in (("models", "model"), ("nets", "independent net")))
     print(write_table(folder, "iis_correlations", lines, [for_people(line) for line in lines],
-                      CAPTION.format(*most) + ALONG * any(line["which"] == ALL for line in lines)
-                      + WITHIN * any("within_rho" in line for line in lines)))
+                      CAPTION.format(*most) + ALONG * any(line["which"] != FINISHED for line in lines)
+                      + ALIKE * any("within_rho" in line for line in lines)
+                      + WITHIN * any(line.get("within_rho") is not None for line in lines)))
     of_families = [line for dataset, by_title in found.items() for bank, mine in by_title.items()
                    for line in family_lines(dataset, bank, mine)]
     if of_families:
@@ -95,16 +99,17 @@ def main(settings: Settings) -> None:
 
 
 def correlations(dataset: str, bank: str, runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """A line for the finished models and, where there are checkpoints, a second with them.
+    """A line for the finished models and, where there are checkpoints or earlier layers, a second with them.
 
     Left out of both: models close to chance, whose IIS means nothing; of the second: a last checkpoint that is the
     finished model over again.
     """
-    finished = [run for run in runs if run.epoch is None]
+    finished, layers = finished_of(runs), [run for run in runs if run.epoch is None and not is_last(run, runs)]
     weights = {run.identity["weights_hash"] for run in finished}
-    distinct = finished + [run for run in runs if run.epoch is not None and run.identity["weights_hash"] not in weights]
-    lines = []
-    for name, mine in ((FINISHED, finished), (ALL, distinct))[:1 + (len(distinct) > len(finished))]:
+    distinct = finished + layers + [run for run in runs if run.epoch is not None
+                                    and run.identity["weights_hash"] not in weights]
+    lines, everything = [], LAYERS if layers else ALL
+    for name, mine in ((FINISHED, finished), (everything, distinct))[:1 + (len(distinct) > len(finished))]:
         usable = [run for run in mine if run.meaningful]
         dense, families = [run.dense for run in usable], families_of(usable)
         labels = [run.family for run in usable] if families and name == FINISHED else None
@@ -126,6 +131,11 @@ def correlations(dataset: str, bank: str, runs: Sequence[Run]) -> list[dict[str,
     return lines
 
 
+def finished_of(runs: Sequence[Run]) -> list[Run]:
+    """Without checkpoints and layers before the last: a network counts once."""
+    return [run for run in runs if run.epoch is None and is_last(run, runs)]
+
+
 def per_image(run: Run, over_k: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """What each validation image adds to ∫ acc(s) ds and to dense accuracy, (N,) each, means over seeds: their means
     over images are `run.area` and `run.dense`. over_k: the area is taken over log k, not over s."""
@@ -139,7 +149,7 @@ def family_lines(dataset: str, bank: str, runs: Sequence[Run]) -> list[dict[str,
     """A line per family of `families_of` the finished models that are not close to chance: spread between its models
     beside that over seeds within a model."""
     lines = []
-    for family, mine in families_of([run for run in runs if run.epoch is None and run.meaningful]).items():
+    for family, mine in families_of([run for run in finished_of(runs) if run.meaningful]).items():
         line = {"dataset": dataset, "bank": bank, "family": family, "models": len(mine)}
         for measure in ("dense", "iis", "corrected"):
             values = [getattr(run, measure) for run in mine]
@@ -174,7 +184,7 @@ def for_people(line: dict[str, Any]) -> dict[str, Any]:
         low, high, p = (line[f"{measure}_{name}"] for name in ("low", "high", "p"))
         if line[measure] is not None:
             return f"{signed(line[measure])} [{signed(low)}, {signed(high)}], p = {p:.2g}"
-        return ("none: checkpoints" if line["which"] == ALL else "none: too few models"
+        return ("none: " + line["which"].removeprefix("with ") if line["which"] != FINISHED else "none: too few models"
                 if line[f"{measure}_reliable"] is None else "none: dense accuracies differ by chance")
 
     within = {}
@@ -208,10 +218,10 @@ def scatter(found: dict[str, Sequence[Run]], title: str = "") -> Any:
             _draw(one, [run for run in mine if run.epoch is not None], style(place) | HOLLOW,
                   f"{family} along pre-training")
         draw_marks(one, runs, lambda run: (100 * run.dense, run.iis))
-        used = [run for run in runs if run.meaningful and run.epoch is None]
+        used = [run for run in finished_of(runs) if run.meaningful]
         for run in (run for run in runs if run.epoch is None and run.family not in again):
-            short = run.model.removeprefix(run.family).lstrip("_-:") or run.model  # 50 of resnet50
-            one.annotate(short, (100 * run.dense, run.iis), xytext=(5, 4), textcoords="offset points", fontsize=7)
+            one.annotate(short_name(run), (100 * run.dense, run.iis), xytext=(5, 4), textcoords="offset points",
+                         fontsize=7)
         # Over families of several models one ρ would call what differs between families an effect of accuracy.
         rho = None if families_of(used) else associate([run.iis for run in used], [run.dense for run in used])["rho"]
         one.set_title(f"{name}\n{counted(len(used), 'finished model')}"
@@ -223,6 +233,12 @@ def scatter(found: dict[str, Sequence[Run]], title: str = "") -> Any:
     figure.supylabel(f"IIS (of {max(run.summary['span'] for runs in found.values() for run in runs):g})", fontsize=10)
     legend_below(figure, axes)
     return figure
+
+
+def short_name(run: Run) -> str:
+    """A model without the name of its family: "50" of resnet50, "025_128" of mobilenet_v1_025_128, MobileNet V1."""
+    family = r"[\W_]*".join(re.findall(r"[^\W_]", run.family))
+    return re.sub(rf"^{family}[\W_]*", "", run.model, flags=re.IGNORECASE) or run.model
 
 
 def _draw(axes: Any, runs: Sequence[Run], look: dict[str, Any], label: str) -> None:

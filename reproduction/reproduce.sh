@@ -44,6 +44,7 @@ for sweep in $SWEEPS; do
     step arr_curves --sweep "$sweep"
     step accuracy_at_nec --sweep "$sweep"
     step ncc --sweep "$sweep"
+    step which_bank --sweep "$sweep"
     step predictions_table --sweep "$sweep"
     step controls_table --sweep "$sweep"
     step faithfulness --sweep "$sweep"
@@ -59,6 +60,8 @@ for sweep in $SWEEPS; do
         step recipe --dataset shapes --models shapes_small,shapes_medium,shapes_large --num_concepts 64 \
             --save_dir results/reproduction/recipe_shapes
         made results/reproduction/recipe_shapes
+        step sweep shapes_banks
+        step bank_truth --sweep shapes_banks
         step sweep shapes_nets
         step iis_against_accuracy --sweep shapes_nets
         for file in results/reproduction/shapes_nets/iis_*; do    # beside the tables of the same names

@@ -6,9 +6,9 @@
 which_bank (.csv, .md, .tex): a line per network, M and bank: scores, ANEC (where accuracy_at_nec.py has run), NCC, what
 its vectors span, whether another seed finds them again, and the seconds it takes. which_bank_ranks: per M and measure
 the banks' mean ranks, Friedman's test and Nemenyi's critical difference (Demšar, JMLR 7, 2006), and a figure
-which_bank_DATASET_M (.png, .pdf) with bars that join the banks not told apart. Checkpoints and what a sweep calls a
-variant are left out; a setting that differs otherwise (elements, protocol, epochs) is a bank of its own. Needs the
-runs' predictors/, and for NCC their validation features.
+which_bank_DATASET_M (.png, .pdf) with bars that join the banks not told apart. Checkpoints, layers before the last, and
+what a sweep calls a variant are left out; a setting that differs otherwise (elements, protocol, epochs) is a bank of
+its own. Needs the runs' predictors/, and for NCC their validation features.
 """
 
 import sys
@@ -32,7 +32,17 @@ from reproduction.lib.bank_geometry import effective_rank, stability
 from reproduction.lib.figures import panels
 from reproduction.lib.measures import MEASURES, stored_levels
 from reproduction.lib.outputs import write_figure, write_table
-from reproduction.lib.points import bank_place, beside_shown, counted, finished, groups, percent, point, seeds_of
+from reproduction.lib.points import (
+    bank_place,
+    beside_shown,
+    counted,
+    finished,
+    groups,
+    last_layers,
+    percent,
+    point,
+    seeds_of,
+)
 from reproduction.lib.runs import Run, Source, find_runs, output_folder
 from reproduction.lib.statistics import Friedman, critical_difference, friedman, holm
 
@@ -42,8 +52,9 @@ BYTES = 2**29  # that the NCC of a run takes
 CAPTION = ("Mean ± std over {}; lift with its 95 % interval over seeds and images. ANEC: over the levels in brackets, "
            "which all banks of the network with as many concepts reach; NCC at s = 0 (fewer is better). Stability: "
            "|cosine| of matched rows of two seeds' banks, mean over pairs of seeds; any two: of any two of their rows. "
-           "Seconds: to make one seed's bank, and to train one head; an End2End bank is learned with its head. -: not "
-           "measured.")
+           "Of a bank with sparse codes, rank and stability are those of its decoder, and NCC counts codes, which are "
+           "few even at s = 0. Seconds: to make one seed's bank, and to train one head; an End2End bank is learned "
+           "with its head. -: not measured.")
 RANKS = ("Mean rank of each bank over N networks, 1 is best; p: Friedman's test that all banks are equal, and after "
          "Holm's correction for all lines; CD: mean ranks that far apart differ (Nemenyi, 5 % for all pairs of a "
          "line). {}A bank or network in which something is missing is left out of the line.")
@@ -69,7 +80,7 @@ def main(settings: Settings) -> Path:
     runs = [run for run in finished(find_runs(settings, settings.draws)) if settings.dataset in (None, run.dataset)]
     if not runs:
         raise UserError(f"there is no ledger of {settings.dataset} here; run ip_train.sh first")
-    runs = titled(runs)
+    runs = titled(last_layers(runs))
     # A run beside a run: each line is some seconds of NCC and bootstrap, and shares nothing with the others.
     tasks = [lambda _, run=run: each(lambda one: line_of(one, levels_of(one, runs), settings.kept), [run])
              for run in runs]

@@ -8,6 +8,7 @@ from iis.grid import RATIOS
 from iis.runtime import UserError, read_json, write_json
 from reproduction import along_depth, iis_against_accuracy
 from reproduction.lib import nec
+from reproduction.lib.points import last_layers
 from reproduction.lib.runs import Source, find_runs
 
 # Dense top-1 of the layers, from the first to the last, and their ARR at every ratio.
@@ -126,5 +127,9 @@ def test_what_has_no_layers_is_refused_and_other_tables_count_networks(tmp_path)
     with pytest.raises(UserError, match="`layers`"):
         call(along_depth, "--model_root", tmp_path / "lone")
     call(iis_against_accuracy, "--sweep", made_depths(tmp_path), "--save_dir", tmp_path / "out")
-    first, _ = rows_of(tmp_path / "out" / "iis_correlations.csv")
-    assert (first["models"], first["nets"]) == ("8", "2") and float(first["within_rho"]) < -0.8
+    lines = rows_of(tmp_path / "out" / "iis_correlations.csv")
+    assert [(line["which"], line["models"], line["nets"]) for line in lines] == 2 * [
+        ("finished", "2", "2"), ("with earlier layers", "8", "2")]
+    assert not (tmp_path / "out" / "iis_families.csv").exists()  # layers are no models of a family
+    runs = find_runs(Source(sweep=str(made_depths(tmp_path))))
+    assert [run.model for run in last_layers(runs)] == ["net_a", "net_a", "net_b", "net_b"]

@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
@@ -152,6 +153,42 @@ def test_steps_for_many_classes_lead_to_the_same_solution(monkeypatch, alpha):
     assert other.converged and single.converged and torch.equal(other.W_CM != 0, exact.W_CM != 0)
     torch.testing.assert_close(other.W_CM, exact.W_CM, rtol=0, atol=1e-5)
     torch.testing.assert_close(single.W_CM.double(), exact.W_CM, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("alpha", [0.99, 0.5])
+def test_steps_by_products_lead_to_the_same_solution(monkeypatch, alpha):
+    """Where the model's matrix is not written down: conjugate gradients on the support."""
+    x, y = problem()
+    exact = module.fit_elastic_net(x, y, CLASSES, LAM, alpha, tolerance=1e-6)
+    monkeypatch.setattr(module, "DENSE", 0)
+    net = module.ElasticNet(x, y, CLASSES, alpha)
+    for start in (None, net.solve(0.9 * LAM, tolerance=1e-3), net.solve(2 * LAM, tolerance=1e-3)):
+        other = net.solve(LAM, start, tolerance=1e-6)
+        assert other.converged and torch.equal(other.W_CM != 0, exact.W_CM != 0) and other.passes <= 12
+        torch.testing.assert_close(other.W_CM, exact.W_CM, rtol=0, atol=1e-5)
+    twice = torch.cat([x, x[:, :5]], 1).float()  # linearly dependent columns
+    other = module.fit_elastic_net(twice, y, CLASSES, LAM, alpha)
+    assert other.converged and conditions(twice, y, other, LAM, alpha) <= 1.01 * 0.01 * LAM * alpha
+
+
+def test_conjugate_gradients_against_scipy():
+    """Exact blocks of three classes of four, which the terms between classes couple; a bad one only slows it down."""
+    factors = np.random.default_rng(0).normal(size=(40, 12))
+    matrix = torch.from_numpy(factors.T @ factors / 40)
+    right, calls = torch.linspace(-1, 1, 12, dtype=torch.float64).view(3, 4), []
+
+    def product(V):
+        calls.append(1)
+        return (matrix @ V.flatten()).view(3, 4)
+
+    expected = scipy.linalg.solve(matrix.numpy(), right.flatten().numpy())
+    blocks = torch.stack([matrix[4 * c:4 * c + 4, 4 * c:4 * c + 4].inverse() for c in range(3)])
+    for inverse in (blocks, torch.eye(4, dtype=torch.float64).expand(3, 4, 4)):
+        calls.clear()
+        found = module.conjugate_gradients(product, right, inverse, 1e-9)
+        np.testing.assert_allclose(found.flatten(), expected, atol=1e-7)
+        assert len(calls) <= 13
+    assert module.conjugate_gradients(product, right, blocks, 1e-9, steps=0).tolist() == torch.zeros(3, 4).tolist()
 
 
 def test_the_model_of_all_classes_is_minimised_against_scipy():

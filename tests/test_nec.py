@@ -214,6 +214,10 @@ def test_script(toy, monkeypatch, capsys):
     (folder / "nec.json").write_text(json.dumps(kept))
     measure()
     assert fitted == [1, 1] and json.loads((folder / "nec.json").read_text())["1"]["depends"]["path"] == REFINED
+    call(accuracy_at_nec, "--model_root", folder, "--device", "cpu", "--seeds", "1")
+    lines = rows_of(folder / "nec.csv")
+    assert {line["seeds"] for line in lines} == {"1"} and not fitted[2:]
+    assert float(lines[0]["top1"]) == pytest.approx(top1[0]) and "over 1 seed:" in (folder / "nec.md").read_text()
     call(accuracy_at_nec, "--model_root", folder, "--device", "cpu", "--path", "vlg")
     assert len(fitted) == 4 and (folder / "nec_vlg.json").exists() and len(rows_of(folder / "nec_vlg.csv")) == 4
 

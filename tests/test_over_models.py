@@ -1,6 +1,8 @@
 """Tables and figures over models, from ledgers whose numbers are worked out by hand: what may be compared, what it is
 called, and every mark where its number stands."""
 
+from types import SimpleNamespace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -292,3 +294,11 @@ def test_retention_of_a_sweep_by_hand(tmp_path):
     made_ledger(tmp_path / "lone", "net_epoch1", 0.5, 0.4)
     call(arr_curves, "--model_root", tmp_path / "lone")  # nothing but a checkpoint: it was meant
     assert {line["model"] for line in rows_of(tmp_path / "lone" / "arr.csv")} == {"net_epoch1"}
+
+
+@pytest.mark.parametrize("model, family, short", [
+    ("resnet50", "resnet", "50"), ("mobilenet_v1_025_128", "MobileNet V1", "025_128"), ("net", "net", "net"),
+    ("efficientnet_lite0", "EfficientNet-Lite", "0"), ("timm:resnet50", "resnet", "timm:resnet50"),
+    ("net__blocks.4", "net", "blocks.4")])
+def test_names_in_the_figure_leave_out_the_family(model, family, short):
+    assert iis_against_accuracy.short_name(SimpleNamespace(model=model, family=family)) == short

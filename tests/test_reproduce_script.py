@@ -84,6 +84,11 @@ def test_caltech101_unpacks_checks_trains_and_tabulates_in_this_order(tmp_path):
         named = words[:1] if script.endswith(("/sweep.py", "/finetuning.py")) else [
             words[place + 1] for place, word in enumerate(words) if word == "--sweep"]
         assert all((ROOT / "reproduction" / "sweeps" / f"{name}.yaml").is_file() for name in named), words
+    for sweep in ("caltech101", "caltech101_converged"):  # which_bank shows what accuracy_at_nec has kept
+        order = [f"reproduction/{name}.py" for name in ("sweep", "accuracy_at_nec", "which_bank")]
+        assert [script for script, *words in ran if script in order and sweep in words] == order
+    assert ["reproduction/sweep.py", "caltech101_depth"] in ran[:ran.index(
+        ["reproduction/along_depth.py", "--sweep", "caltech101_depth"])]
     subprocess.run(run, cwd=tmp_path, env=environment, check=True, capture_output=True)
     again = (tmp_path / "ran").read_text().splitlines()[len(ran):]
     assert not any(line.startswith("-m") for line in again)  # unpacked already

@@ -334,6 +334,14 @@ def test_from_yaml_to_table(world, monkeypatch, capsys, cores):  # noqa: F811
     assert ("before fine-tuning", "measured at M = 4", "IIS") in collected
     assert ("before fine-tuning", "", "dense top-1") in collected
     assert ("before fine-tuning", "", "original head top-1") not in collected
+    for results in (world / "runs").rglob("finetuning.json"):
+        results.write_text(json.dumps({**json.loads(results.read_text()), "new_head": 2}))
+    call(finetuning_table, "--sweep", world / "runs", "--save_dir", world / "replaced")
+    for name in ("finetuning", "finetuning_ablations", "finetuning_tuning"):
+        table = (world / "replaced" / f"{name}.md").read_text()
+        assert "| new head, %" in table and "original head" not in table
+    measures = {line["measure"] for line in lines_of_fine_tuning(world)}
+    assert "new head top-1" in measures and "original head top-1" not in measures
     text = file.read_text()
     file.write_text(text.replace("[0.01, 0.1]", "[0.5]"))  # another rate is found, and the old cells keep theirs
     with pytest.raises(UserError, match="dense_M4_s0.1_seed1: .* made with learning_rate = 0.*, and this run has "

@@ -16,7 +16,9 @@ from iis.runtime import UserError, write_json
 from IP_training import IP_End2End_training, IP_Prototype_training
 from reproduction import which_bank
 from reproduction.lib.bank_geometry import effective_rank, matched_cosine, stability
+from reproduction.lib.measures import stored_levels
 from reproduction.lib.nec import LEVELS, PATHS
+from reproduction.lib.runs import read_run
 from reproduction.lib.statistics import critical_difference, friedman
 
 # AUC of C4.5, with m, with cf, with both, on 14 data sets (Demšar 2006, Table 6). The last digit of "voting" is ours:
@@ -132,8 +134,19 @@ def add_to_rows(folder, **values):
 
 def save_nec(folder, values, levels=LEVELS):
     lines = [{"nec": level, "top1": values if level in levels else None, "reason": ""} for level in LEVELS]
-    write_json(folder / "nec.json", {str(seed): {"depends": {"path": PATHS["refined"], "train_hash": "t",
-                                                              "val_hash": "v"}, "levels": lines} for seed in range(2)})
+    run = read_run(folder, draws=2)
+    write_json(folder / "nec.json", {str(seed): {"levels": lines, "depends": {
+        "path": PATHS["refined"], "train_hash": "t", "val_hash": "v", **run.bank(seed).encoder.fingerprint()}}
+        for seed in range(2)})
+
+
+def test_accuracy_at_nec_of_another_bank_is_not_believed(tmp_path):
+    place = made_ledger(tmp_path, "net", 0.8, 0.6, train_hash="t", val_hash="v")
+    save_bank(place, [np.eye(20), np.eye(20)])
+    save_nec(place, 0.5)
+    assert len(stored_levels(read_run(place, draws=2))) == 2
+    save_bank(place, [np.eye(20), np.eye(20)[::-1]])  # seed 1 was trained again
+    assert stored_levels(read_run(place, draws=2)) is None
 
 
 def made_banks(folder):

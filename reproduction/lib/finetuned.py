@@ -39,14 +39,15 @@ def finished_cells(root: Path) -> tuple[pd.DataFrame, list[str]]:
 
 def tuned_cells(root: Path) -> pd.DataFrame:
     """A line for each finished cell of the tuning in `root`: objective, learning_rate, seed; own_head and predictor,
-    their top-1 on the held-out images after the last epoch, in percent; before: own_head as it came; held_out: how many
-    images."""
+    their top-1 on the held-out images after the last epoch, in percent; before: own_head before the first; held_out:
+    how many images; head: of `head_of`."""
     lines = []
     for cell in _finished(root):
         results = read_json(root / cell["name"] / RESULTS)
         lines.append({**{key: cell[key] for key in ("objective", "learning_rate", "seed")},
                       "own_head": 100 * results["after"]["dense_top1"], "predictor": 100 * results["after"]["ip_top1"],
-                      "before": 100 * results["before"]["dense_top1"], "held_out": results["n_val"]})
+                      "before": 100 * results["before"]["dense_top1"], "held_out": results["n_val"],
+                      "head": head_of(results)})
     return pd.DataFrame(lines)
 
 
@@ -55,6 +56,12 @@ def best_rates(cells: pd.DataFrame) -> dict[str, float]:
     average over seeds; of equals the smallest. The same for all objectives, so that none is favoured."""
     means = cells.groupby(["objective", "learning_rate"], sort=True)["own_head"].mean().round(9)
     return {objective: float(means[objective].idxmax()) for objective in cells["objective"].unique()}
+
+
+def head_of(results: Mapping[str, Any]) -> str:
+    """What own_head of a run (finetuning.json) is of: the "original head", or the "new head" of other classes that was
+    fitted in its place."""
+    return "new head" if results.get("new_head") else "original head"
 
 
 def title_of(cell: Mapping[str, Any]) -> str:

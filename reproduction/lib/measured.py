@@ -126,7 +126,17 @@ def lines_of_fine_tuning(root: Path) -> list[dict[str, Any]]:
     """Every measure of every objective, mean ± std over seeds, of the fine-tunings in `root` (runs.json of
     reproduction/finetuning.py). The paper's is plain: Eq. 8, M = 200, s = 0.1, and the backbone as it came."""
     from IP_training import IP_Finetuning
-    from reproduction.lib.finetuned import BEFORE, EQ8, INDEX, MEASURES, NAMES, PERCENT, finished_cells, title_of
+    from reproduction.lib.finetuned import (
+        BEFORE,
+        EQ8,
+        INDEX,
+        MEASURES,
+        NAMES,
+        PERCENT,
+        finished_cells,
+        head_of,
+        title_of,
+    )
 
     usual, lines = IP_Finetuning.Settings(), []
     for index in sorted(root.glob(f"*/{INDEX}")):
@@ -152,6 +162,7 @@ def lines_of_fine_tuning(root: Path) -> list[dict[str, Any]]:
                     continue
                 by_bank = name in ("fresh_ip", "iis", "iis_chance_corrected") and of_bank != usual.num_concepts
                 mean, std = mean_std(mine[name])
+                measure = measure.replace("original head", head_of(mine["results"].iloc[0]))
                 lines.append({**common, "measure": measure, "marks": marks if "IIS" in measure else "",
                               "variant": "; ".join(filter(None, [*words, by_bank * f"measured at M = {of_bank}"])),
                               **(_percent(mean / 100, std and std / 100) if name in PERCENT else _area(mean, std))})

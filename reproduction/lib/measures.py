@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from iis.runtime import read_json
+from iis.runtime import each, read_json
 from reproduction.lib.runs import Run
 
 # Column: (what tables call it, 1 where more is better and −1 where less is).
@@ -43,12 +43,18 @@ def anec(run: Run, fit: bool = True, levels: Sequence[int] = ()) -> float | None
 
 def stored_levels(run: Run) -> list[list[dict[str, Any]]] | None:
     """What accuracy_at_nec.py kept beside a run's ledger, lines per seed; None where a seed is missing, or its lines
-    are of other features or of another path than today's."""
+    are of other features, another path or another bank (as far as it is still there) than today's."""
     from reproduction.lib.nec import PATHS, cache_name
 
     file = run.folder / cache_name()
     kept = read_json(file) if file.is_file() else {}
     now = {"path": PATHS["refined"], **{name: run.identity[name] for name in ("train_hash", "val_hash")}}
-    seeds = [one["levels"] for one in map(kept.get, map(str, run.summary["seeds"]))
-             if one and all(one["depends"].get(name) == value for name, value in now.items())]
-    return seeds if len(seeds) == len(run.summary["seeds"]) else None
+    seeds = []
+    for seed in run.summary["seeds"]:
+        banks, _ = each(run.bank, [seed])  # gone with the predictors: nothing to compare with
+        depends = {**now, **(banks[0].encoder.fingerprint() if banks else {})}
+        one = kept.get(str(seed))
+        if not one or any(one["depends"].get(name) != value for name, value in depends.items()):
+            return None
+        seeds.append(one["levels"])
+    return seeds

@@ -35,6 +35,20 @@ def finished(runs: Sequence[Run]) -> list[Run]:
     return [run for run in kept if run.epoch is None] or kept
 
 
+def is_last(run: Run, runs: Sequence[Run]) -> bool:
+    """Whether the run is of the last layer that the runs have of its network; so is a run that is of no layer."""
+    return run.depth is None or run.depth == max(other.depth or 0 for other in runs
+                                                 if (other.dataset, other.net) == (run.dataset, run.net))
+
+
+def last_layers(runs: Sequence[Run]) -> list[Run]:
+    """The runs without earlier layers of a network, where networks are counted."""
+    kept = [run for run in runs if is_last(run, runs)]
+    if len(kept) < len(runs):
+        print(f"left out: {len(runs) - len(kept)} of {len(runs)} runs are of earlier layers (along_depth.py)")
+    return kept
+
+
 def bank_place(bank: str) -> int:
     """Where tables list a kind of bank."""
     return (*BANKS, bank).index(bank)
@@ -152,9 +166,9 @@ def counted(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
-def seeds_of(runs: Sequence[Run]) -> str:
-    """"3 seeds", "1 to 3 seeds"."""
-    counts = sorted({len(run.summary["seeds"]) for run in runs})
+def seeds_of(runs: Sequence[Run], first: int | None = None) -> str:
+    """"3 seeds", "1 to 3 seeds"; of each run's first seeds where not all are taken."""
+    counts = sorted({len(run.summary["seeds"][:first]) for run in runs})
     return counted(counts[-1], "seed") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
 
 
