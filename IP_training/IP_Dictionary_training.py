@@ -30,9 +30,15 @@ class Settings(TextSettings, ElementSettings):
     kind: Literal["NMF", "PCA", "SpLiCE"] = setting("NMF", "which bank")
     penalty: float = setting(PENALTY, "SpLiCE: what an image's codes cost; a larger one leaves fewer that are not 0")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.penalty != PENALTY and self.kind != "SpLiCE":
+            raise UserError(f"--penalty {self.penalty:g} belongs to SpLiCE: add --kind SpLiCE, or leave it out")
+
 
 def main(settings: Settings) -> Path:
     """Build the bank of each seed and train the grid. Returns the folder of the ledger."""
+    from iis.runtime import choose_device
     from IP_training import dictionaries
     from IP_training.inputs import concepts_wanted, load_inputs
     from IP_training.run import train_bank
@@ -50,7 +56,8 @@ def main(settings: Settings) -> Path:
             raise UserError(f"the {split} representations are not CLIP's own image embeddings, which SpLiCE is for: "
                             "use --model_name clip, with --feature_layer where there are several CLIPs")
     make_bank = dictionaries.splice(text.words.image_paths, text.words.features_ND, inputs.train.features_ND,
-                                    settings.num_concepts, settings.penalty)
+                                    settings.num_concepts, settings.penalty,
+                                    choose_device(settings.device, silent=True))
     return train_bank(settings, kind, inputs, make_bank, settings.num_concepts,
                       {**identity_of_words(text), "penalty": settings.penalty}, most_concepts=len(text.words))
 

@@ -38,11 +38,11 @@ def main(settings: Settings) -> Path:
     from iis.runtime import choose_device
     from IP_training.inputs import concepts_wanted, load_inputs
     from IP_training.run import train_bank
-    from IP_training.sparse_autoencoder import Recipe, identity_of_sae, sae
+    from IP_training.sparse_autoencoder import SAERecipe, identity_of_sae, sae
 
     images = settings.learned_on == "images"
     inputs, num_concepts = load_inputs(settings, with_elements=not images), concepts_wanted(settings)
-    recipe = Recipe(rule=settings.sae_rule, k=settings.sae_k, control=settings.sae_control, steps=settings.sae_steps)
+    recipe = SAERecipe(rule=settings.sae_rule, k=settings.sae_k, control=settings.sae_control, steps=settings.sae_steps)
     make_bank = sae(inputs.train if images else inputs.elements, num_concepts, recipe, settings.route, images,
                     settings.element_choice, choose_device(settings.device, silent=True))
     identity = identity_of_sae(recipe, num_concepts, settings.route, settings.learned_on)

@@ -202,9 +202,9 @@ def from_matrix(matrix: torch.Tensor, width: int, names: Sequence[str] | dict[in
     Rows that have length 1 already stay as they are, bit for bit. names: of all concepts, or of some by number. Raises
     `UserError` for another shape or width, values that float32 cannot hold, zeros alone, or names that do not fit.
     """
-    if not torch.is_tensor(matrix) or matrix.ndim != 2 or not len(matrix):
-        shape = tuple(matrix.shape) if torch.is_tensor(matrix) else type(matrix).__name__
-        raise UserError(f"{where} holds {shape}; one matrix of M x D is needed")
+    if not torch.is_tensor(matrix) or matrix.ndim != 2 or not len(matrix) or matrix.is_complex():
+        found = f"{tuple(matrix.shape)} of {matrix.dtype}" if torch.is_tensor(matrix) else type(matrix).__name__
+        raise UserError(f"{where} holds {found}; one matrix of M x D real numbers is needed")
     if matrix.shape[1] != width:
         raise UserError(f"{where} has D = {matrix.shape[1]}, and the representations have D = {width}; make the bank "
                         "in the space of these representations"

@@ -20,6 +20,7 @@ from IP_training.banks import NEAREST, Bank, MakeBank, Seed, check_enough, chose
 from IP_training.config import PENALTY
 from IP_training.encoder import Encoder
 from IP_training.predictor import ROUNDING
+from IP_training.sparse_codes import check_penalty
 
 # Most iterations of NMF. On 7,516 segments of Caltech-101 under MobileNet v2 (D = 1280), M = 200, they take 42 s on
 # one core, and twice as many lower the relative error from 0.475 to 0.473; neither meets scikit-learn's tolerance.
@@ -135,7 +136,7 @@ def principal_directions(elements_ED: np.ndarray, num_concepts: int) -> tuple[np
 
 
 def splice(words: Sequence[str], texts_Md: torch.Tensor, images_Nd: torch.Tensor, num_concepts: int | None = None,
-           penalty: float = PENALTY) -> MakeBank:
+           penalty: float = PENALTY, device: torch.device | None = None) -> MakeBank:
     """Words as the dictionary of CLIP's image embeddings (SpLiCE; Bhalla et al., NeurIPS 2024, arXiv 2402.10376).
 
     The representations are CLIP's own image embeddings, of length 1. An image is what is left of it without the mean
@@ -143,8 +144,9 @@ def splice(words: Sequence[str], texts_Md: torch.Tensor, images_Nd: torch.Tensor
     1. Activations are codes, not projections: the a >= 0 of `nonnegative_codes`. The evidence of a concept is its word.
 
     texts_Md (M, d): CLIP's embeddings of the words; images_Nd (N, d): of the training images, which give the mean and
-    decide which words stay: the `num_concepts` with the largest sum of codes, in their order, or all. Nothing is drawn.
-    Raises `UserError` where the images are not CLIP's, or the words too few.
+    decide which words stay: the `num_concepts` with the largest sum of codes, in their order, or all. device: where
+    these codes are computed, the CPU unless said. Nothing is drawn. Raises `UserError` where the images are not CLIP's,
+    or the words too few.
     """
     if texts_Md.shape[1] != images_Nd.shape[1]:
         raise UserError(f"the words have D = {texts_Md.shape[1]} and the representations D = {images_Nd.shape[1]}: "
@@ -155,8 +157,7 @@ def splice(words: Sequence[str], texts_Md: torch.Tensor, images_Nd: torch.Tensor
     if not (lengths_N - 1).abs().max() < 0.01:  # float16 rounds to less
         raise UserError(f"SpLiCE needs CLIP's image embeddings of length 1, and these have lengths up to "
                         f"{float(lengths_N.max()):.4g}; give those of extractor/textual_emb_extractor.py")
-    if not penalty > 0:
-        raise UserError(f"--penalty {penalty:g}: sparse codes need a penalty above 0")
+    check_penalty(penalty)
     texts_Md = unit_rows(texts_Md)
     bank_Md = unit_rows(texts_Md - texts_Md.mean(0))
 
@@ -164,7 +165,7 @@ def splice(words: Sequence[str], texts_Md: torch.Tensor, images_Nd: torch.Tensor
         images = images_Nd if seed.train_rows is None else images_Nd[seed.train_rows]
         encoder, kept = Encoder(bank_Md, "lasso", centre_D=images.float().mean(0), penalty=penalty), range(len(words))
         if num_concepts not in (None, len(words)):
-            used_M = sum(encoder(part).sum(0) for part in images.split(65536))
+            used_M = sum(encoder.to(device or torch.device("cpu"))(part).sum(0) for part in images.split(65536))
             kept = used_M.argsort(descending=True, stable=True)[:num_concepts].sort().values.tolist()
             encoder = replace(encoder, weight_MD=bank_Md[kept])
         return Bank("SpLiCE", encoder.weight_MD.clone(), [[words[m]] for m in kept], encoder=encoder)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from iis.embedding_file import content_hash, load_tensors, read_tensors
-from iis.runtime import UserError, read_json
+from iis.runtime import UserError, read_json, read_lines
 from IP_training.banks import Bank, from_matrix
 from IP_training.encoder import Encoder
 
@@ -56,9 +56,10 @@ def tensors_of(file: Path) -> torch.Tensor | dict[str, torch.Tensor]:
     data = read_tensors(file)
     if isinstance(data, dict):
         data = next((data[name] for name in ("state_dict", "model") if isinstance(data.get(name), dict)), data)
-        return {str(name): torch.as_tensor(value) for name, value in data.items()
-                if torch.is_tensor(value) or isinstance(value, int | float)}
-    return data
+        numbers = {name: torch.tensor(float(value), dtype=torch.float64) for name, value in data.items()
+                   if isinstance(value, int | float)}
+        return {str(name): value.to_dense() for name, value in {**data, **numbers}.items() if torch.is_tensor(value)}
+    return data.to_dense() if torch.is_tensor(data) else data
 
 
 def found(tensors: dict[str, torch.Tensor], names: Sequence[str]) -> str | None:
@@ -81,11 +82,10 @@ def encoder_of(tensors: dict[str, torch.Tensor], size: int, width: int, k: int |
     weight_MD = oriented(tensors[name], name, width).float().contiguous()
     parts: dict[str, Any] = {field: tensors[one].float().flatten() for field, names in
                              (("bias_M", BIASES), ("centre_D", CENTRES)) if (one := found(tensors, names))}
-    own_k = int(tensors["k"]) if "k" in tensors and tensors["k"].numel() == 1 else None
     threshold = tensors["threshold"].float().flatten() if "threshold" in tensors else None
-    if k is None and threshold is not None and bool((threshold >= 0).all()):  # -1: not known yet
+    if k is None and threshold is not None and not bool((threshold < 0).all()):  # -1: not known yet
         parts |= {"rule": "threshold", "threshold_M": threshold.expand(size) if len(threshold) == 1 else threshold}
-    elif (k := k or own_k) is not None:
+    elif (k := k or k_of(tensors, where)) is not None:
         parts |= {"rule": "topk", "k": k}
     else:
         parts |= {"rule": "relu"}
@@ -100,12 +100,21 @@ def encoder_of(tensors: dict[str, torch.Tensor], size: int, width: int, k: int |
     return Encoder(weight_MD, **parts)
 
 
+def k_of(tensors: dict[str, torch.Tensor], where: str) -> int | None:
+    """The k of a file; None where it has none. Raises `UserError` for one that is no whole number."""
+    if "k" not in tensors or tensors["k"].numel() != 1:
+        return None
+    if not (k := float(tensors["k"])).is_integer():
+        raise UserError(f"--route encoder: {where} keeps k = {k:g} codes, which is no whole number; give --sae_k")
+    return int(k)
+
+
 def read_names(file: Path) -> list[str] | dict[int, str]:
     """Names of concepts: a line each, or JSON, a list or a mapping of the concept's number (from 0) to its name."""
     if not file.is_file():
         raise UserError(f"there is no file {file} with the concepts' names")
     if file.suffix != ".json":
-        return [line.strip() for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
+        return read_lines(file)
     data = read_json(file)
     if isinstance(data, list):
         return [str(name) for name in data]

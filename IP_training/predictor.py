@@ -63,12 +63,13 @@ class Normaliser:
 
 
 def fit_normaliser(blocks: Sequence[tuple[str, int]], train_features_ND: torch.Tensor, bank: Encoder | torch.Tensor,
-                   train_rows: torch.Tensor | None = None, chunk: int = 65536) -> Normaliser:
+                   train_rows: torch.Tensor | None = None, chunk: int = 65536,
+                   train_activations_NM: torch.Tensor | None = None) -> Normaliser:
     """The normaliser of a bank (on its device), with mean and deviation (ddof 1) of the training activations.
 
     bank: its encoder, or vectors (M, D) to project on. train_rows: the rows that are trained on, under `--holdout`;
-    else all. A column that is constant, up to the rounding of its sum of D products, has deviation 1: its noise is not
-    scaled up.
+    else all. train_activations_NM: where they are known; else each is computed twice. A column that is constant, up to
+    the rounding of its sum of D products, has deviation 1: its noise is not scaled up.
     """
     encoder = as_encoder(bank)
     if sum(columns for _, columns in blocks) != len(encoder) or not {kind for kind, _ in blocks} <= set(KINDS):
@@ -83,7 +84,8 @@ def fit_normaliser(blocks: Sequence[tuple[str, int]], train_features_ND: torch.T
         def chunks() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
             for some in rows.split(chunk):
                 h = train_features_ND[some].to(device, torch.float32)
-                yield h, encoder(h)[:, fitted_M].double()
+                a = encoder(h) if train_activations_NM is None else train_activations_NM[some.to(device)]
+                yield h, a[:, fitted_M].double()
 
         for h, a in chunks():
             mean = mean + a.sum(0) / len(rows)
@@ -108,6 +110,20 @@ def interpret(features_ND: torch.Tensor, bank: Encoder | torch.Tensor, normalise
     for start in range(0, len(features_ND), chunk):
         activations_NM[start:start + chunk] = normaliser(encoder(features_ND[start:start + chunk]))
     return activations_NM
+
+
+def interpret_train(blocks: Sequence[tuple[str, int]], train_features_ND: torch.Tensor, bank: Encoder | torch.Tensor,
+                    train_rows: torch.Tensor | None = None, chunk: int = 65536) -> tuple[Normaliser, torch.Tensor]:
+    """`fit_normaliser` and the `interpret` of train (N, M) with it, every activation computed once: a code of SpLiCE is
+    a Lasso."""
+    encoder = as_encoder(bank)
+    zeros_M = encoder.weight_MD.new_zeros(len(encoder))
+    unchanged = Normaliser((("scale", len(encoder)),), zeros_M, zeros_M + 1)
+    a_NM = interpret(train_features_ND, encoder, unchanged, chunk)
+    normaliser = fit_normaliser(blocks, train_features_ND, encoder, train_rows, chunk, a_NM)
+    for part_BM in a_NM.split(chunk):
+        part_BM.copy_(normaliser(part_BM))
+    return normaliser, a_NM
 
 
 class LinearHeads(nn.Module):

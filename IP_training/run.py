@@ -41,7 +41,7 @@ from iis.summary import remarks_on_rows
 from IP_training.banks import Bank, MakeBank, Seed
 from IP_training.config import TrainingSettings
 from IP_training.inputs import Inputs
-from IP_training.predictor import InterpretationHeads, LinearHeads, Normaliser, fit_normaliser, interpret
+from IP_training.predictor import InterpretationHeads, LinearHeads, Normaliser, interpret, interpret_train
 from IP_training.shares import BankOf, GroupsOf, Share, shares_each, split, train_shares
 from IP_training.train_heads import HeadGroup, Recipe, Trained, by_learning_rate, saved_cells
 
@@ -82,7 +82,7 @@ def train_groups(settings: TrainingSettings, kind: str, inputs: Inputs, prepare:
     identity = identity_of(settings, kind, num_concepts, inputs, bank_settings)
     folder = settings.save_dir or settings.default_folder(identity)
     if settings.dry_run:
-        print_training_plan(settings, kind, inputs, num_concepts, folder)
+        print_training_plan(settings, kind, inputs, num_concepts, most_concepts, folder)
         return folder
     keep_freed_memory()
     most_concepts = num_concepts or most_concepts
@@ -271,8 +271,8 @@ def activations(inputs: Inputs, bank: Bank, seed: Seed,
                 device: torch.device) -> tuple[Normaliser, torch.Tensor, torch.Tensor]:
     """The bank's normaliser, fitted to the rows that are trained on, and the activations of train (N, M) and val."""
     encoder = bank.encoder.to(device)
-    normaliser = fit_normaliser(bank.blocks, inputs.train.features_ND, encoder, seed.train_rows)
-    return normaliser, *(interpret(split.features_ND, encoder, normaliser) for split in (inputs.train, inputs.val))
+    normaliser, z_train = interpret_train(bank.blocks, inputs.train.features_ND, encoder, seed.train_rows)
+    return normaliser, z_train, interpret(inputs.val.features_ND, encoder, normaliser)
 
 
 def age(file: Path) -> float:
@@ -409,15 +409,15 @@ def claimed(folder: Path, identity: dict[str, Any], results: str) -> Iterator[No
 
 
 def print_training_plan(settings: TrainingSettings, kind: str, inputs: Inputs, num_concepts: int | None,
-                        folder: Path) -> None:
+                        most_concepts: int, folder: Path) -> None:
     """`--dry_run`: shapes, disk and memory; nothing is made."""
     rows, width, classes = len(inputs.train), inputs.train.width, inputs.num_classes
-    concepts, images = num_concepts or 200, rows + len(inputs.val)  # Text: as many as pass
+    concepts, images = num_concepts or most_concepts, rows + len(inputs.val)
     rates, trained = len(settings.learning_rates), rows - held_count(rows, settings.holdout)
     elements = f", {len(inputs.elements):,} elements" if inputs.elements is not None else ""
     print_plan(f"stage 3, {kind} bank for {settings.model_name} on {settings.dataset}", {
         "shapes": f"N = {rows:,} + {len(inputs.val):,} images, D = {width}, C = {classes}, "
-                  f"M = {num_concepts or 'as many concepts as pass, here taken as 200'}{elements}",
+                  f"M = {num_concepts or f'at most {most_concepts:,}'}{elements}",
         "heads": f"{len(settings.ratios) * rates} predictors ({len(settings.ratios)} ratios x {rates} learning rates) "
                  f"and {rates} dense heads, for each of {settings.seeds} seeds; {settings.n_epoch} epochs of "
                  f"{-(-trained // settings.batch_size):,} steps",

@@ -11,6 +11,7 @@ with √M, as there.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,17 +33,27 @@ AUXILIARY = 1 / 32  # weight of the auxiliary loss (arXiv 2406.04093)
 THRESHOLD_BATCHES = 64  # that the threshold of BatchTopK is the mean of
 RESIDENT = 2**28  # numbers that are copied to a GPU whole, 1 GiB; others are, batch by batch
 CHUNK = 8192  # rows encoded at once
+RULES, CONTROLS = ("topk", "batchtopk"), ("none", "frozen_decoder", "frozen_encoder")
+ROUTES = ("decoder", "encoder")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How an autoencoder is trained. k: codes that stay, of a row or on average (default M // 8, at least 1). control
-    (arXiv 2602.14111): what stays random, `frozen_decoder` or `frozen_encoder`."""
+class SAERecipe:
+    """How an autoencoder is trained. rule: "topk" or "batchtopk". k: codes that stay, of a row or on average (default
+    M // 8, at least 1). control (arXiv 2602.14111): what stays random, "frozen_decoder" or "frozen_encoder". Raises
+    `UserError` for anything else.
+    """
 
     rule: str = "topk"
     k: int | None = None
     control: str = "none"
     steps: int = SAE_STEPS
+
+    def __post_init__(self) -> None:
+        check_choice("rule", self.rule, RULES)
+        check_choice("control", self.control, CONTROLS)
+        if self.steps < 1:
+            raise UserError(f"steps = {self.steps}: an autoencoder needs at least 1 step of training")
 
     def k_of(self, num_concepts: int) -> int:
         """k for M concepts. Raises `UserError` where there are not so many."""
@@ -52,16 +63,23 @@ class Recipe:
         return k
 
 
-def sae(examples: Embeddings, num_concepts: int, recipe: Recipe | None = None, route: str = "decoder",
+def check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    """Raise `UserError` for a word that is not known."""
+    if value not in known:
+        raise UserError(f"{name} = {value!r}: use {', '.join(known)}")
+
+
+def sae(examples: Embeddings, num_concepts: int, recipe: SAERecipe | None = None, route: str = "decoder",
         images: bool = False, choice: str = "balanced", device: torch.device | None = None) -> MakeBank:
     """M decoder rows of a sparse autoencoder learned on `examples`; evidence: those with the largest codes.
 
     examples: visual elements, up to 20,000 of them as `chosen_elements` takes them; with images=True training images,
     all that a seed may train on. route: activations are the projections on the rows ("decoder") or the codes
-    ("encoder"). Raises `UserError` as `check_enough` and `Recipe.k_of` do.
+    ("encoder"). Raises `UserError` as `check_enough` and `SAERecipe.k_of` do.
     """
-    examples, recipe, device = as_embeddings(examples), recipe or Recipe(), device or torch.device("cpu")
+    examples, recipe, device = as_embeddings(examples), recipe or SAERecipe(), device or torch.device("cpu")
     check_enough(examples, 1)
+    check_choice("route", route, ROUTES)
     k = recipe.k_of(num_concepts)
 
     def make(seed: Seed) -> Bank:
@@ -77,7 +95,7 @@ def sae(examples: Embeddings, num_concepts: int, recipe: Recipe | None = None, r
     return make
 
 
-def fit(features_ND: torch.Tensor, rows: torch.Tensor, num_concepts: int, recipe: Recipe, k: int, seed: int,
+def fit(features_ND: torch.Tensor, rows: torch.Tensor, num_concepts: int, recipe: SAERecipe, k: int, seed: int,
         device: torch.device) -> tuple[torch.Tensor, Encoder]:
     """Decoder (M, D) with rows of length 1, and encoder, learned on some rows of features (N, D). The same for the same
     seed on the same device."""
@@ -158,7 +176,7 @@ def largest_codes(features_ND: torch.Tensor, rows: torch.Tensor, encoder: Encode
             for one in zip(found_MK.tolist(), best_MK.tolist(), strict=True)]
 
 
-def identity_of_sae(recipe: Recipe, num_concepts: int, route: str, learned_on: str) -> dict[str, Any]:
+def identity_of_sae(recipe: SAERecipe, num_concepts: int, route: str, learned_on: str) -> dict[str, Any]:
     """What identifies the bank in the ledger."""
     return {"sae_rule": recipe.rule, "sae_k": recipe.k_of(num_concepts), "sae_control": recipe.control,
             "sae_steps": recipe.steps, "route": route, "learned_on": learned_on}

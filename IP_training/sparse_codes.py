@@ -20,11 +20,10 @@ def nonnegative_codes(x_BD: torch.Tensor, dictionary_MD: torch.Tensor, penalty: 
     """For each row x the codes a >= 0 that minimise ‖x − a · dictionary‖² + penalty · Σ a: (B, M) in the type of x.
 
     The problem of SpLiCE (Bhalla et al., NeurIPS 2024, arXiv 2402.10376), in float64. On a CPU scikit-learn solves it,
-    row by row, ten times as fast as `fista`, which solves many rows at once on a GPU. Raises `UserError` for a penalty
-    that is not above 0, and where 20,000 steps do not solve every row.
+    row by row, ten times as fast as `fista`, which solves many rows at once on a GPU. Raises `UserError` as
+    `check_penalty` does, and where 20,000 steps do not solve every row.
     """
-    if not penalty > 0:
-        raise UserError(f"--penalty {penalty:g}: sparse codes need a penalty above 0")
+    check_penalty(penalty)
     words_MD, solve = dictionary_MD.to(x_BD.device, torch.float64), lasso if x_BD.device.type == "cpu" else fista
     codes_BM = x_BD.new_zeros(len(x_BD), len(words_MD))
     used = x_BD.any(1).nonzero().flatten()  # 0 is the sum of no words
@@ -32,6 +31,12 @@ def nonnegative_codes(x_BD: torch.Tensor, dictionary_MD: torch.Tensor, penalty: 
         for rows in used.split(max(1, ENTRIES // len(words_MD))):
             codes_BM[rows] = solve(x_BD[rows].double(), words_MD, penalty).to(codes_BM.dtype)
     return codes_BM
+
+
+def check_penalty(penalty: float) -> None:
+    """Raise `UserError` for a penalty that is not above 0 and finite."""
+    if not 0 < penalty < float("inf"):
+        raise UserError(f"--penalty {penalty:g}: sparse codes need a finite penalty above 0")
 
 
 def unsolved(count: int) -> UserError:

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from concept_library.concept_lists import read_concepts
 from iis.cli import setting
 from iis.embedding_file import Embeddings, differing, load_embeddings
-from iis.names import EMBEDDINGS, clip_images_file, clip_label, clip_words_file
+from iis.names import EMBEDDINGS, clip_images_file, clip_label, clip_words_file, shared_words_file
 from iis.runtime import ROOT, UserError, choose_device, torch_rng
 from IP_training.banks import Bank, MakeBank, Seed, unit_rows
 from IP_training.config import TrainingSettings
@@ -240,9 +241,8 @@ def load_text_inputs(settings: TextSettings, inputs: Inputs) -> TextInputs:
     label = clip_label(settings.clip_name, settings.clip_weights)
     files = {"words": clip_words_file(folder, concept_set, label),
              **{split: clip_images_file(folder, settings.dataset, split, label) for split in ("train", "val")}}
-    if not files["words"].is_file():  # in CLIP's own folder the lists' names end in a hash of the words
-        lists = list(folder.glob(f"{files['words'].stem}_{8 * '[0-9a-f]'}.pt"))
-        files["words"] = lists[0] if len(lists) == 1 else files["words"]
+    if not files["words"].is_file() and concept_set.is_file():  # in CLIP's own folder
+        files["words"] = shared_words_file(folder, concept_set, label, read_concepts(concept_set)[0])
     for file in files.values():
         if not file.is_file():
             raise UserError(f"there are no CLIP embeddings {file}; run extractor/textual_emb_extractor.py first, with "

@@ -10,7 +10,6 @@ backbone's own folder are hard links to it (copies where the disks differ).
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
@@ -36,7 +35,7 @@ from iis.cli import path
 from iis.datasets import ImageSet
 from iis.embedding_file import Embeddings, save_embeddings
 from iis.layers import Node
-from iis.names import CLIP_FILES, clip_images_file, clip_label, clip_words_file
+from iis.names import CLIP_FILES, clip_images_file, clip_label, clip_words_file, shared_words_file, words_hash
 from iis.preprocessing import INTERPOLATIONS, normalise, preprocessing, to_uint8
 from iis.processes import Advance, in_processes, jobs_that_fit
 from iis.runtime import ROOT, UserError, float32_products, make_output_folder, nearest, read_json, write_whole
@@ -318,9 +317,8 @@ def embed_words(clip: Clip, concepts: Sequence[str], concept_set: Path, shared: 
     `folder` has another list, or another CLIP's embeddings, under that name.
     """
     started, published = time.time(), clip_words_file(folder, concept_set, clip.label)
-    words_hash = hashlib.blake2b("\n".join(concepts).encode(), digest_size=16).hexdigest()
-    file = shared / f"{published.stem}_{words_hash[:8]}.pt"
-    provenance = {**clip.provenance, "node": WORDS, "concept_set": concept_set.stem, "words_hash": words_hash}
+    file = shared_words_file(shared, concept_set, clip.label, concepts)
+    provenance = {**clip.provenance, "node": WORDS, "concept_set": concept_set.stem, "words_hash": words_hash(concepts)}
     if is_done(published, provenance):
         print(f"{published}: done already")
         return published

@@ -108,8 +108,8 @@ def torchvision_names() -> list[str]:
 
 def replace_head(module: nn.Module, head: str, num_classes: int) -> None:
     """Put a linear layer with random weights in the place of the classification head called `head`."""
-    old = module.get_submodule(head)
-    module.set_submodule(head, nn.Linear(old.in_features, num_classes, device=old.weight.device))
+    (parent, _, name), old = head.rpartition("."), module.get_submodule(head)
+    setattr(module.get_submodule(parent), name, nn.Linear(old.in_features, num_classes, device=old.weight.device))
 
 
 def _seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from iis.runtime import UserError, write_whole
+from iis.runtime import UserError, read_lines, write_whole
 
 FORMAT = "iis-embeddings-1"
 # What decides the numbers in a file, and is compared when it is found again; `record` is only for people.
@@ -98,8 +98,7 @@ def load_embeddings(file: Path, labels: Path | None = None) -> Embeddings:
 def _labels(file: Path) -> tuple[torch.Tensor, list[str] | None]:
     """Labels (N,), and the class names where they are words."""
     if file.suffix == ".txt" and file.is_file():
-        words = [line.strip() for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
-        classes, labels_N = np.unique(words, return_inverse=True)
+        classes, labels_N = np.unique(read_lines(file), return_inverse=True)
         return torch.from_numpy(labels_N), classes.tolist()
     labels_N = load_tensors(file)
     if not torch.is_tensor(labels_N) or not labels_N.numel():

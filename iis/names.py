@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from iis.runtime import ROOT
@@ -81,3 +83,14 @@ def clip_images_file(folder: Path, dataset: str, split: str, label: str) -> Path
 def clip_words_file(folder: Path, concept_set: Path, label: str) -> Path:
     """CLIP's embeddings of a concept list: `CONCEPTSET_ViT-B16.pt`, after the list's own name."""
     return folder / f"{slug(Path(concept_set).stem)}_{label}.pt"
+
+
+def words_hash(concepts: Sequence[str]) -> str:
+    """What tells a list of words from an edited one."""
+    return hashlib.blake2b("\n".join(concepts).encode(), digest_size=16).hexdigest()
+
+
+def shared_words_file(folder: Path, concept_set: Path, label: str, concepts: Sequence[str]) -> Path:
+    """The same file in the folder that all models share, where it carries a hash of the words."""
+    file = clip_words_file(folder, concept_set, label)
+    return file.with_name(f"{file.stem}_{words_hash(concepts)[:8]}.pt")

@@ -223,6 +223,15 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not readable JSON ({error}); delete it and run the stage again") from None
 
 
+def read_lines(path: Path) -> list[str]:
+    """Lines of a text in UTF-8 without the blanks around them, empty ones left out; `UserError` for another encoding.
+    """
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text in UTF-8 ({error}); save it as UTF-8") from None
+
+
 def each(function: Callable[[Any], Any], items: Iterable[Any]) -> tuple[list[Any], list[str]]:
     """The results of all items that worked, and the `UserError` sentences of the others: one unfinished run does
     not hide the rest."""

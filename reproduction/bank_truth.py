@@ -82,7 +82,7 @@ def measure(run: Run, captions: Captions) -> pd.DataFrame:
 
     Raises `UserError` where files are gone.
     """
-    from IP_training.predictor import fit_normaliser, interpret
+    from IP_training.predictor import fit_normaliser
 
     images = [images_of(run, split) for split in ("train", "val")]
     has = [captions.has(split, own.image_paths) for split, own in zip(("train", "val"), images, strict=True)]
@@ -91,9 +91,10 @@ def measure(run: Run, captions: Captions) -> pd.DataFrame:
     found = [("-", PROBE, 0, linear_probe(train_ND.double().numpy(), has[0], val_ND.double().numpy(), has[1]))]
     for seed in run.summary["seeds"]:
         bank = run.bank(seed)
-        normaliser = fit_normaliser(bank.blocks, train_ND, bank.encoder)
-        ready = [interpret(split_ND, bank.encoder, normaliser).numpy() for split_ND in (train_ND, val_ND)]  # (N, M)
-        raw = [bank.encoder(split_ND).numpy() for split_ND in (train_ND, val_ND)]  # (N, M)
+        activations = [bank.encoder(split_ND) for split_ND in (train_ND, val_ND)]  # (N, M)
+        normaliser = fit_normaliser(bank.blocks, train_ND, bank.encoder, train_activations_NM=activations[0])
+        ready = [normaliser(a_NM).numpy() for a_NM in activations]
+        raw = [a_NM.numpy() for a_NM in activations]
         found += [(size, name, seed, best_matching(of_train, has[0], of_val, has[1]))
                   for name, (of_train, of_val) in ((label, ready), (label + RAW, raw))]
         if run.summary["bank"] == "Text":

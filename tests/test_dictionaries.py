@@ -9,6 +9,7 @@ from scipy.optimize import linear_sum_assignment
 
 import iis
 from iis.embedding_file import Embeddings, load_embeddings, save_embeddings
+from iis.names import shared_words_file
 from iis.runtime import UserError, seed_of
 from IP_training import IP_Dictionary_training as script
 from IP_training import dictionaries
@@ -130,7 +131,7 @@ def test_the_script_trains_the_grid_and_names_the_bank(toy, kind):
     if kind == "PCA":
         assert_plain(toy / "out")
     folder = run(script, toy, None, kind=kind, num_concepts=10, save_root=toy / "root", ratios="0.5", n_epoch=1)
-    assert str(folder.relative_to(toy / "root")) == f"IP_{kind}/toy/toy_segments_M10_epochs1"
+    assert str(folder.relative_to(toy / "root")) == f"IP_{kind}/toy/toy_segments_M10_epochs1_batch64"
 
 
 def test_from_python_the_banks_are_beside_the_others():
@@ -143,7 +144,8 @@ def test_from_python_the_banks_are_beside_the_others():
 
 @pytest.mark.parametrize("changes, words", [
     ({"kind": "NMF", "num_concepts": 10}, "80 visual elements"), ({"kind": "PCA"}, "--num_concepts 20"),
-    ({"kind": "PCA", "num_concepts": 0}, "at least 1"), ({"kind": "ICA"}, "invalid choice")])
+    ({"kind": "PCA", "num_concepts": 0}, "at least 1"),
+    ({"kind": "PCA", "penalty": 0.5}, "belongs to SpLiCE"), ({"kind": "ICA"}, "invalid choice")])
 def test_the_script_refuses_before_it_trains(toy, changes, words):
     assert words in refusal(script, toy, **changes)
 
@@ -194,16 +196,29 @@ def test_splice_codes_are_the_papers_and_their_stored_predictors_repeat_the_ledg
     right = (z_NM @ tensors["0/weight"].T + tensors["0/bias"]).argmax(1) == clusters(200, "val").labels_N
     assert float(right.double().mean()) == pytest.approx(described["selected"]["0"]["top1"], abs=0.0051)
     folder = run(script, toy, None, **splice_flags(toy, penalty=0.5, save_root=toy / "root", ratios="0.5", n_epoch=1))
-    assert str(folder.relative_to(toy / "root")) == "IP_SpLiCE/clip/toy_penalty0.5_words_Mall_epochs1"
+    assert str(folder.relative_to(toy / "root")) == "IP_SpLiCE/clip/toy_penalty0.5_words_Mall_epochs1_batch64"
 
 
 def test_splice_keeps_the_words_that_the_images_use_most(toy):
     save_unit_clip(toy)
-    (toy / "words_ViT-B16.pt").rename(toy / "words_ViT-B16_0123abcd.pt")  # as in CLIP's own folder
+    # In CLIP's own folder the words' file has a hash of them; one of an older list lies beside it.
+    (toy / "words.txt").write_text("\n".join(WORDS))
+    ours = shared_words_file(toy, toy / "words.txt", "ViT-B16", WORDS)
+    (toy / "words_ViT-B16.pt").rename(ours)
+    (toy / "words_ViT-B16_0123abcd.pt").write_text("older")
     run(script, toy, ratios="0.5", **splice_flags(toy, num_concepts=4))
-    (toy / "words_ViT-B16_0123abcd.pt").rename(toy / "words_ViT-B16.pt")
+    (toy / "words.txt").write_text("edited")
+    assert "textual_emb_extractor" in refusal(script, toy, **splice_flags(toy))
+    ours.rename(toy / "words_ViT-B16.pt")
     most = sorted(np.argsort(-plain_codes(toy, "train")[0].sum(0))[:4])
     assert predictors(toy / "out")[1]["concepts"]["all"] == [[WORDS[m]] for m in most]
+
+
+def test_a_dry_run_counts_all_words(toy, capsys):
+    save_unit_clip(toy)
+    run(script, toy, None, "--dry_run", **splice_flags(toy))
+    printed = capsys.readouterr().out
+    assert "M = at most 6" in printed and f"{4 * 6 * 500 / 1000:.1f} kB of activations" in printed
 
 
 def test_splice_refuses_what_is_not_clips(toy):
@@ -214,7 +229,8 @@ def test_splice_refuses_what_is_not_clips(toy):
     save_unit_clip(toy)
     assert "--model_name clip" in refusal(script, toy, **splice_flags(toy, train_pt=toy / "train.pt",
                                                                       val_pt=toy / "val.pt"))
-    for changes, words in (({"num_concepts": 7}, "6 words"), ({"penalty": 0}, "--penalty 0")):
+    for changes, words in (({"num_concepts": 7}, "6 words"), ({"penalty": 0}, "--penalty 0"),
+                           ({"penalty": "inf"}, "--penalty inf")):
         assert words in refusal(script, toy, **splice_flags(toy, **changes))
     with pytest.raises(UserError, match="D = 6 and the representations D = 5"):
         dictionaries.splice(WORDS, torch.eye(6), torch.eye(5))

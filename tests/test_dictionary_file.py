@@ -58,6 +58,16 @@ def test_k_and_thresholds_of_a_file(tmp_path):
     assert from_file(file, D, route="encoder").encoder.rule == "topk"
 
 
+def test_plain_numbers_and_sparse_tensors_of_a_file(tmp_path):
+    """2**64 - 1, such as a seed, is beyond the integers of a tensor."""
+    file = dictionary(tmp_path, "sae.pt", **SAELENS)
+    torch.save({**SAELENS, "W_dec": DECODER.to_sparse(), "k": 2, "seed": 2**64 - 1, "lr": 0.1}, file)
+    bank = from_file(file, D, route="encoder")
+    assert torch.equal(bank.vectors_MD, unit_rows(DECODER)) and bank.encoder.k == 2
+    torch.save(DECODER.to_sparse(), file)
+    assert torch.equal(from_file(file, D).vectors_MD, unit_rows(DECODER))
+
+
 def test_a_square_matrix_is_turned_by_its_name_alone(tmp_path):
     square = torch.randn(D, D, generator=GENERATOR)
     for name, expected in (("W_dec", square), ("decoder__weight", square.T), ("dictionary", square)):
@@ -79,6 +89,11 @@ def test_names_of_concepts(tmp_path):
     with pytest.raises(UserError, match="damaged|read"):
         (tmp_path / "bad.json").write_text("{")
         read_names(tmp_path / "bad.json")
+    (tmp_path / "names.txt").write_bytes("café\n".encode("latin-1"))
+    with pytest.raises(UserError, match="names.txt is no text in UTF-8"):
+        read_names(tmp_path / "names.txt")
+    (tmp_path / "names.txt").write_text("\ufeffwheel\n\n fur \n", encoding="utf-8")  # as Windows writes it
+    assert read_names(tmp_path / "names.txt") == ["wheel", "fur"]
 
 
 @pytest.mark.parametrize("tensors, route, words", [
@@ -91,7 +106,11 @@ def test_names_of_concepts(tmp_path):
     ({**SAELENS, "b_dec": CENTRE[:3]}, "encoder", "centre does not fit"),
     ({**SAELENS, "threshold": BIAS.abs()[:3]}, "encoder", "threshold does not fit"),
     ({**SAELENS, "b_enc": BIAS / 0}, "encoder", "not finite"),
-    ({**SAELENS, "k": torch.tensor(7)}, "encoder", "k = 7 of 6")])
+    ({**SAELENS, "threshold": BIAS / 0 * 0}, "encoder", "threshold .* not finite"),
+    ({**SAELENS, "k": torch.tensor(7)}, "encoder", "k = 7 of 6"),
+    ({**SAELENS, "k": torch.tensor(2.5)}, "encoder", "k = 2.5 codes, .* --sae_k"),
+    ({**SAELENS, "k": torch.tensor(torch.nan)}, "encoder", "k = nan codes"),
+    ({**SAELENS, "W_dec": DECODER + 1j}, "decoder", "complex64; one matrix of M x D real")])
 def test_files_that_are_unclear_are_refused_in_one_sentence(tmp_path, tensors, route, words):
     with pytest.raises(UserError, match=words) as error:
         from_file(dictionary(tmp_path, **tensors), D, route=route)

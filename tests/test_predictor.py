@@ -9,7 +9,8 @@ from torch import nn
 
 from iis.grid import RATIOS, dropped_count, kept_count
 from IP_training.banks import unit_rows
-from IP_training.predictor import InterpretationHeads, LinearHeads, fit_normaliser, interpret
+from IP_training.encoder import RULES, Encoder, linear
+from IP_training.predictor import InterpretationHeads, LinearHeads, fit_normaliser, interpret, interpret_train
 from IP_training.sparsify import _exactly, keep_mask, sort_ascending, sparsify
 
 # ---- sparsify ----
@@ -113,6 +114,19 @@ def test_every_block_is_normalised_by_its_own_rule(blocks, rows, chunk):
     assert z.dtype == torch.float32
     np.testing.assert_allclose(z.numpy(), expected, atol=2e-5)
     assert normaliser.learned_M.tolist() == [True] * count + [False] * (7 - count)
+
+
+@pytest.mark.parametrize("rows", [None, torch.arange(0, 300, 2)], ids=["all", "holdout"])
+@pytest.mark.parametrize("kind", ["layer", "standard", "scale"])
+def test_train_is_interpreted_with_every_activation_computed_once(kind, rows, monkeypatch):
+    bank, seen = Encoder(BANK, "relu", scale=2.0), []
+    expected = fit_normaliser([(kind, 7)], TRAIN.features_ND, bank, rows, 64)
+    z_NM = interpret(TRAIN.features_ND, bank, expected, 64)
+    monkeypatch.setitem(RULES, "relu", lambda encoder, x_BD: seen.append(len(x_BD)) or linear(encoder, x_BD).relu())
+    normaliser, found_NM = interpret_train([(kind, 7)], TRAIN.features_ND, bank, rows, 64)
+    assert seen == [64, 64, 64, 64, 44]
+    torch.testing.assert_close(found_NM, z_NM)
+    torch.testing.assert_close((normaliser.mean_M, normaliser.std_M), (expected.mean_M, expected.std_M))
 
 
 @pytest.mark.parametrize("scale", [1e-5, 1, 1e5])

@@ -6,6 +6,7 @@ from bank_runs import ledger, predictors, refusal, run
 from conftest import clusters
 from scipy.optimize import linear_sum_assignment
 
+import iis
 from iis.embedding_file import load_embeddings
 from iis.names import slug
 from iis.runtime import UserError
@@ -13,7 +14,7 @@ from IP_training import IP_SAE_training, banks, sparse_autoencoder
 from IP_training.banks import Seed, unit_rows
 from IP_training.encoder import Encoder
 from IP_training.predictor import fit_normaliser, interpret
-from IP_training.sparse_autoencoder import Recipe, fit, sae
+from IP_training.sparse_autoencoder import SAERecipe, fit, sae
 from reproduction.lib import sweeps
 from reproduction.lib.explanation import load_predictor
 from reproduction.lib.points import groups
@@ -29,7 +30,7 @@ SHORT = {"n_epoch": 2, "learning_rates": "0.01", "sae_steps": 50}
 
 
 def trained(rule="topk", control="none", steps=800, seed=0):
-    return fit(X_ND, torch.arange(len(X_ND)), M, Recipe(rule=rule, control=control, steps=steps), K, seed, CPU)
+    return fit(X_ND, torch.arange(len(X_ND)), M, SAERecipe(rule=rule, control=control, steps=steps), K, seed, CPU)
 
 
 def matched(decoder_MD):
@@ -86,7 +87,7 @@ def test_evidence_are_the_examples_with_the_largest_codes(images, monkeypatch):
     examples = clusters(300, "train")
     rows = torch.arange(150) if images else torch.arange(300)
     seed = Seed(0, 0, (torch.arange(150), torch.arange(150, 300)))
-    bank = sae(examples, 8, Recipe(k=2, steps=30), "encoder", images)(seed)
+    bank = sae(examples, 8, SAERecipe(k=2, steps=30), "encoder", images)(seed)
     codes_NM = bank.encoder(examples.features_ND[rows])
     for m, paths in enumerate(bank.evidence):
         best = sorted(((code, -row) for row, code in enumerate(codes_NM[:, m].tolist()) if code > 0), reverse=True)[:9]
@@ -145,10 +146,24 @@ def test_settings_share_no_folder_and_titles_differ(toy):
     assert len(groups(runs)) == 8
 
 
+def test_from_python_it_is_beside_the_others():
+    train, val = clusters(300, "train"), clusters(200, "val")
+    for examples, images in ((clusters(80, "elements"), False), (train, True)):
+        make = iis.banks.sae(examples, 8, iis.banks.SAERecipe(k=2, steps=20), "encoder", images)
+        result = iis.score(train.features_ND, train.labels_N, val.features_ND, val.labels_N, bank=make, seeds=1,
+                           epochs=2, batch_size=64, holdout=0.2, draws=10, show_progress=False)
+        assert (result.summary["bank"], result.summary["num_concepts"]) == ("SAE", 8)
+        assert 0 < result.rows[-1]["nonzero_codes"] <= 2
+    for wrong in (lambda: SAERecipe(rule="top"), lambda: SAERecipe(control="frozen"), lambda: SAERecipe(steps=0),
+                  lambda: sae(train, 8, route="codes"), lambda: sae(train, 0)):
+        with pytest.raises(UserError):
+            wrong()
+
+
 def test_numbers_that_do_not_fit(toy):
     assert "outside 1 to 16" in refusal(IP_SAE_training, toy, num_concepts=16, sae_k=17)
     assert "invalid choice: 'gated'" in refusal(IP_SAE_training, toy, sae_rule="gated")
-    encoded = sae(clusters(80, "elements"), 8, Recipe(steps=5), "encoder")
+    encoded = sae(clusters(80, "elements"), 8, SAERecipe(steps=5), "encoder")
     with pytest.raises(UserError, match="without an encoder"):
         banks.combined([encoded, banks.random(4, 12)])(Seed(0, 0))
 

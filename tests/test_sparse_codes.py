@@ -47,7 +47,7 @@ def test_many_rows_are_solved_in_parts_and_nothing_has_no_words(monkeypatch):
 
 @pytest.mark.parametrize("solve", [lasso, fista])
 def test_what_cannot_be_solved_is_refused(monkeypatch, solve):
-    for penalty in (0, -1, float("nan")):
+    for penalty in (0, -1, float("nan"), float("inf")):
         with pytest.raises(UserError, match="--penalty"):
             nonnegative_codes(torch.ones(1, 2), torch.eye(2), penalty)
     monkeypatch.setattr(sparse_codes, "MOST_STEPS", 1)

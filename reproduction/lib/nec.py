@@ -23,7 +23,7 @@ import torch
 from iis.statistics import mean_std
 from IP_training.elastic_net import ElasticNet, Fit
 from IP_training.encoder import Encoder, as_encoder
-from IP_training.predictor import fit_normaliser, interpret
+from IP_training.predictor import interpret, interpret_train
 from reproduction.lib.runs import Run
 
 LEVELS = (5, 10, 15, 20, 25, 30)
@@ -202,8 +202,8 @@ def accuracy_at_levels(train: tuple[torch.Tensor, torch.Tensor], val: tuple[torc
     lam treats all concepts alike.
     """
     device, path = as_encoder(bank).weight_MD.device, path or PATHS["refined"]
-    normaliser = fit_normaliser([("standard", len(bank))], train[0], bank)
-    x_NM, x_VM = (interpret(split[0], bank, normaliser) for split in (train, val))
+    normaliser, x_NM = interpret_train([("standard", len(bank))], train[0], bank)
+    x_VM = interpret(val[0], bank, normaliser)
     problem, y_V, lines = ElasticNet(x_NM, train[1].to(device), num_classes, path["alpha"]), val[1].to(device), []
     for level, layer in at_levels(problem, levels, path).items():
         if isinstance(layer, str):
