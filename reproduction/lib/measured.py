@@ -105,7 +105,7 @@ def lines_of_nec(runs: Iterable[Run]) -> list[dict[str, Any]]:
     found: list[tuple[Run, Seeds]] = []
     rivals: dict[tuple[str, int], list[Seeds]] = {}
     for run in runs:
-        if seeds := stored_levels(run):
+        if (seeds := stored_levels(run)) and len(seeds) == len(run.summary["seeds"]):
             found.append((run, seeds))
             rivals.setdefault(rows_of(run), []).append(seeds)
     lines = []
