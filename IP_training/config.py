@@ -141,9 +141,14 @@ class TrainingSettings(Grid):
         return self.save_root / f"IP_{bank}" / slug(self.model_name) / slug("_".join(filter(None, parts)))
 
 
+def usual_k(num_concepts: int) -> int:
+    """How many codes of a sparse autoencoder stay unless said: an eighth of M, at least 1."""
+    return max(1, num_concepts // 8)
+
+
 def of_codes(identity: dict) -> list[str]:
     """How a folder's name calls the settings of a dictionary and its codes; [] for a bank without them."""
-    usual = {"sae_k": max(1, (identity["num_concepts"] or 0) // 8) if "sae_steps" in identity else None,
+    usual = {"sae_k": usual_k(identity["num_concepts"] or 0) if "sae_steps" in identity else None,
              "sae_control": "none", "sae_steps": SAE_STEPS, "route": "decoder", "learned_on": "elements",
              "penalty": PENALTY}
     words = {"sae_k": "k{}", "sae_steps": "steps{}", "learned_on": "on-{}", "penalty": "penalty{}"}

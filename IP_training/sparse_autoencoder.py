@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from iis.embedding_file import Embeddings, as_embeddings
 from iis.runtime import UserError, torch_rng
 from IP_training.banks import NEAREST, Bank, MakeBank, Seed, check_enough, chosen_elements, unit_rows
-from IP_training.config import SAE_STEPS
+from IP_training.config import SAE_STEPS, usual_k
 from IP_training.encoder import Encoder, keep_largest
 from IP_training.train_heads import gather
 
@@ -57,7 +57,7 @@ class SAERecipe:
 
     def k_of(self, num_concepts: int) -> int:
         """k for M concepts. Raises `UserError` where there are not so many."""
-        k = max(1, num_concepts // 8) if self.k is None else self.k
+        k = usual_k(num_concepts) if self.k is None else self.k
         if not 1 <= k <= num_concepts:
             raise UserError(f"--sae_k {k} is outside 1 to {num_concepts}, the number of concepts")
         return k

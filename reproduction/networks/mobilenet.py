@@ -83,12 +83,10 @@ class MobileNet(nn.Module):
 
 
 def _v1(width: float, size: int) -> MobileNet:
-    channels, blocks = int(32 * width), []
-    first = channels
-    for out, stride in V1:
-        blocks.append(Separable(channels, int(out * width), stride))
-        channels = int(out * width)
-    return MobileNet(first, blocks, channels, None, size)
+    widths = [int(width * channels) for channels in (32, *(out for out, _ in V1))]
+    blocks = [Separable(before, after, stride)
+              for before, after, (_, stride) in zip(widths, widths[1:], V1, strict=False)]
+    return MobileNet(widths[0], blocks, widths[-1], None, size)
 
 
 def mobilenet_v1_025_128() -> MobileNet:
